@@ -1,0 +1,1 @@
+//! File events and the time → settled models: debouncing, rescans, half-written files.

@@ -1,0 +1,74 @@
+//! The command line: one file a subcommand. Each turns its arguments into one call of the library and
+//! its error into an exit code.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Keeps every ONNX model of this box inside its latency budget.
+#[derive(Debug, Parser)]
+#[command(version, about, max_term_width = 100)]
+pub struct Args {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Print the licence and the notices that go with this program.
+    License,
+}
+
+/// What a failed command tells the calling process; the numbers follow BSD's `sysexits.h`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Code {
+    /// The input file is not what it should be (`EX_DATAERR`).
+    Data = 65,
+    /// Something that the command needs is missing, such as ONNX Runtime (`EX_UNAVAILABLE`).
+    Unavailable = 69,
+    /// A failure of the program or of a library that it calls (`EX_SOFTWARE`).
+    Software = 70,
+    /// A file could not be read or written (`EX_IOERR`).
+    Io = 74,
+    /// The configuration is wrong (`EX_CONFIG`).
+    Config = 78,
+}
+
+/// A command's failure: the exit code for machines and the error for people.
+#[derive(Debug)]
+pub struct Failure {
+    /// The process's exit status.
+    pub code: Code,
+    /// What happened and what to do.
+    pub error: anyhow::Error,
+}
+
+/// Attaches an exit code to any error: `read(path).code(Code::Io)?`.
+pub trait OrFail<T> {
+    /// The value, or the error under exit code `code`.
+    fn code(self, code: Code) -> Result<T, Failure>;
+}
+
+impl<T, E: Into<anyhow::Error>> OrFail<T> for Result<T, E> {
+    fn code(self, code: Code) -> Result<T, Failure> {
+        self.map_err(|error| Failure { code, error: error.into() })
+    }
+}
+
+/// Carries out the command; prints its failure, with every cause, to standard error.
+pub fn run(args: Args) -> ExitCode {
+    let outcome: Result<(), Failure> = match args.command {
+        Command::License => {
+            print!("{}", include_str!("../../LICENSE"));
+            Ok(())
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("blochd: {:#}", failure.error);
+            ExitCode::from(failure.code as u8)
+        }
+    }
+}

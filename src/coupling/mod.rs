@@ -1,0 +1,1 @@
+//! Which channels must go together: coupled groups, their index maps, what is frozen and because of what.

@@ -1,0 +1,1 @@
+//! (snapshots, budgets, observations, now) → at most one action, and the simulator.

@@ -1,0 +1,1 @@
+//! The QM-FRG: nodes, edges, clusters, representatives and certificates.

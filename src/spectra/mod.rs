@@ -1,0 +1,1 @@
+//! Operator matrices → singular values → states and distances, and the keys under which they are kept.

@@ -1,0 +1,1 @@
+//! Graph and cut → new graph, refit, pre- and postconditions.
