@@ -1,0 +1,26 @@
+//! The slot: one served model version, the variant in service behind an atomic pointer, its threads
+//! and its queue. `shell::serve` submits requests, `shell::agent` publishes variants and reads what was
+//! observed; `shell::engine` gives the sessions.
+//!
+//! Requests wait in **the slot's** queue, not in a variant's. Publishing a variant moves one number (the
+//! generation) under the queue's lock: from then on only the new variant's threads take requests, the
+//! old ones finish what they have started, free their sessions and end. A request therefore belongs to
+//! exactly one variant from the moment it starts, and none can be dropped by a swap.
+
+mod error;
+mod job;
+mod queue;
+mod repository;
+mod slot;
+mod stats;
+mod variant;
+mod worker;
+
+pub use error::{InferError, PublishError, Refusal, RunFailure};
+pub use job::{Answer, Request, Ticket};
+pub use repository::{
+    Command, CommandError, Commands, Entry, IndexEntry, ModelState, NotServed, Repository,
+};
+pub use slot::{Drain, Slot, SlotOptions};
+pub use stats::{Counters, Histogram, LATENCY_BUCKETS_US, Stats, Totals, Window};
+pub use variant::{Fault, Notice, Runner, Sampler, Variant, VariantInfo};

@@ -1,0 +1,221 @@
+//! What a slot observes: exact counters, a latency histogram, and a bounded ring of recent requests for
+//! windowed percentiles.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::limits::OBSERVATIONS;
+use crate::units::Percentile;
+
+use super::variant::nanos;
+
+/// Upper bounds of the latency histogram's buckets, microseconds; the last bucket has no bound.
+pub const LATENCY_BUCKETS_US: [u64; 18] = [
+    100, 250, 500, 1_000, 2_000, 3_000, 5_000, 7_500, 10_000, 15_000, 20_000, 30_000, 50_000,
+    75_000, 100_000, 250_000, 500_000, 1_000_000,
+];
+
+/// Counts since the start. All durations are sums over requests.
+#[derive(Debug, Default)]
+pub struct Counters {
+    success: AtomicU64,
+    failure: AtomicU64,
+    non_finite: AtomicU64,
+    executions: AtomicU64,
+    cancelled: AtomicU64,
+    queue_ns: AtomicU64,
+    compute_ns: AtomicU64,
+    request_ns: AtomicU64,
+    failed_ns: AtomicU64,
+    last_ms: AtomicU64,
+}
+
+/// A copy of [`Counters`] at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Totals {
+    /// Requests that were answered.
+    pub success: u64,
+    /// Requests that a session started and did not finish: error or panic.
+    pub failure: u64,
+    /// Answers on probation with a value that is not finite (they count as success, too).
+    pub non_finite: u64,
+    /// Runs of a session, failed ones included.
+    pub executions: u64,
+    /// Requests whose client went away before they were run.
+    pub cancelled: u64,
+    /// Time in the queue, successful requests.
+    pub queue: Duration,
+    /// Time in the session, successful requests.
+    pub compute: Duration,
+    /// Arrival to end of the run, successful requests.
+    pub request: Duration,
+    /// Arrival to failure, failed requests.
+    pub failed: Duration,
+    /// Wall clock of the last run, milliseconds since 1970; 0 before the first.
+    pub last_ms: u64,
+}
+
+/// The times of one request.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Times {
+    pub queue: Duration,
+    pub compute: Duration,
+    pub request: Duration,
+}
+
+fn add(counter: &AtomicU64, duration: Duration) {
+    counter.fetch_add(nanos(duration), Ordering::Relaxed);
+}
+
+fn one(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+impl Counters {
+    pub(super) fn succeeded(&self, times: Times, wall_ms: u64) {
+        one(&self.success);
+        one(&self.executions);
+        add(&self.queue_ns, times.queue);
+        add(&self.compute_ns, times.compute);
+        add(&self.request_ns, times.request);
+        self.last_ms.store(wall_ms, Ordering::Relaxed);
+    }
+
+    pub(super) fn failed(&self, times: Times, wall_ms: u64) {
+        one(&self.failure);
+        one(&self.executions);
+        add(&self.failed_ns, times.request);
+        self.last_ms.store(wall_ms, Ordering::Relaxed);
+    }
+
+    pub(super) fn not_finite(&self) {
+        one(&self.non_finite);
+    }
+
+    pub(super) fn cancelled(&self) {
+        one(&self.cancelled);
+    }
+
+    /// The counts now.
+    pub fn totals(&self) -> Totals {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let time = |counter: &AtomicU64| Duration::from_nanos(counter.load(Ordering::Relaxed));
+        Totals {
+            success: count(&self.success),
+            failure: count(&self.failure),
+            non_finite: count(&self.non_finite),
+            executions: count(&self.executions),
+            cancelled: count(&self.cancelled),
+            queue: time(&self.queue_ns),
+            compute: time(&self.compute_ns),
+            request: time(&self.request_ns),
+            failed: time(&self.failed_ns),
+            last_ms: count(&self.last_ms),
+        }
+    }
+}
+
+/// A histogram over [`LATENCY_BUCKETS_US`] at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Histogram {
+    /// Requests in each bucket (not cumulative); the last is everything above the last bound.
+    pub buckets: [u64; LATENCY_BUCKETS_US.len() + 1],
+    /// Sum of all latencies.
+    pub sum: Duration,
+}
+
+#[derive(Debug, Default)]
+struct LiveHistogram {
+    buckets: [AtomicU64; LATENCY_BUCKETS_US.len() + 1],
+    sum_ns: AtomicU64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Sample {
+    at: Instant,
+    latency: Duration,
+    compute: Duration,
+}
+
+/// What was observed of one variant.
+#[derive(Debug, Default)]
+pub struct Stats {
+    /// Exact counts.
+    pub counters: Counters,
+    latency: LiveHistogram,
+    recent: Mutex<VecDeque<Sample>>,
+}
+
+impl Stats {
+    /// Takes in one answered request: when its answer was ready for the socket, how long after its
+    /// arrival that was, and how long the session took.
+    pub(super) fn answered(&self, at: Instant, latency: Duration, compute: Duration) {
+        let us = latency.as_micros();
+        let bucket = LATENCY_BUCKETS_US.partition_point(|bound| u128::from(*bound) < us);
+        one(&self.latency.buckets[bucket]);
+        add(&self.latency.sum_ns, latency);
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        if recent.len() == OBSERVATIONS {
+            recent.pop_front();
+        }
+        recent.push_back(Sample { at, latency, compute });
+    }
+
+    /// The latency histogram since the start.
+    pub fn histogram(&self) -> Histogram {
+        let mut copy = Histogram::default();
+        for (to, from) in copy.buckets.iter_mut().zip(&self.latency.buckets) {
+            *to = from.load(Ordering::Relaxed);
+        }
+        copy.sum = Duration::from_nanos(self.latency.sum_ns.load(Ordering::Relaxed));
+        copy
+    }
+
+    /// The requests answered since `since`, as far as the ring reaches back.
+    pub fn window(&self, since: Instant) -> Window {
+        let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        // Instances finish out of order by a hair, so the whole ring is looked through.
+        let (mut latency, mut compute): (Vec<_>, Vec<_>) = recent
+            .iter()
+            .filter(|sample| sample.at >= since)
+            .map(|sample| (sample.latency, sample.compute))
+            .unzip();
+        drop(recent);
+        latency.sort_unstable();
+        compute.sort_unstable();
+        Window { latency, compute }
+    }
+}
+
+/// The requests of a stretch of time.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Window {
+    /// Arrival to answer ready, ascending.
+    pub latency: Vec<Duration>,
+    /// Time in the session, ascending.
+    pub compute: Vec<Duration>,
+}
+
+impl Window {
+    /// Number of requests.
+    pub fn len(&self) -> usize {
+        self.latency.len()
+    }
+
+    /// Whether no request was answered.
+    pub fn is_empty(&self) -> bool {
+        self.latency.is_empty()
+    }
+
+    /// Client-visible latency at a percentile; `None` when empty.
+    pub fn latency_at(&self, percentile: Percentile) -> Option<Duration> {
+        percentile.of(&self.latency)
+    }
+
+    /// Compute time at a percentile; `None` when empty.
+    pub fn compute_at(&self, percentile: Percentile) -> Option<Duration> {
+        percentile.of(&self.compute)
+    }
+}

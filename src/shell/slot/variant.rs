@@ -1,0 +1,169 @@
+//! One variant as a slot sees it, and the seams behind which sessions and observers stand.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::onnx::{ExecError, Tensor};
+use crate::units::{Digest, Version};
+
+use super::stats::Stats;
+
+/// A loaded session that one thread runs: `shell::engine`'s live session, or a fake in tests.
+pub trait Runner: Send {
+    /// Runs once and returns the outputs named by `wanted`, in that order. Strings travel as the
+    /// protocol's BYTES elements: 4-byte little-endian length, then the bytes.
+    ///
+    /// # Errors
+    /// Where the runtime fails; the slot hands the words to the client and counts the failure.
+    fn run(
+        &mut self,
+        inputs: &[(&str, &Tensor)],
+        wanted: &[&str],
+    ) -> Result<Vec<Tensor>, ExecError>;
+}
+
+/// Any function of the right shape is a session: the seam for tests.
+impl<F> Runner for F
+where
+    F: FnMut(&[(&str, &Tensor)], &[&str]) -> Result<Vec<Tensor>, ExecError> + Send,
+{
+    fn run(
+        &mut self,
+        inputs: &[(&str, &Tensor)],
+        wanted: &[&str],
+    ) -> Result<Vec<Tensor>, ExecError> {
+        self(inputs, wanted)
+    }
+}
+
+/// What a variant is and promises.
+#[derive(Debug, Clone, PartialEq)]
+pub struct VariantInfo {
+    /// `dense`, or the rung's name such as `r0.75`.
+    pub name: String,
+    /// BLAKE3 of the variant's file.
+    pub digest: Digest,
+    /// Measured latency relative to dense; 1 for dense.
+    pub ratio: f64,
+    /// Agreement with dense, 0 to 1; 1 for dense.
+    pub quality: f64,
+    /// Promised compute time of one request (the manifest's p50), where it is known.
+    pub promised: Option<Duration>,
+}
+
+/// A variant that is, or was, in service.
+#[derive(Debug)]
+pub struct Variant {
+    pub(super) info: VariantInfo,
+    pub(super) generation: u64,
+    pub(super) instances: usize,
+    pub(super) stats: Arc<Stats>,
+    probation: AtomicBool,
+    /// Set where publishing failed half-way: threads that were started already end.
+    pub(super) abandoned: AtomicBool,
+    /// Moving mean of compute time, nanoseconds; 0 until something is known.
+    service_ns: AtomicU64,
+}
+
+impl Variant {
+    pub(super) fn new(
+        info: VariantInfo,
+        generation: u64,
+        instances: usize,
+        stats: Arc<Stats>,
+    ) -> Self {
+        let promised = info.promised.map_or(0, nanos);
+        Self {
+            info,
+            generation,
+            instances,
+            stats,
+            probation: AtomicBool::new(false),
+            abandoned: AtomicBool::new(false),
+            service_ns: AtomicU64::new(promised),
+        }
+    }
+
+    /// What the variant is and promises.
+    pub fn info(&self) -> &VariantInfo {
+        &self.info
+    }
+
+    /// What was observed of it. Kept by the slot under the variant's name, so that a variant which
+    /// comes back into service goes on counting.
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// Number of threads, each with its own session.
+    pub fn instances(&self) -> usize {
+        self.instances
+    }
+
+    /// Grows by one with every publication in the slot.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// While on probation, outputs are searched for values that are not finite.
+    pub fn set_probation(&self, on: bool) {
+        self.probation.store(on, Ordering::Relaxed);
+    }
+
+    /// Whether the variant is on probation.
+    pub fn on_probation(&self) -> bool {
+        self.probation.load(Ordering::Relaxed)
+    }
+
+    /// Recent compute time of one request: a moving mean over about eight requests, begun at what the
+    /// variant promises. Zero where nothing is known yet.
+    pub fn service_time(&self) -> Duration {
+        Duration::from_nanos(self.service_ns.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn observe_compute(&self, compute: Duration) {
+        let new = nanos(compute);
+        let step = |old: u64| if old == 0 { new } else { old - old / 8 + new / 8 };
+        // Two instances may overwrite each other's step: a mean of one sample less does no harm.
+        self.service_ns.store(step(self.service_ns.load(Ordering::Relaxed)), Ordering::Relaxed);
+    }
+}
+
+pub(super) fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// What went wrong with a variant in service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fault {
+    /// The runtime returned an error.
+    Error(String),
+    /// The runtime panicked.
+    Panic(String),
+    /// An output has values that are not finite (looked for on probation only).
+    NonFinite {
+        /// Name of the output.
+        output: String,
+    },
+}
+
+/// Tells the agent of a fault at once. Notices are dropped while the agent is behind; the counters of
+/// [`Stats`] stay exact.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notice {
+    pub model: String,
+    pub version: Version,
+    /// Name of the variant.
+    pub variant: String,
+    /// Which publication of it.
+    pub generation: u64,
+    pub fault: Fault,
+}
+
+/// Is offered the inputs of answered requests. Called on a session's thread after the answer has
+/// gone: it must be quick, and copies what it keeps (the tensors pin the whole request body).
+pub trait Sampler: Send + Sync {
+    /// One request's inputs by name, as the variant was given them.
+    fn offer(&self, inputs: &[(String, Tensor)]);
+}
