@@ -13,6 +13,8 @@ mod queue;
 mod repository;
 mod slot;
 mod stats;
+#[cfg(test)]
+mod tests;
 mod variant;
 mod worker;
 

@@ -9,8 +9,8 @@ use half::{bf16, f16};
 
 use crate::onnx::{DType, ExecError, Tensor};
 
-use super::error::{InferError, Refusal, RunFailure};
-use super::job::{Answer, Job, Request};
+use super::error::{Refusal, RunFailure};
+use super::job::{Answer, Job, Outcome, Request};
 use super::slot::Shared;
 use super::stats::Times;
 use super::variant::{Fault, Notice, Runner, Variant};
@@ -18,29 +18,40 @@ use super::variant::{Fault, Notice, Runner, Variant};
 /// Runs until the variant is superseded or the slot is closed and its queue empty.
 pub(super) fn work(shared: &Shared, variant: &Arc<Variant>, runner: &mut dyn Runner) {
     while let Some(job) = shared.queue.next(variant) {
-        serve(shared, variant, runner, job);
+        let Job { request, deadline, reply, .. } = job;
+        if reply.is_closed() {
+            shared.counters.cancelled();
+            shared.queue.finished(variant);
+            continue;
+        }
+        let outcome = outcome(shared, variant, runner, &request, deadline);
+        let answered = outcome.is_ok();
+        // Before the reply: a client that asks again at once must not find this thread busy.
         shared.queue.finished(variant);
+        // Nobody may be waiting any more; the answer is thrown away then.
+        let _ = reply.send(outcome);
+        if answered {
+            offer(shared, &request);
+        }
     }
 }
 
-fn serve(shared: &Shared, variant: &Arc<Variant>, runner: &mut dyn Runner, job: Job) {
-    let Job { request, deadline, reply, .. } = job;
-    if reply.is_closed() {
-        shared.counters.cancelled();
-        return;
-    }
+fn outcome(
+    shared: &Shared,
+    variant: &Arc<Variant>,
+    runner: &mut dyn Runner,
+    request: &Request,
+    deadline: Option<Instant>,
+) -> Outcome {
     let start = Instant::now();
     let queued = start.saturating_duration_since(request.arrived);
     if deadline.is_some_and(|deadline| start > deadline) {
         let refusal = Refusal::Expired { waited: queued, retry_after: variant.service_time() };
         shared.refused(&refusal);
-        // An answer that nobody waits for any more needs no second word.
-        let _ = reply.send(Err(refusal.into()));
-        return;
+        return Err(refusal.into());
     }
-    let outcome = run(runner, &request);
-    let end = Instant::now();
-    let compute = end.saturating_duration_since(start);
+    let outcome = run(runner, request);
+    let compute = start.elapsed();
     let times = Times { queue: queued, compute, request: queued + compute };
     let wall = wall_ms();
     match outcome {
@@ -48,16 +59,9 @@ fn serve(shared: &Shared, variant: &Arc<Variant>, runner: &mut dyn Runner, job: 
             variant.observe_compute(compute);
             variant.stats.counters.succeeded(times, wall);
             shared.counters.succeeded(times, wall);
-            check(shared, variant, &request, &outputs);
-            let variant = Arc::clone(variant);
-            let arrived = request.arrived;
-            let _ = reply.send(Ok(Answer { outputs, variant, arrived, queued, compute }));
-            if let Some(sampler) = shared.sampler() {
-                let offer = || sampler.offer(&request.inputs);
-                if catch_unwind(AssertUnwindSafe(offer)).is_err() {
-                    tracing::error!(model = shared.model, "the request sampler panicked");
-                }
-            }
+            check(shared, variant, request, &outputs);
+            let (variant, arrived) = (Arc::clone(variant), request.arrived);
+            Ok(Answer { outputs, variant, arrived, queued, compute })
         }
         Err(failure) => {
             variant.stats.counters.failed(times, wall);
@@ -67,8 +71,15 @@ fn serve(shared: &Shared, variant: &Arc<Variant>, runner: &mut dyn Runner, job: 
                 RunFailure::Panic(words) => Fault::Panic(words.clone()),
             };
             notify(shared, variant, fault);
-            let _ = reply.send(Err(InferError::Failed(failure)));
+            Err(failure.into())
         }
+    }
+}
+
+fn offer(shared: &Shared, request: &Request) {
+    let Some(sampler) = shared.sampler() else { return };
+    if catch_unwind(AssertUnwindSafe(|| sampler.offer(&request.inputs))).is_err() {
+        tracing::error!(model = shared.model, "the request sampler panicked");
     }
 }
 
