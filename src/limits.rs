@@ -45,3 +45,26 @@ pub const REPOSITORY_COMMANDS: usize = 16;
 /// How long a client waits for a repository command; loading, trial and warm-up of a large model on a
 /// slow box take minutes.
 pub const REPOSITORY_COMMAND_SECS: u64 = 600;
+
+/// Largest body of an HTTP request where the configuration says nothing: four seconds of 16 kHz audio
+/// and a 4K camera frame as FP32 fit (100 MB).
+pub const HTTP_BODY_BYTES: usize = 128 << 20;
+
+/// Bytes of all request bodies that are held at one time: two of the largest.
+pub const HTTP_BODIES_BYTES: usize = 256 << 20;
+
+/// Largest body of a repository call: a few parameters.
+pub const REPOSITORY_BODY_BYTES: usize = 64 << 10;
+
+/// Open connections of one listener. Each costs some 20 KiB; an edge box has tens of clients.
+pub const HTTP_CONNECTIONS: usize = 512;
+
+/// How long a connection may stay idle, or take to send a request's head.
+pub const HTTP_IDLE_SECS: u64 = 300;
+
+/// How long a client may take to send one body: the largest over a slow field link.
+pub const HTTP_BODY_SECS: u64 = 60;
+
+/// JSON bodies above this size are read on a thread that may block, so that a large request never
+/// holds up the small ones. Below it the hand-over would cost more than the reading.
+pub const JSON_INLINE_BYTES: usize = 64 << 10;

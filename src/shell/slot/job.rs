@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use crate::onnx::Tensor;
 
 use super::error::{InferError, Refusal};
-use super::slot::Shared;
+use super::live::Shared;
 use super::variant::Variant;
 
 /// One inference request, checked against the model's signature.

@@ -9,9 +9,9 @@
 
 mod error;
 mod job;
+mod live;
 mod queue;
 mod repository;
-mod slot;
 mod stats;
 #[cfg(test)]
 mod tests;
@@ -20,9 +20,9 @@ mod worker;
 
 pub use error::{InferError, PublishError, Refusal, RunFailure};
 pub use job::{Answer, Request, Ticket};
+pub use live::{Drain, Slot, SlotOptions};
 pub use repository::{
     Command, CommandError, Commands, Entry, IndexEntry, ModelState, NotServed, Repository,
 };
-pub use slot::{Drain, Slot, SlotOptions};
 pub use stats::{Counters, Histogram, LATENCY_BUCKETS_US, Stats, Totals, Window};
 pub use variant::{Fault, Notice, Runner, Sampler, Variant, VariantInfo};

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::limits::REPOSITORY_COMMANDS;
 use crate::units::Version;
 
-use super::slot::{Drain, Slot};
+use super::live::{Drain, Slot};
 
 /// What stands behind one version of a model.
 #[derive(Clone)]

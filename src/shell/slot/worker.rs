@@ -11,7 +11,7 @@ use crate::onnx::{DType, ExecError, Tensor};
 
 use super::error::{Refusal, RunFailure};
 use super::job::{Answer, Job, Outcome, Request};
-use super::slot::Shared;
+use super::live::Shared;
 use super::stats::Times;
 use super::variant::{Fault, Notice, Runner, Variant};
 

@@ -1,0 +1,253 @@
+//! The metrics page in Prometheus's text format, under the names that users of Triton know
+//! (`nv_inference_*`) and blochd's own (`blochd_*`).
+//!
+//! Most of it is read out of the slots when the page is asked for: nothing is counted twice, and what
+//! is unloaded vanishes from the page. Only what the agent alone knows is handed in. That is why no
+//! metrics crate stands here: recorders of the `metrics` family keep the series of unloaded models and
+//! buffer every histogram sample until the next scrape, `prometheus-client` renames counters.
+
+mod page;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crate::shell::slot::{Histogram, LATENCY_BUCKETS_US, Repository, Slot, Totals};
+use crate::units::Version;
+
+use page::{Kind, Page};
+
+type Key = (String, Version);
+
+/// What the agent alone knows of one version.
+#[derive(Debug, Clone, Default)]
+struct Told {
+    swaps: BTreeMap<String, u64>,
+    budget_met: Duration,
+    budget_unmet: Duration,
+    budget: Option<Duration>,
+    slowdown: Option<f64>,
+    build: Option<f64>,
+}
+
+/// Everything that the page shows.
+pub struct Metrics {
+    repository: Arc<Repository>,
+    told: Mutex<BTreeMap<Key, Told>>,
+}
+
+impl Metrics {
+    /// The page of `repository`.
+    pub fn new(repository: Arc<Repository>) -> Self {
+        Self { repository, told: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Key, Told>> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell(&self, model: &str, version: Version, edit: impl FnOnce(&mut Told)) {
+        edit(self.lock().entry((model.to_owned(), version)).or_default());
+    }
+
+    /// A variant came into service because of `reason` (a short word such as `over_budget`).
+    pub fn swapped(&self, model: &str, version: Version, reason: &str) {
+        self.tell(model, version, |told| *told.swaps.entry(reason.to_owned()).or_default() += 1);
+    }
+
+    /// The budget was met, or not, for another `elapsed`.
+    pub fn budget_held(&self, model: &str, version: Version, met: bool, elapsed: Duration) {
+        self.tell(model, version, |told| {
+            let sum = if met { &mut told.budget_met } else { &mut told.budget_unmet };
+            *sum = sum.saturating_add(elapsed);
+        });
+    }
+
+    /// The latency budget in force; `None` where there is none.
+    pub fn budget(&self, model: &str, version: Version, budget: Option<Duration>) {
+        self.tell(model, version, |told| told.budget = budget);
+    }
+
+    /// Observed over promised compute time of the variant in service.
+    pub fn slowdown(&self, model: &str, version: Version, slowdown: Option<f64>) {
+        self.tell(model, version, |told| told.slowdown = slowdown);
+    }
+
+    /// How far the ladder's build is, 0 to 1; `None` when none is under way.
+    pub fn build_progress(&self, model: &str, version: Version, progress: Option<f64>) {
+        self.tell(model, version, |told| told.build = progress);
+    }
+
+    /// Drops all series of a version that is gone.
+    pub fn forget(&self, model: &str, version: Version) {
+        self.lock().remove(&(model.to_owned(), version));
+    }
+
+    /// The page.
+    pub fn render(&self) -> String {
+        let slots = self.repository.slots();
+        let told = self.lock().clone();
+        let mut page = Page::default();
+        page.family("blochd_build_info", Kind::Gauge, "Version of the agent; always 1.");
+        page.sample(&[("version", env!("CARGO_PKG_VERSION"))], 1.0);
+        page.family("blochd_ready", Kind::Gauge, "1 while the agent is ready for requests.");
+        page.sample(&[], f64::from(u8::from(self.repository.is_ready())));
+        requests(&mut page, &slots);
+        queues(&mut page, &slots);
+        variants(&mut page, &slots);
+        latencies(&mut page, &slots);
+        agent(&mut page, &told);
+        page.finish()
+    }
+}
+
+fn micros(duration: Duration) -> f64 {
+    duration.as_nanos() as f64 / 1e3
+}
+
+/// Name, help and value of a counter.
+type Series<T> = (&'static str, &'static str, fn(&T) -> f64);
+
+/// Triton's counters of requests and their times.
+fn requests(page: &mut Page, slots: &[Arc<Slot>]) {
+    let totals: Vec<(&Slot, String, Totals)> =
+        slots.iter().map(|s| (&**s, s.version().to_string(), s.totals())).collect();
+    let series: [Series<Totals>; 6] = [
+        ("nv_inference_request_success", "Requests answered.", |t| t.success as f64),
+        ("nv_inference_count", "Inferences (there is no batching).", |t| t.success as f64),
+        ("nv_inference_exec_count", "Runs of a session.", |t| t.executions as f64),
+        (
+            "nv_inference_request_duration_us",
+            "Sum of arrival to end of the run, microseconds.",
+            |t| micros(t.request),
+        ),
+        ("nv_inference_queue_duration_us", "Sum of time in the queue, microseconds.", |t| {
+            micros(t.queue)
+        }),
+        (
+            "nv_inference_compute_infer_duration_us",
+            "Sum of time in the session, microseconds.",
+            |t| micros(t.compute),
+        ),
+    ];
+    for (name, help, value) in series {
+        page.family(name, Kind::Counter, help);
+        for (slot, version, totals) in &totals {
+            page.sample(&[("model", slot.model()), ("version", version)], value(totals));
+        }
+    }
+    let help = "Requests that were not answered, by Triton's reasons.";
+    page.family("nv_inference_request_failure", Kind::Counter, help);
+    for (slot, version, totals) in &totals {
+        let refused: u64 = slot.refusals().values().sum();
+        let reasons =
+            [("BACKEND", totals.failure), ("CANCELED", totals.cancelled), ("REJECTED", refused)];
+        for (reason, count) in reasons {
+            let labels = [("model", slot.model()), ("version", version), ("reason", reason)];
+            page.sample(&labels, count as f64);
+        }
+    }
+    let help = "Answers on probation with a value that is not finite.";
+    page.family("blochd_non_finite_answers_total", Kind::Counter, help);
+    for (slot, version, totals) in &totals {
+        let labels = [("model", slot.model()), ("version", version.as_str())];
+        page.sample(&labels, totals.non_finite as f64);
+    }
+}
+
+fn queues(page: &mut Page, slots: &[Arc<Slot>]) {
+    let help = "Requests that wait to be run.";
+    page.family("nv_inference_pending_request_count", Kind::Gauge, help);
+    for slot in slots {
+        let version = slot.version().to_string();
+        let labels = [("model", slot.model()), ("version", &version)];
+        page.sample(&labels, slot.pending().0 as f64);
+    }
+    page.family("blochd_refusals_total", Kind::Counter, "Requests refused without a run.");
+    for slot in slots {
+        let version = slot.version().to_string();
+        for (reason, count) in slot.refusals() {
+            let labels = [("model", slot.model()), ("version", &version), ("reason", reason)];
+            page.sample(&labels, count as f64);
+        }
+    }
+}
+
+fn variants(page: &mut Page, slots: &[Arc<Slot>]) {
+    type Value = fn(&crate::shell::slot::Variant) -> f64;
+    let series: [(&str, &str, Value); 3] = [
+        (
+            "blochd_variant_latency_ratio",
+            "Latency of the variant in service relative to dense, as measured on this box.",
+            |v| v.info().ratio,
+        ),
+        (
+            "blochd_variant_quality_ratio",
+            "Agreement of the variant in service with dense, 0 to 1.",
+            |v| v.info().quality,
+        ),
+        ("blochd_instances", "Sessions of the variant in service.", |v| v.instances() as f64),
+    ];
+    for (name, help, value) in series {
+        page.family(name, Kind::Gauge, help);
+        for slot in slots {
+            let (version, variant) = (slot.version().to_string(), slot.current());
+            let name = variant.info().name.as_str();
+            let labels = [("model", slot.model()), ("version", &version), ("variant", name)];
+            page.sample(&labels, value(&variant));
+        }
+    }
+}
+
+fn latencies(page: &mut Page, slots: &[Arc<Slot>]) {
+    let help = "Arrival of a request to its answer standing ready, by variant.";
+    page.family("blochd_request_duration_seconds", Kind::Histogram, help);
+    for slot in slots {
+        let version = slot.version().to_string();
+        for (variant, stats) in slot.variants() {
+            let labels = [("model", slot.model()), ("version", &version), ("variant", &variant)];
+            let Histogram { buckets, sum } = stats.histogram();
+            let bounds = LATENCY_BUCKETS_US.iter().map(|us| *us as f64 / 1e6);
+            page.histogram(&labels, bounds, &buckets, sum.as_secs_f64());
+        }
+    }
+}
+
+/// What the agent told.
+fn agent(page: &mut Page, told: &BTreeMap<Key, Told>) {
+    page.family("blochd_swaps_total", Kind::Counter, "Variants that came into service.");
+    for ((model, version), told) in told {
+        for (reason, count) in &told.swaps {
+            let version = version.to_string();
+            let labels = [("model", model.as_str()), ("version", &version), ("reason", reason)];
+            page.sample(&labels, *count as f64);
+        }
+    }
+    let help = "Time during which the latency budget was met, and was not.";
+    page.family("blochd_budget_seconds_total", Kind::Counter, help);
+    for ((model, version), told) in told {
+        for (met, sum) in [("true", told.budget_met), ("false", told.budget_unmet)] {
+            let version = version.to_string();
+            let labels = [("model", model.as_str()), ("version", &version), ("met", met)];
+            page.sample(&labels, sum.as_secs_f64());
+        }
+    }
+    let gauges: [(&str, &str, fn(&Told) -> Option<f64>); 3] = [
+        ("blochd_budget_seconds", "Latency budget in force.", |told| {
+            told.budget.map(|budget| budget.as_secs_f64())
+        }),
+        ("blochd_slowdown_ratio", "Observed over promised compute time.", |told| told.slowdown),
+        ("blochd_build_progress_ratio", "Progress of the ladder's build, 0 to 1.", |told| {
+            told.build
+        }),
+    ];
+    for (name, help, value) in gauges {
+        page.family(name, Kind::Gauge, help);
+        for ((model, version), told) in told {
+            if let Some(value) = value(told) {
+                let version = version.to_string();
+                page.sample(&[("model", model), ("version", &version)], value);
+            }
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Errors → HTTP answers: the one place that knows which failure gets which status code.
+
+use std::time::Duration;
+
+use axum::http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use crate::protocol::{AnswerError, ErrorBody, RequestError};
+use crate::shell::slot::{CommandError, InferError, NotServed, Refusal};
+
+/// A call that failed.
+#[derive(Debug)]
+pub(super) struct Failed {
+    pub status: StatusCode,
+    pub error: String,
+    pub retry_after: Option<Duration>,
+}
+
+impl Failed {
+    pub fn new(status: StatusCode, error: impl Into<String>) -> Self {
+        Self { status, error: error.into(), retry_after: None }
+    }
+
+    pub fn bad_request(error: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, error)
+    }
+
+    pub fn unavailable(error: impl Into<String>, retry_after: Duration) -> Self {
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        Self { status, error: error.into(), retry_after: Some(retry_after) }
+    }
+}
+
+impl IntoResponse for Failed {
+    fn into_response(self) -> Response {
+        let mut response = json(self.status, &ErrorBody { error: self.error });
+        if let Some(after) = self.retry_after {
+            // The header counts whole seconds; 0 would invite a storm.
+            let seconds = after.as_secs_f64().ceil().max(1.0) as u64;
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.status == StatusCode::METHOD_NOT_ALLOWED {
+            response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, POST"));
+        }
+        response
+    }
+}
+
+/// An answer with a JSON body.
+pub(super) fn json(status: StatusCode, body: &impl Serialize) -> Response {
+    let content = HeaderValue::from_static("application/json");
+    match serde_json::to_vec(body) {
+        Ok(body) => (status, [(CONTENT_TYPE, content)], body).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+/// How soon a client may ask again for a model that is not ready: loading takes seconds.
+const NOT_READY_RETRY: Duration = Duration::from_secs(2);
+
+impl From<RequestError> for Failed {
+    fn from(error: RequestError) -> Self {
+        Self::bad_request(error.to_string())
+    }
+}
+
+impl From<AnswerError> for Failed {
+    fn from(error: AnswerError) -> Self {
+        Self::bad_request(error.to_string())
+    }
+}
+
+impl From<NotServed> for Failed {
+    fn from(error: NotServed) -> Self {
+        match error {
+            NotServed::UnknownModel { .. } | NotServed::UnknownVersion { .. } => {
+                Self::new(StatusCode::NOT_FOUND, error.to_string())
+            }
+            NotServed::Unready { .. } => Self::unavailable(error.to_string(), NOT_READY_RETRY),
+        }
+    }
+}
+
+impl From<Refusal> for Failed {
+    fn from(refusal: Refusal) -> Self {
+        Self::unavailable(format!("refused: {refusal}"), refusal.retry_after())
+    }
+}
+
+impl From<InferError> for Failed {
+    fn from(error: InferError) -> Self {
+        match error {
+            InferError::Refused(refusal) => refusal.into(),
+            InferError::Failed(failure) => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, failure.to_string())
+            }
+        }
+    }
+}
+
+impl From<CommandError> for Failed {
+    fn from(error: CommandError) -> Self {
+        match error {
+            CommandError::UnknownModel { .. } => {
+                Self::new(StatusCode::NOT_FOUND, error.to_string())
+            }
+            CommandError::Failed(_) | CommandError::Forbidden(_) => {
+                Self::bad_request(error.to_string())
+            }
+            CommandError::Busy(_) => Self::unavailable(error.to_string(), NOT_READY_RETRY),
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! The table of routes, and the calls that need no more than a look.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode, Uri};
+use axum::response::Response;
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde::de::DeserializeOwned;
+
+use crate::limits::{REPOSITORY_BODY_BYTES, REPOSITORY_COMMAND_SECS};
+use crate::protocol::{
+    IndexLine, IndexRequest, InferenceStats, ModelConfig, ModelMetadata, ModelStats, ReadyBody,
+    RepositoryRequest, ServerMetadata, StatDuration, StatsBody,
+};
+use crate::shell::slot::{ModelState, NotServed, Slot};
+use crate::units::Version;
+
+use super::reply::{Failed, json};
+use super::{App, infer};
+
+type Shared = State<Arc<App>>;
+type Reply = Result<Response, Failed>;
+
+/// Every path under `/v2`.
+pub(super) fn router(app: Arc<App>) -> Router {
+    let model = Router::new()
+        .route("/", get(metadata))
+        .route("/ready", get(ready))
+        .route("/infer", post(infer_call))
+        .route("/stats", get(stats))
+        .route("/config", get(config));
+    Router::new()
+        .route("/v2", get(|| async { Json(ServerMetadata::this()) }))
+        .route("/v2/", get(|| async { Json(ServerMetadata::this()) }))
+        .route("/v2/health/live", get(|| async { Json(serde_json::json!({ "live": true })) }))
+        .route("/v2/health/ready", get(server_ready))
+        .route("/v2/models/stats", get(all_stats))
+        .nest("/v2/models/{model}", model.clone())
+        .nest("/v2/models/{model}/versions/{version}", model)
+        .route("/v2/repository/index", post(index))
+        .route("/v2/repository/models/{model}/load", post(load))
+        .route("/v2/repository/models/{model}/unload", post(unload))
+        .route("/v2/blochd/status", get(status))
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(wrong_method)
+        .with_state(app)
+}
+
+/// The model, and the version where the path names one.
+#[derive(serde::Deserialize)]
+struct Target {
+    model: String,
+    version: Option<String>,
+}
+
+impl Target {
+    fn version(&self) -> Result<Option<Version>, Failed> {
+        let Some(text) = &self.version else { return Ok(None) };
+        let number = text.parse().map_err(|_| {
+            Failed::bad_request(format!("'{text}' is not a model version: expected a number"))
+        })?;
+        Ok(Some(Version(number)))
+    }
+
+    fn slot(&self, app: &App) -> Result<Arc<Slot>, Failed> {
+        Ok(app.repository.find(&self.model, self.version()?)?)
+    }
+}
+
+async fn unknown_path(uri: Uri) -> Failed {
+    Failed::new(StatusCode::NOT_FOUND, format!("there is nothing at {}", uri.path()))
+}
+
+async fn wrong_method(method: axum::http::Method, uri: Uri) -> Failed {
+    let error = format!("{method} is not a method of {}", uri.path());
+    Failed::new(StatusCode::METHOD_NOT_ALLOWED, error)
+}
+
+async fn server_ready(State(app): Shared) -> Response {
+    readiness(app.repository.is_ready())
+}
+
+fn readiness(ready: bool) -> Response {
+    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    json(status, &ReadyBody { ready })
+}
+
+async fn ready(State(app): Shared, Path(target): Path<Target>) -> Reply {
+    match app.repository.find(&target.model, target.version()?) {
+        Ok(_) => Ok(readiness(true)),
+        Err(NotServed::Unready { .. }) => Ok(readiness(false)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn metadata(State(app): Shared, Path(target): Path<Target>) -> Reply {
+    let slot = target.slot(&app)?;
+    let versions = match target.version {
+        Some(_) => vec![slot.version()],
+        None => app.repository.ready_versions(slot.model()),
+    };
+    let metadata = ModelMetadata::of(slot.model(), &versions, slot.signature());
+    Ok(json(StatusCode::OK, &metadata))
+}
+
+async fn config(State(app): Shared, Path(target): Path<Target>) -> Reply {
+    let slot = target.slot(&app)?;
+    let instances = slot.current().instances();
+    let config = ModelConfig::of(slot.model(), slot.signature(), instances);
+    Ok(json(StatusCode::OK, &config))
+}
+
+async fn infer_call(
+    State(app): Shared,
+    Path(target): Path<Target>,
+    headers: HeaderMap,
+    body: Body,
+) -> Reply {
+    let version = target.version()?;
+    infer::infer(&app, (&target.model, version), &headers, body).await
+}
+
+async fn stats(State(app): Shared, Path(target): Path<Target>) -> Reply {
+    let slots = match target.version()? {
+        Some(_) => vec![target.slot(&app)?],
+        None => {
+            target.slot(&app)?;
+            let versions = app.repository.ready_versions(&target.model);
+            let find = |version| app.repository.find(&target.model, Some(version)).ok();
+            versions.into_iter().filter_map(find).collect()
+        }
+    };
+    Ok(stats_of(&slots))
+}
+
+async fn all_stats(State(app): Shared) -> Response {
+    stats_of(&app.repository.slots())
+}
+
+fn stats_of(slots: &[Arc<Slot>]) -> Response {
+    let model_stats = slots.iter().map(|slot| model_stats(slot)).collect();
+    json(StatusCode::OK, &StatsBody { model_stats })
+}
+
+fn model_stats(slot: &Slot) -> ModelStats {
+    let totals = slot.totals();
+    let time = |count: u64, sum: Duration| StatDuration {
+        count,
+        ns: u64::try_from(sum.as_nanos()).unwrap_or(u64::MAX),
+    };
+    ModelStats {
+        name: slot.model().to_owned(),
+        version: slot.version().to_string(),
+        last_inference: totals.last_ms,
+        inference_count: totals.success,
+        execution_count: totals.executions,
+        inference_stats: InferenceStats {
+            success: time(totals.success, totals.request),
+            fail: time(totals.failure, totals.failed),
+            queue: time(totals.success, totals.queue),
+            compute_input: time(totals.success, Duration::ZERO),
+            compute_infer: time(totals.success, totals.compute),
+            compute_output: time(totals.success, Duration::ZERO),
+            ..InferenceStats::default()
+        },
+        batch_stats: [],
+    }
+}
+
+/// Reads a small JSON body; none at all is the default.
+async fn small<T: DeserializeOwned + Default>(
+    app: &App,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<T, Failed> {
+    let (body, _held) = infer::read(app, headers, body, REPOSITORY_BODY_BYTES).await?;
+    if body.is_empty() {
+        return Ok(T::default());
+    }
+    let wrong = |error| Failed::bad_request(format!("failed to parse the request JSON: {error}"));
+    serde_json::from_slice(&body).map_err(wrong)
+}
+
+async fn index(State(app): Shared, headers: HeaderMap, body: Body) -> Reply {
+    let request: IndexRequest = small(&app, &headers, body).await?;
+    let lines: Vec<IndexLine> = app
+        .repository
+        .index()
+        .into_iter()
+        .filter(|entry| !request.ready || entry.state == ModelState::Ready)
+        .map(|entry| IndexLine {
+            name: entry.model,
+            version: entry.version.to_string(),
+            state: entry.state.word(),
+            reason: entry.reason,
+        })
+        .collect();
+    Ok(json(StatusCode::OK, &lines))
+}
+
+async fn load(
+    State(app): Shared,
+    Path(model): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Reply {
+    parameters(&app, &headers, body).await?;
+    commanded(app.repository.load(&model)).await
+}
+
+async fn unload(
+    State(app): Shared,
+    Path(model): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Reply {
+    parameters(&app, &headers, body).await?;
+    commanded(app.repository.unload(&model)).await
+}
+
+async fn parameters(app: &App, headers: &HeaderMap, body: Body) -> Result<(), Failed> {
+    let request: RepositoryRequest = small(app, headers, body).await?;
+    let refuse = |name| {
+        let error = format!(
+            "the parameter '{name}' is not supported: models and their policies come from the model \
+             directory only"
+        );
+        Err(Failed::bad_request(error))
+    };
+    request.unsupported().map_or(Ok(()), refuse)
+}
+
+async fn commanded(
+    command: impl Future<Output = Result<(), crate::shell::slot::CommandError>>,
+) -> Reply {
+    let bound = Duration::from_secs(REPOSITORY_COMMAND_SECS);
+    match tokio::time::timeout(bound, command).await {
+        Ok(done) => {
+            done?;
+            Ok(json(StatusCode::OK, &serde_json::json!({})))
+        }
+        Err(_) => {
+            let error = format!("the command is still under way after {REPOSITORY_COMMAND_SECS} s");
+            Err(Failed::new(StatusCode::GATEWAY_TIMEOUT, error))
+        }
+    }
+}
+
+async fn status(State(app): Shared) -> Response {
+    json(StatusCode::OK, &(app.status)())
+}
