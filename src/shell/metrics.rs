@@ -232,7 +232,8 @@ fn agent(page: &mut Page, told: &BTreeMap<Key, Told>) {
             page.sample(&labels, sum.as_secs_f64());
         }
     }
-    let gauges: [(&str, &str, fn(&Told) -> Option<f64>); 3] = [
+    type Value = fn(&Told) -> Option<f64>;
+    let gauges: [(&str, &str, Value); 3] = [
         ("blochd_budget_seconds", "Latency budget in force.", |told| {
             told.budget.map(|budget| budget.as_secs_f64())
         }),
