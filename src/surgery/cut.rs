@@ -1,0 +1,1 @@
+//! Removes channels at every place of their groups.
