@@ -37,7 +37,9 @@ pub(super) fn parse(json: &str, dtype: DType, count: usize) -> Result<Vec<u8>, D
         Ok(()) if sink.left == 0 => Ok(sink.bytes),
         Ok(()) => Err(DataError::TooFew(Some(count - sink.left))),
         Err(_) if sink.overflow => Err(DataError::TooMany),
-        Err(error) => Err(DataError::Element(format!("element {}: {error}", count - sink.left))),
+        Err(error) => {
+            Err(DataError::Element(format!("\"data\" element {}: {error}", count - sink.left)))
+        }
     }
 }
 
@@ -64,7 +66,7 @@ impl Sink {
     fn float<E: de::Error>(&mut self, value: f64) -> Result<(), E> {
         let finite = |finite: bool| match finite {
             true => Ok(()),
-            false => Err(E::custom(format!("{value} is beyond {}", datatype(self.dtype)))),
+            false => Err(E::custom(format!("{value:e} is beyond {}", datatype(self.dtype)))),
         };
         match self.dtype {
             DType::F64 => self.put(value.to_le_bytes()),
@@ -120,7 +122,7 @@ impl<'de> Visitor<'de> for &mut Sink {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} elements", datatype(self.dtype))
+        write!(f, "{}", datatype(self.dtype))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {

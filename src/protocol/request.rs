@@ -67,6 +67,7 @@ impl<'de, T: Deserialize<'de>, const MAX: usize> Deserialize<'de> for Bounded<T,
 }
 
 #[derive(serde::Deserialize)]
+#[serde(expecting = "an object with \"inputs\"")]
 struct RawRequest<'a> {
     #[serde(default)]
     id: String,

@@ -1,0 +1,146 @@
+//! A real server on a real socket, with sessions that are closures, for tests that speak HTTP.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use blochd::onnx::{DType, ExecError, Tensor};
+use blochd::protocol::{Signature, TensorSpec};
+use blochd::shell::metrics::Metrics;
+use blochd::shell::serve::{App, serve, serve_metrics};
+use blochd::shell::slot::{
+    Command, CommandError, Commands, Entry, ModelState, Repository, Runner, Slot, SlotOptions,
+    VariantInfo,
+};
+use blochd::units::{Digest, Version};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+/// A running server; stops when it is dropped.
+pub struct Served {
+    pub repository: Arc<Repository>,
+    pub metrics: Arc<Metrics>,
+    pub http: SocketAddr,
+    pub metrics_at: SocketAddr,
+    pub stop: CancellationToken,
+    /// Gives the number of connections that were cut off once the server has stopped.
+    pub ended: Option<tokio::task::JoinHandle<usize>>,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl Served {
+    /// A server of an empty repository that is ready, with bodies of at most `max_body` bytes.
+    pub fn start(max_body: usize) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .unwrap();
+        let (repository, commands) = Repository::new();
+        repository.set_ready(true);
+        let metrics = Arc::new(Metrics::new(Arc::clone(&repository)));
+        let stop = CancellationToken::new();
+        let bind = || runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+        let (listener, metrics_listener) = (bind(), bind());
+        let http = listener.local_addr().unwrap();
+        let metrics_at = metrics_listener.local_addr().unwrap();
+        let status = Arc::new(|| serde_json::json!({ "models": [] }));
+        let app = Arc::new(App::with_max_body(Arc::clone(&repository), status, max_body));
+        let ended = runtime.spawn(serve(listener, app, stop.clone(), Duration::from_secs(30)));
+        runtime.spawn(serve_metrics(metrics_listener, Arc::clone(&metrics), stop.clone()));
+        runtime.spawn(agent(Arc::clone(&repository), commands));
+        let ended = Some(ended);
+        Self { repository, metrics, http, metrics_at, stop, ended, runtime }
+    }
+
+    /// Stops the server and waits for its end; the number of connections that were cut off.
+    pub fn finish(&mut self) -> usize {
+        self.stop.cancel();
+        self.runtime.block_on(self.ended.take().unwrap()).unwrap()
+    }
+
+    /// Serves `model` with one session.
+    pub fn add(&self, model: &str, signature: Signature, session: Box<dyn Runner>) -> Arc<Slot> {
+        let slot = Arc::new(slot(model, 1, signature, session));
+        self.repository.set(model, Version(1), Entry::Ready(Arc::clone(&slot)));
+        slot
+    }
+}
+
+pub fn slot(model: &str, version: u64, signature: Signature, session: Box<dyn Runner>) -> Slot {
+    let options = SlotOptions {
+        model: model.to_owned(),
+        version: Version(version),
+        signature,
+        queue: 2,
+        timeout: None,
+        notices: None,
+    };
+    let digest = Digest::of(model.as_bytes());
+    let name = "dense".to_owned();
+    let dense = VariantInfo { name, digest, ratio: 1.0, quality: 1.0, promised: None };
+    Slot::start(options, dense, vec![session]).unwrap()
+}
+
+/// Answers commands as an agent does: `types` can be unloaded and loaded again, `broken` fails.
+async fn agent(repository: Arc<Repository>, mut commands: Commands) {
+    while let Some(command) = commands.recv().await {
+        match command {
+            Command::Load { model, answer } => {
+                let done = match model.as_str() {
+                    "types" => {
+                        let ready = slot("types", 1, types(), echo());
+                        repository.set("types", Version(1), Entry::Ready(Arc::new(ready)));
+                        Ok(())
+                    }
+                    "broken" => Err(CommandError::Failed("model.onnx is truncated".to_owned())),
+                    _ => Err(CommandError::UnknownModel { model }),
+                };
+                let _ = answer.send(done);
+            }
+            Command::Unload { model, answer } => {
+                let (state, reason) = (ModelState::Unavailable, "unloaded".to_owned());
+                let before = repository.set(&model, Version(1), Entry::Unready { state, reason });
+                if let Some(Entry::Ready(slot)) = before {
+                    slot.close();
+                }
+                let _ = answer.send(Ok(()));
+            }
+        }
+    }
+}
+
+pub fn spec(name: &str, dtype: DType, shape: &[i64]) -> TensorSpec {
+    let shape = shape.iter().map(|dim| usize::try_from(*dim).ok()).collect();
+    TensorSpec { name: name.to_owned(), dtype, shape }
+}
+
+/// One input and one output of each type: `in_FP32` → `out_FP32`.
+pub fn types() -> Signature {
+    use DType::*;
+    let all = [F32, U8, I8, U16, I16, I32, I64, String, Bool, F16, F64, U32, U64, BF16];
+    let word = blochd::protocol::datatype;
+    let each = |prefix: &str| {
+        all.iter().map(|d| spec(&format!("{prefix}_{}", word(*d)), *d, &[-1, 2])).collect()
+    };
+    Signature { inputs: each("in"), outputs: each("out") }
+}
+
+/// A session that gives `in_X` back as `out_X`.
+pub fn echo() -> Box<dyn Runner> {
+    let run = |inputs: &[(&str, &Tensor)], wanted: &[&str]| -> Result<Vec<Tensor>, ExecError> {
+        let give = |name: &&str| {
+            let source = name.replacen("out", "in", 1);
+            let found = inputs.iter().find(|(name, _)| *name == source);
+            found.map(|(_, tensor)| (*tensor).clone()).unwrap()
+        };
+        Ok(wanted.iter().map(give).collect())
+    };
+    Box::new(run)
+}
