@@ -18,12 +18,12 @@ pub const CHANNELS: usize = 1 << 20;
 
 // ---- protocol ----
 
-/// Longest JSON part of an inference request. Numbers as text take up to four times their binary size;
-/// a client with more to say uses the binary extension.
+/// Longest JSON part of an inference request. Numbers as text take up to four times their binary
+/// size; a client with more to say uses the binary extension.
 pub const INFER_JSON_BYTES: usize = 256 << 20;
 
-/// Most inputs, and most requested outputs, of one request. Exported networks with cached state have
-/// a few hundred.
+/// Most inputs, and most requested outputs, of one request. Exported networks with cached state
+/// have a few hundred.
 pub const REQUEST_TENSORS: usize = 4096;
 
 /// Most axes of a tensor. Runtimes stop at 8 or 16.
@@ -35,19 +35,19 @@ pub const TENSOR_RANK: usize = 64;
 /// hundred requests a second, 128 KiB.
 pub const OBSERVATIONS: usize = 4096;
 
-/// Requests that wait in one model's queue where the policy says nothing: more would wait longer than
-/// any real-time client does.
+/// Requests that wait in one model's queue where the policy says nothing: more would wait longer
+/// than any real-time client does.
 pub const QUEUE_LENGTH: usize = 256;
 
 /// Repository commands of clients (load, unload) that wait for the agent.
 pub const REPOSITORY_COMMANDS: usize = 16;
 
-/// How long a client waits for a repository command; loading, trial and warm-up of a large model on a
-/// slow box take minutes.
+/// How long a client waits for a repository command; loading, trial and warm-up of a large model on
+/// a slow box take minutes.
 pub const REPOSITORY_COMMAND_SECS: u64 = 600;
 
-/// Largest body of an HTTP request where the configuration says nothing: four seconds of 16 kHz audio
-/// and a 4K camera frame as FP32 fit (100 MB).
+/// Largest body of an HTTP request where the configuration says nothing: four seconds of 16 kHz
+/// audio and a 4K camera frame as FP32 fit (100 MB).
 pub const HTTP_BODY_BYTES: usize = 128 << 20;
 
 /// Bytes of all request bodies that are held at one time: two of the largest.

@@ -1,5 +1,5 @@
-//! The Open Inference Protocol's forms: golden files for the JSON, round trips for every element type,
-//! and what a wrong request is told.
+//! The forms of the Open Inference Protocol: golden files for the JSON, round trips for every element
+//! type, and what a wrong request is told.
 
 use blochd::onnx::{DType, Tensor};
 use blochd::protocol::{
@@ -39,7 +39,7 @@ fn golden(name: &str, actual: &str) {
 
 fn spec(name: &str, dtype: DType, shape: &[i64]) -> TensorSpec {
     let shape = shape.iter().map(|dim| usize::try_from(*dim).ok()).collect();
-    TensorSpec { name: name.to_owned(), dtype, shape }
+    TensorSpec { name: name.to_owned(), dtype, shape: Some(shape) }
 }
 
 /// BYTES elements as they travel.
@@ -313,7 +313,8 @@ fn binary_strings_and_booleans_are_checked_element_by_element() {
     let read = |dtype: DType, shape: &str, data: &[u8]| {
         let (word, size) = (datatype(dtype), data.len());
         let json = format!(
-            r#"{{"inputs":[{{"name":"x","shape":{shape},"datatype":"{word}","parameters":{{"binary_data_size":{size}}}}}]}}"#
+            r#"{{"inputs":[{{"name":"x","shape":{shape},"datatype":"{word}",
+                "parameters":{{"binary_data_size":{size}}}}}]}}"#
         );
         let body = [json.as_bytes(), data].concat().into();
         let decoded = InferRequest::decode(&body, Some(json.len()), "m", &one(dtype, &[-1]));
@@ -329,6 +330,20 @@ fn binary_strings_and_booleans_are_checked_element_by_element() {
     let empty = read(DType::F32, "[0]", &[]);
     assert_eq!(empty, Ok(()), "no element is a tensor, too");
     assert!(read(DType::F32, "[4611686018427387904]", &[]).is_err());
+}
+
+#[test]
+fn an_input_without_a_rank_takes_every_shape() {
+    let mut signature = one(DType::U8, &[]);
+    signature.inputs[0].shape = None;
+    for (shape, data) in [("[]", "7"), ("[1]", "[7]"), ("[1,2,1]", "[7,8]")] {
+        let json = format!(
+            r#"{{"inputs":[{{"name":"x","shape":{shape},"datatype":"UINT8","data":{data}}}]}}"#
+        );
+        let request = InferRequest::decode(&json.into(), None, "m", &signature).unwrap();
+        assert_eq!(request.inputs[0].1.data[0], 7, "{shape}");
+    }
+    assert_eq!(signature.inputs[0].dims(), [-1]);
 }
 
 #[test]
@@ -384,7 +399,9 @@ fn any_tensor() -> impl Strategy<Value = (bool, Tensor)> {
 
 proptest! {
     #[test]
-    fn every_tensor_comes_back_as_it_was_sent(tensors in prop::collection::vec(any_tensor(), 1..5)) {
+    fn every_tensor_comes_back_as_it_was_sent(
+        tensors in prop::collection::vec(any_tensor(), 1..5),
+    ) {
         let name = |n: usize| format!("t{n}");
         let dims = |t: &Tensor| t.shape.iter().map(|dim| *dim as i64).collect::<Vec<_>>();
         let inputs = tensors.iter().enumerate();
@@ -409,8 +426,9 @@ proptest! {
         byte in any::<u8>(),
         json_length in prop::option::of(0usize..300),
     ) {
-        let x = r#"{"name":"x","shape":[1,2],"datatype":"FP32","parameters":{"binary_data_size":8}}"#;
-        let mut body = with_x(x).into_bytes();
+        let size = r#""parameters":{"binary_data_size":8}"#;
+        let x = format!(r#"{{"name":"x","shape":[1,2],"datatype":"FP32",{size}}}"#);
+        let mut body = with_x(&x).into_bytes();
         let whole = body.len();
         body.extend_from_slice(&[0; 8]);
         let place = at.index(body.len());

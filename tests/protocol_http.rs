@@ -129,7 +129,8 @@ fn gated() -> (Box<dyn Runner>, mpsc::Receiver<()>, mpsc::Sender<()>) {
 fn body(values: &str, parameters: &str) -> String {
     let count = values.split(',').count();
     format!(
-        r#"{{"parameters":{{{parameters}}},"inputs":[{{"name":"x","shape":[{count}],"datatype":"FP32","data":[{values}]}}]}}"#
+        r#"{{"parameters":{{{parameters}}},"inputs":[
+            {{"name":"x","shape":[{count}],"datatype":"FP32","data":[{values}]}}]}}"#
     )
 }
 
@@ -179,7 +180,8 @@ fn binary_data_goes_both_ways() {
     let served = Served::start(1 << 20);
     served.add("sum", sum_signature(), sum());
     let client = &mut Client::to(served.http);
-    let json = r#"{"id":"a","parameters":{"binary_data_output":true},"inputs":[{"name":"x","shape":[2],"datatype":"FP32","parameters":{"binary_data_size":8}}]}"#;
+    let json = r#"{"id":"a","parameters":{"binary_data_output":true},"inputs":[{"name":"x","shape":[2],
+        "datatype":"FP32","parameters":{"binary_data_size":8}}]}"#;
     let tail = [1.5f32.to_le_bytes(), 2f32.to_le_bytes()].concat();
     let length = json.len().to_string();
     let headers = [("Inference-Header-Content-Length", length.as_str())];
@@ -337,12 +339,38 @@ fn a_stopping_server_answers_what_it_has_begun_and_takes_nothing_new() {
 }
 
 #[test]
-fn a_request_that_meets_a_closing_slot_is_answered_by_its_successor() {
+fn no_request_fails_while_its_slot_is_replaced_again_and_again() {
     let served = Served::start(4096);
-    let old = served.add("sum", sum_signature(), sum());
-    // Between look-up and admission nothing can be put by a test; a closed slot that still stands in
-    // the repository is refused, and after its replacement the same call is answered.
-    old.close();
+    served.add("sum", sum_signature(), sum());
+    let answered = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let client = scope.spawn(|| {
+            let mut client = Client::to(served.http);
+            for n in 0..500 {
+                let reply = client.post(SUM, &body(&n.to_string(), ""));
+                assert_eq!((reply.status, n), (200, n), "{:?}", reply.json());
+                assert_eq!(reply.json()["outputs"][0]["data"][0], f64::from(n));
+            }
+            answered.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        let mut replaced = 0;
+        while !client.is_finished() && !answered.load(std::sync::atomic::Ordering::Relaxed) {
+            let slot = serving::slot("sum", 1, sum_signature(), sum());
+            let old = served.repository.set("sum", Version(1), Entry::Ready(slot.into()));
+            if let Some(Entry::Ready(old)) = old {
+                old.close();
+            }
+            replaced += 1;
+        }
+        client.join().unwrap();
+        assert!(replaced > 1);
+    });
+}
+
+#[test]
+fn a_closed_slot_without_a_successor_is_answered_by_503() {
+    let served = Served::start(4096);
+    served.add("sum", sum_signature(), sum()).close();
     let client = &mut Client::to(served.http);
     let reply = client.post(SUM, &body("1", ""));
     assert_eq!((reply.status, reply.header("retry-after")), (503, Some("1")));
@@ -353,7 +381,6 @@ fn a_request_that_meets_a_closing_slot_is_answered_by_its_successor() {
 #[test]
 fn large_json_is_read_and_written_off_the_event_loop() {
     let served = Served::start(16 << 20);
-    served.add("types", serving::types(), serving::echo());
     let signature = Signature {
         inputs: vec![spec("in_a", DType::F32, &[-1])],
         outputs: vec![spec("out_a", DType::F32, &[-1])],

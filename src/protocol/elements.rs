@@ -1,4 +1,5 @@
-//! Tensor elements as JSON, read straight into little-endian bytes and written straight out of them.
+//! Tensor elements as JSON, read straight into little-endian bytes and written straight out of
+//! them.
 
 use std::fmt;
 

@@ -17,9 +17,7 @@ pub enum RequestError {
     )]
     HeaderLength { claimed: usize, actual: usize },
     /// The JSON part is longer than [`crate::limits::INFER_JSON_BYTES`].
-    #[error(
-        "the request JSON has {actual} bytes, at most {limit} are taken: send tensors as binary data"
-    )]
+    #[error("the request JSON has {actual} bytes, at most {limit} are taken: send binary data")]
     JsonTooLong { actual: usize, limit: usize },
     /// The model has no such input.
     #[error("unexpected inference input '{input}' for model '{model}': its inputs are {expected}")]
@@ -42,8 +40,8 @@ pub enum RequestError {
     Datatype { input: String, model: String, got: &'static str, expected: &'static str },
     /// Another shape than the model's.
     #[error(
-        "unexpected shape for input '{input}' for model '{model}': expected {expected}, got {got} (-1 \
-         stands for any size)"
+        "unexpected shape for input '{input}' for model '{model}': expected {expected}, got {got} \
+         (-1 stands for any size)"
     )]
     Shape { input: String, model: String, expected: String, got: String },
     /// A dimension below zero, or more elements than can be counted.

@@ -166,8 +166,8 @@ pub struct RepositoryRequest {
 }
 
 impl RepositoryRequest {
-    /// The first parameter that the server cannot honour: models come from the model directory alone,
-    /// neither their files nor their configuration from a client.
+    /// The first parameter that the server cannot honour: models come from the model directory
+    /// alone, neither their files nor their configuration from a client.
     pub fn unsupported(&self) -> Option<&str> {
         self.parameters.keys().map(String::as_str).find(|name| *name != "unload_dependents")
     }

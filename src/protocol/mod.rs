@@ -1,6 +1,6 @@
 //! Open Inference Protocol v2 ↔ typed requests and answers, with Triton's binary tensor data, model
-//! repository, model configuration and statistics extensions. Stands on `limits`, `units` and `onnx`'s
-//! tensors; `shell::serve` carries its bytes and `shell::slot` answers its requests.
+//! repository, model configuration and statistics extensions. Stands on `limits`, `units` and
+//! `onnx`'s tensors; `shell::serve` carries its bytes and `shell::slot` answers its requests.
 //!
 //! Source: the Open Inference Protocol's REST specification and Triton's extension documents.
 //! Strings travel through the program as they do in binary tensor data: each element is a 4-byte

@@ -43,38 +43,37 @@ pub fn dtype_of(datatype: &str) -> Option<DType> {
     })
 }
 
-/// Name, element type and shape of one input or output; a dimension that each request may choose is
-/// `None` (−1 on the wire).
+/// Name, element type and shape of one input or output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorSpec {
     pub name: String,
     pub dtype: DType,
-    pub shape: Vec<Option<usize>>,
+    /// The dimensions, `None` for one that each request may choose (−1 on the wire). No shape at all
+    /// where the model leaves even the number of dimensions open.
+    pub shape: Option<Vec<Option<usize>>>,
 }
 
 impl TensorSpec {
     /// Whether a tensor of this shape may be given.
     pub fn admits(&self, shape: &[usize]) -> bool {
-        self.shape.len() == shape.len()
-            && self
-                .shape
-                .iter()
-                .zip(shape)
-                .all(|(want, have)| want.is_none_or(|want| want == *have))
+        let Some(wanted) = &self.shape else { return true };
+        let fits = |(want, have): (&Option<usize>, &usize)| want.is_none_or(|want| want == *have);
+        wanted.len() == shape.len() && wanted.iter().zip(shape).all(fits)
     }
 
-    /// The shape as the protocol writes it, −1 for a free dimension.
+    /// The shape as the protocol writes it, −1 for a free dimension. The protocol has no word for an
+    /// open number of dimensions: it is written as one free dimension.
     pub fn dims(&self) -> Vec<i64> {
         let dim = |size: &Option<usize>| match size {
             Some(size) => i64::try_from(*size).unwrap_or(i64::MAX),
             None => -1,
         };
-        self.shape.iter().map(dim).collect()
+        self.shape.as_ref().map_or_else(|| vec![-1], |shape| shape.iter().map(dim).collect())
     }
 }
 
-/// The inputs and outputs of a served model, in the graph's order. Every variant of a version has the
-/// same: pruning never changes what a client sees.
+/// The inputs and outputs of a served model, in the graph's order. Every variant of a version has
+/// the same: pruning never changes what a client sees.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Signature {
     pub inputs: Vec<TensorSpec>,

@@ -1,10 +1,11 @@
 //! The metrics page in Prometheus's text format, under the names that users of Triton know
 //! (`nv_inference_*`) and blochd's own (`blochd_*`).
 //!
-//! Most of it is read out of the slots when the page is asked for: nothing is counted twice, and what
-//! is unloaded vanishes from the page. Only what the agent alone knows is handed in. That is why no
-//! metrics crate stands here: recorders of the `metrics` family keep the series of unloaded models and
-//! buffer every histogram sample until the next scrape, `prometheus-client` renames counters.
+//! Most of it is read out of the slots when the page is asked for: nothing is counted twice, and
+//! what is unloaded vanishes from the page. Only what the agent alone knows is handed in. That is
+//! why no metrics crate stands here: recorders of the `metrics` family keep the series of unloaded
+//! models and buffer every histogram sample until the next scrape, `prometheus-client` renames
+//! counters.
 
 mod page;
 

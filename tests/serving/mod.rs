@@ -1,5 +1,8 @@
 //! A real server on a real socket, with sessions that are closures, for tests that speak HTTP.
 
+// Each test program uses its own part of it.
+#![allow(dead_code)]
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -118,7 +121,7 @@ async fn agent(repository: Arc<Repository>, mut commands: Commands) {
 
 pub fn spec(name: &str, dtype: DType, shape: &[i64]) -> TensorSpec {
     let shape = shape.iter().map(|dim| usize::try_from(*dim).ok()).collect();
-    TensorSpec { name: name.to_owned(), dtype, shape }
+    TensorSpec { name: name.to_owned(), dtype, shape: Some(shape) }
 }
 
 /// One input and one output of each type: `in_FP32` → `out_FP32`.

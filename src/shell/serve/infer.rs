@@ -10,7 +10,9 @@ use axum::response::{IntoResponse, Response};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::limits::{HTTP_BODY_SECS, JSON_INLINE_BYTES};
-use crate::protocol::{AnswerError, EncodedAnswer, InferAnswer, InferRequest, RequestError};
+use crate::protocol::{
+    AnswerError, EncodedAnswer, InferAnswer, InferRequest, RequestError, WantedOutput,
+};
 use crate::shell::slot::{Answer, Refusal, Request, Slot, Ticket};
 use crate::units::Version;
 
@@ -30,18 +32,13 @@ pub(super) async fn infer(
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Response, Failed> {
-    // The body is read even where the model is unknown: an answer to a half-sent request would reach
-    // the client as a broken connection.
+    // The body is read even where the model is unknown: an answer to a half-sent request would
+    // reach the client as a broken connection.
     let (body, _held) = read(app, headers, body, app.max_body).await?;
     let arrived = Instant::now();
     let json_length = json_length(headers)?;
     let asked = Asked { body, json_length, arrived };
-    let (slot, request, ticket) = match admit(app, model, version, &asked).await {
-        // The slot was replaced between look-up and admission: its successor is in the repository.
-        Err(Stop::Closing) => admit(app, model, version, &asked).await,
-        other => other,
-    }
-    .map_err(Failed::from)?;
+    let (slot, request, ticket) = admit(app, model, version, &asked).await?;
     let answer = ticket.outcome().await?;
     respond(&slot, request, answer).await
 }
@@ -52,24 +49,10 @@ struct Asked {
     arrived: Instant,
 }
 
-enum Stop {
-    Closing,
-    Failed(Failed),
-}
-
-impl From<Stop> for Failed {
-    fn from(stop: Stop) -> Self {
-        match stop {
-            Stop::Closing => Refusal::Closing.into(),
-            Stop::Failed(failed) => failed,
-        }
-    }
-}
-
 /// What the answer needs to know of the request.
 struct Frame {
     id: String,
-    wanted: Vec<crate::protocol::WantedOutput>,
+    wanted: Vec<WantedOutput>,
 }
 
 async fn admit(
@@ -77,19 +60,24 @@ async fn admit(
     model: &str,
     version: Option<Version>,
     asked: &Asked,
-) -> Result<(Arc<Slot>, Frame, Ticket), Stop> {
-    let slot = app.repository.find(model, version).map_err(|e| Stop::Failed(e.into()))?;
-    let request = decode(&slot, asked).await.map_err(|e| Stop::Failed(e.into()))?;
-    let InferRequest { id, inputs, outputs, timeout, priority: _ } = request;
-    let wanted = outputs.iter().map(|output| output.name.clone()).collect();
-    let request = Request { inputs, wanted, arrived: asked.arrived, timeout };
-    let ticket = slot.submit(request, Instant::now()).map_err(|refusal| match refusal {
-        Refusal::Closing => Stop::Closing,
-        Refusal::QueueFull { .. }
-        | Refusal::DeadlineUnreachable { .. }
-        | Refusal::Expired { .. } => Stop::Failed(refusal.into()),
-    })?;
-    Ok((slot, Frame { id, wanted: outputs }, ticket))
+) -> Result<(Arc<Slot>, Frame, Ticket), Failed> {
+    let mut before: Option<Arc<Slot>> = None;
+    loop {
+        let slot = app.repository.find(model, version)?;
+        let request = decode(&slot, asked).await?;
+        let InferRequest { id, inputs, outputs, timeout, priority: _ } = request;
+        let wanted = outputs.iter().map(|output| output.name.clone()).collect();
+        let request = Request { inputs, wanted, arrived: asked.arrived, timeout };
+        match slot.submit(request, Instant::now()) {
+            Ok(ticket) => return Ok((slot, Frame { id, wanted: outputs }, ticket)),
+            // The slot was replaced between look-up and admission: ask its successor, if there is
+            // one.
+            Err(Refusal::Closing) if before.is_none_or(|other| !Arc::ptr_eq(&other, &slot)) => {
+                before = Some(slot);
+            }
+            Err(refusal) => return Err(refusal.into()),
+        }
+    }
 }
 
 async fn decode(slot: &Arc<Slot>, asked: &Asked) -> Result<InferRequest, RequestError> {

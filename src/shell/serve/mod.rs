@@ -1,11 +1,12 @@
-//! The HTTP front: the Open Inference Protocol v2 REST routes with Triton's extensions, blochd's own
-//! status, and the metrics page. Speaks `protocol`, submits to `slot`, decides nothing.
+//! The HTTP front: the Open Inference Protocol v2 REST routes with Triton's extensions, blochd's
+//! own status, and the metrics page. Speaks `protocol`, submits to `slot`, decides nothing.
 //!
-//! Status codes: 200; 400 a request that is wrong (the error names the input); 404 an unknown model,
-//! version or path; 405 a wrong method; 408 a body that does not come; 413 a body above the limit; 415
-//! a compressed body; 500 a model that failed while it ran; 503 with `Retry-After` for a model or
-//! server that is not ready, a full queue, and a deadline that cannot be met (Triton's code for both);
-//! 504 a repository command that takes too long. Every error's body is `{"error": "…"}`.
+//! Status codes: 200; 400 a request that is wrong (the error names the input); 404 an unknown
+//! model, version or path; 405 a wrong method; 408 a body that does not come; 413 a body above the
+//! limit; 415 a compressed body; 500 a model that failed while it ran; 503 with `Retry-After` for a
+//! model or server that is not ready, a full queue, and a deadline that cannot be met (Triton's
+//! code for both); 504 a repository command that takes too long. Every error's body is `{"error":
+//! "…"}`.
 
 mod infer;
 mod listen;
@@ -42,7 +43,8 @@ impl App {
         Self::with_max_body(repository, status, HTTP_BODY_BYTES)
     }
 
-    /// As [`App::new`], with bodies of at most `max_body` bytes (never above [`HTTP_BODIES_BYTES`]).
+    /// As [`App::new`], with bodies of at most `max_body` bytes (never above
+    /// [`HTTP_BODIES_BYTES`]).
     pub fn with_max_body(
         repository: Arc<Repository>,
         status: StatusSource,
@@ -54,8 +56,8 @@ impl App {
     }
 }
 
-/// Serves the protocol on `listener` until `stop` is cancelled, then finishes the requests in flight
-/// for at most `grace`. Returns the number of connections that had to be cut off.
+/// Serves the protocol on `listener` until `stop` is cancelled, then finishes the requests in
+/// flight for at most `grace`. Returns the number of connections that had to be cut off.
 pub async fn serve(
     listener: TcpListener,
     app: Arc<App>,

@@ -226,8 +226,8 @@ async fn parameters(app: &App, headers: &HeaderMap, body: Body) -> Result<(), Fa
     let request: RepositoryRequest = small(app, headers, body).await?;
     let refuse = |name| {
         let error = format!(
-            "the parameter '{name}' is not supported: models and their policies come from the model \
-             directory only"
+            "the parameter '{name}' is not supported: models and their policies come from the \
+             model directory only"
         );
         Err(Failed::bad_request(error))
     };

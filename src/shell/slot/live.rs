@@ -187,7 +187,8 @@ impl Slot {
     /// finishes what it has started and is freed, of which the drain tells.
     ///
     /// # Errors
-    /// Where there is no session, no thread, or the slot is closed; the variant before it then stays.
+    /// Where there is no session, no thread, or the slot is closed; the variant before it then
+    /// stays.
     pub fn publish(
         &self,
         info: VariantInfo,
@@ -214,7 +215,8 @@ impl Slot {
         self.publication.lock().unwrap_or_else(PoisonError::into_inner).drain.clone()
     }
 
-    /// As [`Slot::close`], but what still waits is refused: for a shutdown that has run out of time.
+    /// As [`Slot::close`], but what still waits is refused: for a shutdown that has run out of
+    /// time.
     pub fn abort(&self) -> Drain {
         for job in self.shared.queue.close(true) {
             self.shared.refused(&Refusal::Closing);

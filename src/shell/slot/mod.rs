@@ -1,11 +1,12 @@
 //! The slot: one served model version, the variant in service behind an atomic pointer, its threads
-//! and its queue. `shell::serve` submits requests, `shell::agent` publishes variants and reads what was
-//! observed; `shell::engine` gives the sessions.
+//! and its queue. `shell::serve` submits requests, `shell::agent` publishes variants and reads what
+//! was observed; `shell::engine` gives the sessions.
 //!
-//! Requests wait in **the slot's** queue, not in a variant's. Publishing a variant moves one number (the
-//! generation) under the queue's lock: from then on only the new variant's threads take requests, the
-//! old ones finish what they have started, free their sessions and end. A request therefore belongs to
-//! exactly one variant from the moment it starts, and none can be dropped by a swap.
+//! Requests wait in **the slot's** queue, not in a variant's. Publishing a variant moves one number
+//! (the generation) under the queue's lock: from then on only the new variant's threads take
+//! requests, the old ones finish what they have started, free their sessions and end. A request
+//! therefore belongs to exactly one variant from the moment it starts, and none can be dropped by a
+//! swap.
 
 mod error;
 mod job;

@@ -114,8 +114,8 @@ impl Queue {
         }
     }
 
-    /// From now on only threads of generation `generation` take jobs. `switch` runs under the lock, so
-    /// that no request is admitted on the figures of the wrong variant. `false` where closed.
+    /// From now on only threads of generation `generation` take jobs. `switch` runs under the lock,
+    /// so that no request is admitted on the figures of the wrong variant. `false` where closed.
     pub fn publish(&self, generation: u64, switch: impl FnOnce()) -> bool {
         let mut state = self.lock();
         if state.closed {

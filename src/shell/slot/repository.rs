@@ -257,8 +257,8 @@ impl Repository {
         answered.await.unwrap_or_else(|_| Err(CommandError::Busy("it stops".to_owned())))
     }
 
-    /// Closes every slot: nothing more is admitted, everything admitted is answered. The handles tell
-    /// when each is free.
+    /// Closes every slot: nothing more is admitted, everything admitted is answered. The handles
+    /// tell when each is free.
     pub fn close_all(&self) -> Vec<Drain> {
         self.set_ready(false);
         self.slots().iter().map(|slot| slot.close()).collect()

@@ -1,5 +1,5 @@
-//! What a slot observes: exact counters, a latency histogram, and a bounded ring of recent requests for
-//! windowed percentiles.
+//! What a slot observes: exact counters, a latency histogram, and a bounded ring of recent requests
+//! for windowed percentiles.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};

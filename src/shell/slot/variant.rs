@@ -116,8 +116,8 @@ impl Variant {
         self.probation.load(Ordering::Relaxed)
     }
 
-    /// Recent compute time of one request: a moving mean over about eight requests, begun at what the
-    /// variant promises. Zero where nothing is known yet.
+    /// Recent compute time of one request: a moving mean over about eight requests, begun at what
+    /// the variant promises. Zero where nothing is known yet.
     pub fn service_time(&self) -> Duration {
         Duration::from_nanos(self.service_ns.load(Ordering::Relaxed))
     }
@@ -148,8 +148,8 @@ pub enum Fault {
     },
 }
 
-/// Tells the agent of a fault at once. Notices are dropped while the agent is behind; the counters of
-/// [`Stats`] stay exact.
+/// Tells the agent of a fault at once. Notices are dropped while the agent is behind; the counters
+/// of [`Stats`] stay exact.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Notice {
     pub model: String,

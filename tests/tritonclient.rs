@@ -1,0 +1,44 @@
+//! The unmodified `tritonclient[http]` from PyPI against a real server. The Python of
+//! `BLOCHD_TEST_PYTHON` is used where it is set; else a virtual environment under `target/` is made
+//! and the client installed into it.
+
+mod serving;
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use serving::Served;
+
+const CLIENT: &str = "tritonclient[http]==2.73.0";
+
+/// A Python that has the client.
+fn python() -> PathBuf {
+    if let Some(python) = std::env::var_os("BLOCHD_TEST_PYTHON") {
+        return python.into();
+    }
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("tritonclient-2.73.0");
+    let python = folder.join("bin/python");
+    let imports = Command::new(&python).args(["-c", "import tritonclient.http"]).output();
+    if imports.is_ok_and(|out| out.status.success()) {
+        return python;
+    }
+    run(Command::new("python3").args(["-m", "venv"]).arg(&folder));
+    run(Command::new(&python).args(["-m", "pip", "install", "--quiet", CLIENT]));
+    python
+}
+
+fn run(command: &mut Command) {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{command:?}\n{out}\n{err}");
+}
+
+#[test]
+fn the_unmodified_tritonclient_is_served() {
+    let served = Served::start(1 << 20);
+    served.add("types", serving::types(), serving::echo());
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tritonclient_calls.py");
+    let address = served.http.to_string();
+    run(Command::new(python()).args([script, &address, "--types", "types", "--reload", "types"]));
+}
