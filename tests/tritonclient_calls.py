@@ -124,11 +124,10 @@ def every_type(client, model):
                 assert texts == list(values.flatten()), texts
             else:
                 assert same(back, values), (word, binary_in, binary_out, back)
-    # Bytes that are no text travel in binary; without named outputs everything comes in binary.
-    raw = dict(TYPES, BYTES=np.array([[b"\xff\x00\xfe", b"\n"]], np.object_))
-    inputs = [tensor(f"in_{word}", word, values, True) for word, values in raw.items()]
+    # Without named outputs everything comes in binary.
+    inputs = [tensor(f"in_{word}", word, values, True) for word, values in TYPES.items()]
     answer = client.infer(model, inputs)
-    assert list(answer.as_numpy("out_BYTES").flatten()) == [b"\xff\x00\xfe", b"\n"]
+    assert list(answer.as_numpy("out_BYTES").flatten()) == list(TYPES["BYTES"].flatten())
     # Requests in flight together, over several connections.
     pending = [client.async_infer(model, inputs) for _ in range(2)]
     assert all(same(p.get_result().as_numpy("out_FP32"), TYPES["FP32"]) for p in pending)
@@ -143,6 +142,8 @@ def wrong_requests(client, model, inputs):
     fails(lambda: client.infer(model, flat), "400", "in_FP32", "expected [-1,2], got [2]")
     typed = [tensor("in_FP32", "FP64", np.zeros((1, 2)), False)] + inputs[1:]
     fails(lambda: client.infer(model, typed), "400", "in_FP32", "FP64", "FP32")
+    no_text = tensor("in_BYTES", "BYTES", np.array([[b"\xff", b""]], np.object_), True)
+    fails(lambda: client.infer(model, inputs[:-1] + [no_text]), "400", "in_BYTES", "UTF-8")
     nowhere = [http.InferRequestedOutput("nowhere")]
     fails(lambda: client.infer(model, inputs, outputs=nowhere), "400", "'nowhere'")
     classes = [http.InferRequestedOutput("out_FP32", class_count=2)]

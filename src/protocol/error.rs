@@ -44,6 +44,12 @@ pub enum RequestError {
          (-1 stands for any size)"
     )]
     Shape { input: String, model: String, expected: String, got: String },
+    /// Two dimensions that the model gives one name have two sizes.
+    #[error(
+        "input '{input}': dimension '{dim}' is {got}, but {expected} in input '{other}': the model \
+         wants one size for both"
+    )]
+    DimConflict { input: String, dim: String, got: usize, expected: usize, other: String },
     /// A dimension below zero, or more elements than can be counted.
     #[error("input '{input}': {shape} is not the shape of a tensor")]
     NotAShape { input: String, shape: String },
@@ -68,6 +74,10 @@ pub enum RequestError {
         "{left} bytes of the body belong to no input: binary_data_size of the inputs add up to less"
     )]
     BinaryLeftOver { left: usize },
+    /// A body of raw data for a model that does not have exactly one input with at most one free
+    /// dimension.
+    #[error("a raw binary request cannot be read for model '{model}': {because}")]
+    Raw { model: String, because: String },
     /// `data` has an element of the wrong kind.
     #[error("input '{input}': {what}")]
     Data { input: String, what: String },

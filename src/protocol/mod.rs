@@ -10,6 +10,7 @@ mod answer;
 mod elements;
 mod error;
 mod metadata;
+mod raw;
 mod request;
 mod signature;
 
@@ -21,4 +22,4 @@ pub use metadata::{
     TensorMetadata,
 };
 pub use request::{InferRequest, WantedOutput};
-pub use signature::{Signature, TensorSpec, datatype, dtype_of};
+pub use signature::{Dim, Signature, TensorSpec, datatype, dtype_of};

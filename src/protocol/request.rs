@@ -1,5 +1,6 @@
 //! An inference request's bytes → typed inputs, checked against the model's signature.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
 use std::time::Duration;
@@ -13,7 +14,8 @@ use crate::onnx::{DType, Tensor};
 
 use super::elements::{self, DataError};
 use super::error::RequestError;
-use super::signature::{Signature, TensorSpec, datatype, dtype_of};
+use super::raw;
+use super::signature::{Dim, Signature, TensorSpec, datatype, dtype_of};
 
 /// A checked inference request.
 #[derive(Debug, Clone, PartialEq)]
@@ -113,7 +115,8 @@ struct TensorParameters {
 
 impl InferRequest {
     /// Reads a request for `model` with `signature`. `json_length` is the value of the header
-    /// `Inference-Header-Content-Length`; without it the whole body is JSON.
+    /// `Inference-Header-Content-Length`; without it the whole body is JSON, and where it is 0 the
+    /// whole body is the data of the model's only input.
     ///
     /// # Errors
     /// What is wrong, naming the input. Nothing is allocated for what the request merely claims.
@@ -123,6 +126,9 @@ impl InferRequest {
         model: &str,
         signature: &Signature,
     ) -> Result<Self, RequestError> {
+        if json_length == Some(0) {
+            return raw::decode(body, model, signature);
+        }
         let claimed = json_length.unwrap_or(body.len());
         let wrong = RequestError::HeaderLength { claimed, actual: body.len() };
         let json = body.get(..claimed).ok_or(wrong)?;
@@ -132,7 +138,8 @@ impl InferRequest {
         }
         let raw: RawRequest<'_> =
             serde_json::from_slice(json).map_err(|error| RequestError::Json(error.to_string()))?;
-        let mut reader = Reader { model, signature, binary: body.slice(claimed..) };
+        let mut reader =
+            Reader { model, signature, binary: body.slice(claimed..), sizes: BTreeMap::new() };
         let mut inputs: Vec<(String, Tensor)> = Vec::with_capacity(raw.inputs.0.len());
         for input in raw.inputs.0 {
             if inputs.iter().any(|(name, _)| *name == input.name) {
@@ -162,6 +169,8 @@ struct Reader<'a> {
     signature: &'a Signature,
     /// What the inputs read so far have left of the binary part.
     binary: Bytes,
+    /// Sizes of the named free dimensions, and the input that set each.
+    sizes: BTreeMap<String, (usize, String)>,
 }
 
 impl Reader<'_> {
@@ -177,6 +186,7 @@ impl Reader<'_> {
             expected: names(&self.signature.inputs),
         })?;
         let (shape, count) = self.shape(input, spec)?;
+        self.one_size(spec, &shape)?;
         let data = match (input.parameters.binary_data_size, input.data) {
             (Some(size), None) => self.binary_data(input, spec.dtype, count, size)?,
             (None, Some(data)) => json_data(input, spec.dtype, count, data.get())?.into(),
@@ -228,6 +238,28 @@ impl Reader<'_> {
         Ok((shape, count))
     }
 
+    /// Holds the named free dimensions to one size each.
+    fn one_size(&mut self, spec: &TensorSpec, shape: &[usize]) -> Result<(), RequestError> {
+        for (dim, got) in spec.shape.iter().flatten().zip(shape) {
+            let Dim::Free(dim) = dim else { continue };
+            if dim.is_empty() {
+                continue;
+            }
+            let first = || (*got, spec.name.clone());
+            let (expected, other) = self.sizes.entry(dim.clone()).or_insert_with(first);
+            if expected != got {
+                return Err(RequestError::DimConflict {
+                    input: spec.name.clone(),
+                    dim: dim.clone(),
+                    got: *got,
+                    expected: *expected,
+                    other: other.clone(),
+                });
+            }
+        }
+        Ok(())
+    }
+
     fn binary_data(
         &mut self,
         input: &RawInput<'_>,
@@ -257,10 +289,15 @@ impl Reader<'_> {
         } else {
             let mut got = 0;
             for element in elements::strings(&data) {
-                if let Err(what) = element {
-                    return wrong(what);
+                match element {
+                    Ok(text) if std::str::from_utf8(text).is_ok() => got += 1,
+                    Ok(_) => {
+                        return wrong(format!(
+                            "BYTES element {got} is not UTF-8, as ONNX's strings are"
+                        ));
+                    }
+                    Err(what) => return wrong(what),
                 }
-                got += 1;
             }
             if got != count {
                 let shape = shape_text(&input.shape.0);

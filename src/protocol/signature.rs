@@ -43,30 +43,42 @@ pub fn dtype_of(datatype: &str) -> Option<DType> {
     })
 }
 
+/// One dimension of an input or output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Dim {
+    /// A size that the model fixes.
+    Fixed(usize),
+    /// A size that each request chooses (−1 on the wire). Within one request, all dimensions of one
+    /// name have one size; dimensions without a name (empty) are free of each other.
+    Free(String),
+}
+
 /// Name, element type and shape of one input or output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorSpec {
     pub name: String,
     pub dtype: DType,
-    /// The dimensions, `None` for one that each request may choose (−1 on the wire). No shape at all
-    /// where the model leaves even the number of dimensions open.
-    pub shape: Option<Vec<Option<usize>>>,
+    /// The dimensions; `None` where the model leaves even their number open.
+    pub shape: Option<Vec<Dim>>,
 }
 
 impl TensorSpec {
     /// Whether a tensor of this shape may be given.
     pub fn admits(&self, shape: &[usize]) -> bool {
         let Some(wanted) = &self.shape else { return true };
-        let fits = |(want, have): (&Option<usize>, &usize)| want.is_none_or(|want| want == *have);
+        let fits = |(want, have): (&Dim, &usize)| match want {
+            Dim::Fixed(want) => want == have,
+            Dim::Free(_) => true,
+        };
         wanted.len() == shape.len() && wanted.iter().zip(shape).all(fits)
     }
 
     /// The shape as the protocol writes it, −1 for a free dimension. The protocol has no word for an
     /// open number of dimensions: it is written as one free dimension.
     pub fn dims(&self) -> Vec<i64> {
-        let dim = |size: &Option<usize>| match size {
-            Some(size) => i64::try_from(*size).unwrap_or(i64::MAX),
-            None => -1,
+        let dim = |dim: &Dim| match dim {
+            Dim::Fixed(size) => i64::try_from(*size).unwrap_or(i64::MAX),
+            Dim::Free(_) => -1,
         };
         self.shape.as_ref().map_or_else(|| vec![-1], |shape| shape.iter().map(dim).collect())
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use blochd::onnx::{DType, ExecError, Tensor};
-use blochd::protocol::{Signature, TensorSpec};
+use blochd::protocol::{Dim, Signature, TensorSpec};
 use blochd::shell::metrics::Metrics;
 use blochd::shell::serve::{App, serve, serve_metrics};
 use blochd::shell::slot::{
@@ -120,7 +120,9 @@ async fn agent(repository: Arc<Repository>, mut commands: Commands) {
 }
 
 pub fn spec(name: &str, dtype: DType, shape: &[i64]) -> TensorSpec {
-    let shape = shape.iter().map(|dim| usize::try_from(*dim).ok()).collect();
+    let dim =
+        |dim: &i64| usize::try_from(*dim).map_or_else(|_| Dim::Free(String::new()), Dim::Fixed);
+    let shape = shape.iter().map(dim).collect();
     TensorSpec { name: name.to_owned(), dtype, shape: Some(shape) }
 }
 
