@@ -68,3 +68,28 @@ pub const HTTP_BODY_SECS: u64 = 60;
 /// JSON bodies above this size are read on a thread that may block, so that a large request never
 /// holds up the small ones. Below it the hand-over would cost more than the reading.
 pub const JSON_INLINE_BYTES: usize = 64 << 10;
+// ---- shell::engine ----
+
+/// Most entries of a directory that are looked at in search of a library. `/usr/lib` of a full desktop
+/// has some five thousand.
+pub const DIRECTORY_ENTRIES: usize = 100_000;
+
+/// Constants with more elements than this are not given to the runtime when it infers shapes: shapes,
+/// axes, pads and sizes are small, weights are not.
+pub const SHAPE_CONSTANT_ELEMENTS: u64 = 1024;
+
+/// Outputs below this many bytes are copied out of the runtime's memory; larger ones stay in it until
+/// they are dropped. Below a page the bookkeeping costs more than the copy.
+pub const COPIED_OUTPUT_BYTES: usize = 4096;
+
+// ---- shell::npz ----
+
+/// Most arrays of an archive: a model has tens of inputs at most.
+pub const NPZ_ARRAYS: usize = 1024;
+
+/// Most bytes of all arrays of an archive together, uncompressed. 512 calibration images of 1024×1024×3
+/// floats are 6 GiB.
+pub const NPZ_BYTES: u64 = 8 << 30;
+
+/// Longest header of an array: a type, an order and a shape.
+pub const NPY_HEADER_BYTES: usize = 64 << 10;

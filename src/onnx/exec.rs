@@ -47,12 +47,13 @@ impl DType {
     }
 }
 
-/// A dense tensor: row-major, little-endian elements in `data` (strings are not carried here).
+/// A dense tensor: row-major, little-endian elements in `data`. Texts stand one after the other, each
+/// after its length in bytes as a little-endian `u32`: the layout of the Open Inference Protocol.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Tensor {
     pub dtype: DType,
     pub shape: Vec<usize>,
-    /// `shape.product() * dtype.size()` bytes.
+    /// `shape.product() * dtype.size()` bytes; for texts, see above.
     pub data: bytes::Bytes,
 }
 
@@ -69,6 +70,33 @@ impl Tensor {
         assert_eq!(shape.iter().product::<usize>(), values.len(), "shape and values disagree");
         let data: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         Self { dtype: DType::I64, shape: shape.to_vec(), data: data.into() }
+    }
+
+    /// A tensor of texts, each shorter than 4 GiB; their number must be the product of `shape`.
+    pub fn from_strings(shape: &[usize], texts: &[impl AsRef<str>]) -> Self {
+        assert_eq!(shape.iter().product::<usize>(), texts.len(), "shape and texts disagree");
+        let mut data = Vec::with_capacity(texts.iter().map(|text| 4 + text.as_ref().len()).sum());
+        for text in texts.iter().map(AsRef::as_ref) {
+            data.extend_from_slice(&(text.len() as u32).to_le_bytes());
+            data.extend_from_slice(text.as_bytes());
+        }
+        Self { dtype: DType::String, shape: shape.to_vec(), data: data.into() }
+    }
+
+    /// The texts of a tensor of texts; `None` for other types, and where a length leads beyond the data
+    /// or a text is not UTF-8.
+    pub fn strings(&self) -> Option<Vec<&str>> {
+        if self.dtype != DType::String {
+            return None;
+        }
+        let (mut texts, mut rest) = (Vec::new(), &self.data[..]);
+        while !rest.is_empty() {
+            let (length, after) = rest.split_first_chunk::<4>()?;
+            let (text, after) = after.split_at_checked(u32::from_le_bytes(*length) as usize)?;
+            texts.push(std::str::from_utf8(text).ok()?);
+            rest = after;
+        }
+        Some(texts)
     }
 
     /// The values of a floating-point tensor (f32, f16, bf16, f64) as `f32`; `None` for other types.
@@ -141,4 +169,25 @@ pub trait Session {
     /// As [`Session::run`].
     fn time(&mut self, inputs: &[(&str, &Tensor)], runs: usize)
     -> Result<Vec<Duration>, ExecError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{DType, Tensor};
+
+    #[test]
+    fn texts_are_read_back_as_they_were_written() {
+        let texts = ["", "blochd", "größer"];
+        let tensor = Tensor::from_strings(&[3], &texts);
+        assert_eq!(tensor.strings().unwrap(), texts);
+        assert_eq!(Tensor::from_f32(&[1], &[1.0]).strings(), None);
+    }
+
+    #[test]
+    fn texts_whose_length_leads_beyond_the_data_are_refused() {
+        for data in [&[9u8, 0, 0, 0, b'x'][..], &[0, 0], &[1, 0, 0, 0, 0xFF], &[0xFF; 4]] {
+            let data = bytes::Bytes::copy_from_slice(data);
+            assert_eq!(Tensor { dtype: DType::String, shape: vec![1], data }.strings(), None);
+        }
+    }
 }

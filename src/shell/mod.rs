@@ -2,4 +2,9 @@
 
 pub mod metrics;
 pub mod serve;
+pub mod engine;
+pub mod files;
+pub mod models;
+pub mod npz;
+pub mod places;
 pub mod slot;

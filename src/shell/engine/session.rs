@@ -1,0 +1,442 @@
+//! A loaded model: what it takes and gives, and running it.
+
+use std::borrow::Cow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use ort::AsPointer;
+use ort::memory::MemoryInfo;
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
+use ort::session::{RunOptions, SessionInputValue};
+use ort::value::{Outlet, ValueType};
+
+use super::{Provider, Runtime, convert};
+use crate::onnx::{DType, ExecError, Model, OnnxError, Session, Tensor};
+use crate::shell::models;
+use crate::shell::slot::Runner;
+
+/// How a model is loaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineOptions {
+    /// The execution provider that runs it.
+    pub provider: Provider,
+    /// Threads that work on one operator, the calling one included; at least 1.
+    pub intra_op_threads: usize,
+    /// Whether idle threads of the runtime spin. Faster for one busy model on an idle box, and harmful
+    /// for everybody else on a shared one.
+    pub spinning: bool,
+    /// Where the runtime writes its profile (JSON, one entry an operator): a prefix of the file's name.
+    pub profile: Option<PathBuf>,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self { provider: Provider::Cpu, intra_op_threads: 1, spinning: false, profile: None }
+    }
+}
+
+/// One dimension of an input or output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Dim {
+    /// A size that the model fixes.
+    Fixed(usize),
+    /// A size that the caller chooses; dimensions of one name have one size. May be empty: no name.
+    Free(String),
+}
+
+/// An input or output of a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ValueInfo {
+    pub name: String,
+    pub dtype: DType,
+    /// The dimensions; empty for a scalar, and where `ranked` is false.
+    pub shape: Vec<Dim>,
+    /// False where the model does not even say how many dimensions there are.
+    pub ranked: bool,
+}
+
+/// Ends runs from another thread. One that is cancelled stays so: make a new one for each run.
+#[derive(Clone)]
+pub struct Cancel {
+    options: Arc<RunOptions>,
+    cancelled: Arc<AtomicBool>,
+}
+
+impl Cancel {
+    /// A handle for one run.
+    ///
+    /// # Errors
+    /// Where the runtime has no memory for it.
+    pub fn new(_runtime: &Runtime) -> Result<Self, ExecError> {
+        let options = RunOptions::new().map_err(|error| failed("preparing a run", error))?;
+        Ok(Self { options: Arc::new(options), cancelled: Arc::default() })
+    }
+
+    /// Ends the run, or keeps it from starting. The runtime looks between operators: a single long
+    /// operator is not interrupted. The run returns an error.
+    pub fn cancel(&self) {
+        self.cancelled.store(true, Ordering::Release);
+        if let Err(error) = self.options.terminate() {
+            tracing::warn!(%error, "ONNX Runtime did not take the request to end a run");
+        }
+    }
+
+    /// Whether [`Cancel::cancel`] was called.
+    pub fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Acquire)
+    }
+}
+
+/// A model loaded for serving. `Send`: it lives on the thread that runs it.
+#[derive(Debug)]
+pub struct LiveSession {
+    session: ort::session::Session,
+    inputs: Vec<ValueInfo>,
+    outputs: Vec<ValueInfo>,
+}
+
+impl LiveSession {
+    /// Loads the model file at `path`. It is checked first: external data outside its folder and graphs
+    /// that are none never reach the runtime.
+    ///
+    /// # Errors
+    /// Where the file is not a model, or the runtime refuses it.
+    pub fn open_file(
+        runtime: &Runtime,
+        path: &Path,
+        options: &EngineOptions,
+    ) -> Result<Self, ExecError> {
+        let model = models::load(path).map_err(|error| failed("loading the model", error))?;
+        let mut builder = builder(runtime, options, has_free_dims(&model))?;
+        // With external data the runtime maps the weights' file: half of the memory of a copy.
+        guarded("loading the model", || builder.commit_from_file(path)).and_then(Self::new)
+    }
+
+    /// Loads a model from memory.
+    ///
+    /// # Errors
+    /// Where the runtime refuses the model.
+    pub fn open_model(
+        runtime: &Runtime,
+        model: &Model,
+        options: &EngineOptions,
+    ) -> Result<Self, ExecError> {
+        const DOING: &str = "loading the model";
+        let bytes = match model.encode_inline() {
+            Ok(bytes) => bytes,
+            Err(OnnxError::TooLarge { .. }) => return Self::open_large(runtime, model, options),
+            Err(error) => return Err(failed(DOING, error)),
+        };
+        let mut builder = builder(runtime, options, has_free_dims(model))?;
+        guarded(DOING, || builder.commit_from_memory(&bytes)).and_then(Self::new)
+    }
+
+    /// A model beyond protobuf's 2 GiB goes through a temporary file with its weights outside.
+    fn open_large(
+        runtime: &Runtime,
+        model: &Model,
+        options: &EngineOptions,
+    ) -> Result<Self, ExecError> {
+        const DOING: &str = "loading the model through a temporary file";
+        let dir = tempfile::tempdir().map_err(|error| failed(DOING, error))?;
+        let path = dir.path().join("model.onnx");
+        models::save(model, &path).map_err(|error| failed(DOING, error))?;
+        Self::open_file(runtime, &path, options)
+    }
+
+    fn new(session: ort::session::Session) -> Result<Self, ExecError> {
+        let side = |outlets: &[Outlet], what: &str, input: bool| {
+            let described = outlets.iter().enumerate().map(|(at, outlet)| {
+                describe(&session, outlet, at, input).map_err(|reason| {
+                    failed("loading the model", format!("{what} {:?} {reason}", outlet.name()))
+                })
+            });
+            described.collect::<Result<Vec<ValueInfo>, ExecError>>()
+        };
+        let inputs = side(session.inputs(), "input", true)?;
+        let outputs = side(session.outputs(), "output", false)?;
+        Ok(Self { session, inputs, outputs })
+    }
+
+    /// The inputs that a run needs, in the graph's order.
+    pub fn inputs(&self) -> &[ValueInfo] {
+        &self.inputs
+    }
+
+    /// The outputs, in the graph's order.
+    pub fn outputs(&self) -> &[ValueInfo] {
+        &self.outputs
+    }
+
+    /// Runs once and returns the outputs named by `wanted`, in that order; all of them where it is empty.
+    ///
+    /// # Errors
+    /// Where an input is missing, unknown or of a wrong type or shape, an output is unknown, or the
+    /// runtime fails.
+    pub fn run(
+        &mut self,
+        inputs: &[(&str, &Tensor)],
+        wanted: &[&str],
+    ) -> Result<Vec<Tensor>, ExecError> {
+        self.run_inner(inputs, wanted, None)
+    }
+
+    /// As [`LiveSession::run`], for a run that another thread may end.
+    ///
+    /// # Errors
+    /// As [`LiveSession::run`], and where the run was cancelled.
+    pub fn run_cancellable(
+        &mut self,
+        inputs: &[(&str, &Tensor)],
+        wanted: &[&str],
+        cancel: &Cancel,
+    ) -> Result<Vec<Tensor>, ExecError> {
+        self.run_inner(inputs, wanted, Some(cancel))
+    }
+
+    fn run_inner(
+        &mut self,
+        inputs: &[(&str, &Tensor)],
+        wanted: &[&str],
+        cancel: Option<&Cancel>,
+    ) -> Result<Vec<Tensor>, ExecError> {
+        const DOING: &str = "running the model";
+        self.check(inputs)?;
+        let at = |name: &&str| self.outputs.iter().position(|output| output.name == *name);
+        if let Some(name) = wanted.iter().find(|name| at(name).is_none()) {
+            return Err(failed(DOING, format!("the model has no output {name:?}")));
+        }
+        let order: Vec<usize> = match wanted {
+            [] => (0..self.outputs.len()).collect(),
+            names => names.iter().filter_map(at).collect(),
+        };
+        let mut values: Vec<(Cow<'_, str>, SessionInputValue<'_>)> = Vec::new();
+        for (name, tensor) in inputs {
+            let value = convert::lend(tensor)
+                .map_err(|reason| failed(DOING, format!("input {name:?} {reason}")))?;
+            values.push((Cow::Borrowed(name), value));
+        }
+        let session = &mut self.session;
+        // The runtime computes every output anyhow; those that are not wanted are dropped.
+        let outputs = guarded(DOING, || match cancel {
+            Some(cancel) => session.run_with_options(values, &cancel.options),
+            None => session.run(values),
+        })?;
+        let mut outputs: Vec<_> = outputs.into_iter().map(|(_, value)| Some(value)).collect();
+        let lent = convert::lent(inputs);
+        let mut tensors: Vec<Tensor> = Vec::with_capacity(order.len());
+        for (place, at) in order.iter().enumerate() {
+            let tensor = match outputs.get_mut(*at).and_then(Option::take) {
+                Some(value) => convert::take(value, &lent).map_err(|reason| {
+                    failed(DOING, format!("output {:?} {reason}", self.outputs[*at].name))
+                })?,
+                // Asked for twice.
+                None => match order[..place].iter().position(|earlier| earlier == at) {
+                    Some(earlier) => tensors[earlier].clone(),
+                    None => return Err(failed(DOING, "the runtime returned too few outputs")),
+                },
+            };
+            tensors.push(tensor);
+        }
+        Ok(tensors)
+    }
+
+    /// Ends profiling and tells the file that the runtime wrote.
+    ///
+    /// # Errors
+    /// Where the session was not opened for profiling.
+    pub fn end_profiling(&mut self) -> Result<PathBuf, ExecError> {
+        let session = &mut self.session;
+        guarded("writing the profile", || session.end_profiling()).map(PathBuf::from)
+    }
+
+    fn check(&self, inputs: &[(&str, &Tensor)]) -> Result<(), ExecError> {
+        let wrong = |reason: String| failed("running the model", reason);
+        for (at, (name, tensor)) in inputs.iter().enumerate() {
+            let Some(info) = self.inputs.iter().find(|info| info.name == *name) else {
+                let known: Vec<&str> = self.inputs.iter().map(|i| i.name.as_str()).collect();
+                return Err(wrong(format!("the model has no input {name:?}, only {known:?}")));
+            };
+            if inputs[..at].iter().any(|(earlier, _)| earlier == name) {
+                return Err(wrong(format!("input {name:?} is given twice")));
+            }
+            if info.dtype != tensor.dtype {
+                let (expected, found) = (info.dtype, tensor.dtype);
+                return Err(wrong(format!("input {name:?} is {expected:?}, got {found:?}")));
+            }
+            let agrees = |(dim, size): (&Dim, &usize)| match dim {
+                Dim::Fixed(expected) => expected == size,
+                Dim::Free(_) => true,
+            };
+            let same_rank = info.shape.len() == tensor.shape.len();
+            if info.ranked && !(same_rank && info.shape.iter().zip(&tensor.shape).all(agrees)) {
+                let (expected, found) = (shape_text(&info.shape), &tensor.shape);
+                return Err(wrong(format!("input {name:?} has shape {expected}, got {found:?}")));
+            }
+        }
+        match self.inputs.iter().find(|info| inputs.iter().all(|(name, _)| info.name != *name)) {
+            Some(missing) => Err(wrong(format!("input {:?} is missing", missing.name))),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Session for LiveSession {
+    fn run(&mut self, inputs: &[(&str, &Tensor)]) -> Result<Vec<Tensor>, ExecError> {
+        self.run_inner(inputs, &[], None)
+    }
+
+    /// Inputs are bound once, outputs stay with the runtime: only the run lies between two readings of
+    /// the clock.
+    fn time(
+        &mut self,
+        inputs: &[(&str, &Tensor)],
+        runs: usize,
+    ) -> Result<Vec<Duration>, ExecError> {
+        const DOING: &str = "timing the model";
+        self.check(inputs)?;
+        let bound = || -> ort::Result<_> {
+            let mut binding = self.session.create_binding()?;
+            for (name, tensor) in inputs {
+                let value = convert::owned(tensor).map_err(ort::Error::new)?;
+                binding.bind_input(*name, &value)?;
+            }
+            let memory = MemoryInfo::default();
+            for output in &self.outputs {
+                binding.bind_output_to_device(output.name.as_str(), &memory)?;
+            }
+            Ok(binding)
+        };
+        let binding = guarded(DOING, bound)?;
+        let session = &mut self.session;
+        let mut once = || {
+            let start = Instant::now();
+            guarded(DOING, || session.run_binding(&binding).map(drop)).map(|()| start.elapsed())
+        };
+        (0..runs).map(|_| once()).collect()
+    }
+}
+
+impl Runner for LiveSession {
+    fn run(
+        &mut self,
+        inputs: &[(&str, &Tensor)],
+        wanted: &[&str],
+    ) -> Result<Vec<Tensor>, ExecError> {
+        self.run_inner(inputs, wanted, None)
+    }
+}
+
+/// `[1, 3, height, ?]`.
+fn shape_text(shape: &[Dim]) -> String {
+    let text = |dim: &Dim| match dim {
+        Dim::Fixed(size) => size.to_string(),
+        Dim::Free(name) if name.is_empty() => "?".to_owned(),
+        Dim::Free(name) => name.clone(),
+    };
+    format!("[{}]", shape.iter().map(text).collect::<Vec<_>>().join(", "))
+}
+
+fn describe(
+    session: &ort::session::Session,
+    outlet: &Outlet,
+    at: usize,
+    input: bool,
+) -> Result<ValueInfo, String> {
+    let ValueType::Tensor { ty, shape, dimension_symbols } = outlet.dtype() else {
+        return Err(format!("is a {}: only tensors are served", outlet.dtype()));
+    };
+    let dtype = convert::dtype(*ty).ok_or_else(|| format!("is of type {ty}: it is not handled"))?;
+    let symbol = |axis: usize| dimension_symbols.get(axis).cloned().unwrap_or_default();
+    let dim = |(axis, size): (usize, &i64)| match usize::try_from(*size) {
+        Ok(size) => Dim::Fixed(size),
+        Err(_) => Dim::Free(symbol(axis)),
+    };
+    let shape: Vec<Dim> = shape.iter().enumerate().map(dim).collect();
+    let ranked = !shape.is_empty() || has_shape(session, at, input);
+    Ok(ValueInfo { name: outlet.name().to_owned(), dtype, shape, ranked })
+}
+
+/// Whether the shape of an input or output without dimensions is known (then it is a scalar).
+pub(super) fn has_shape(session: &ort::session::Session, at: usize, input: bool) -> bool {
+    let api = ort::api();
+    let ask = if input { api.SessionGetInputTypeInfo } else { api.SessionGetOutputTypeInfo };
+    let mut info = std::ptr::null_mut();
+    // SAFETY: the session is alive; `at` counts its inputs or outputs, or else the call fails.
+    let status = unsafe { ask(session.ptr(), at, &mut info) };
+    // SAFETY: the status came from the call above and is given up here.
+    if unsafe { ort::Error::result_from_status(status) }.is_err() || info.is_null() {
+        return false;
+    }
+    let mut tensor = std::ptr::null();
+    // SAFETY: `info` is alive until it is released below.
+    let status = unsafe { (api.CastTypeInfoToTensorInfo)(info, &mut tensor) };
+    // SAFETY: as above.
+    let known = unsafe { ort::Error::result_from_status(status) }.is_ok()
+        && !tensor.is_null()
+        // SAFETY: not null, and alive with `info`.
+        && unsafe { (api.TensorTypeAndShape_HasShape)(tensor) };
+    // SAFETY: ours, released once; `tensor` is not used any more.
+    unsafe { (api.ReleaseTypeInfo)(info) };
+    known
+}
+
+/// Whether a caller may choose sizes. The runtime keeps a memory plan for every combination of sizes
+/// that it has seen: without bound where clients choose them.
+fn has_free_dims(model: &Model) -> bool {
+    use crate::onnx::proto::tensor_shape_proto::dimension::Value as Size;
+    use crate::onnx::proto::type_proto::Value as Type;
+    model.graph().input.iter().any(|input| match &input.r#type.value {
+        Some(Type::TensorType(tensor)) => {
+            let fixed = |size: &Option<Size>| matches!(size, Some(Size::DimValue(_)));
+            !tensor.shape.is_set() || tensor.shape.dim.iter().any(|dim| !fixed(&dim.value))
+        }
+        _ => true,
+    })
+}
+
+fn builder(
+    runtime: &Runtime,
+    options: &EngineOptions,
+    free_dims: bool,
+) -> Result<SessionBuilder, ExecError> {
+    guarded("preparing a session", || {
+        let mut builder = SessionBuilder::new(runtime.environment())?
+            .with_optimization_level(GraphOptimizationLevel::All)?
+            .with_intra_threads(options.intra_op_threads.max(1))?
+            .with_inter_threads(1)?
+            .with_intra_op_spinning(options.spinning)?
+            .with_inter_op_spinning(options.spinning)?
+            .with_memory_pattern(!free_dims)?;
+        if let Some(profile) = &options.profile {
+            builder = builder.with_profiling(profile)?;
+        }
+        match options.provider {
+            // The runtime always has the CPU provider, and takes it last.
+            Provider::Cpu => Ok(builder),
+        }
+    })
+}
+
+/// Calls into `ort`, which panics on types that it does not know (a sequence of sequences, an opaque
+/// type): such a model is refused like any other that the runtime does not take.
+pub(super) fn guarded<T>(
+    doing: &str,
+    call: impl FnOnce() -> ort::Result<T>,
+) -> Result<T, ExecError> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(result) => result.map_err(|error| failed(doing, error)),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("panic");
+            Err(failed(doing, format!("the binding of ONNX Runtime cannot handle it: {text}")))
+        }
+    }
+}
+
+pub(super) fn failed(doing: &str, reason: impl ToString) -> ExecError {
+    ExecError { doing: doing.to_owned(), reason: reason.to_string() }
+}

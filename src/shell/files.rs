@@ -1,0 +1,68 @@
+//! Writing files so that a crash at any instant leaves the old one or the new one, never half of one.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+
+use bytes::Bytes;
+use tempfile::NamedTempFile;
+
+/// Replaces the file at `path` by `chunks`, one after the other. After a return without error the new
+/// file survives a power cut.
+///
+/// # Errors
+/// Where the directory is not there or not writable, or the disk is full. The old file then stands.
+pub fn replace(path: &Path, chunks: &[Bytes]) -> io::Result<()> {
+    let dir = parent(path);
+    let mut file = NamedTempFile::with_prefix_in(".", dir)?;
+    for chunk in chunks {
+        file.write_all(chunk)?;
+    }
+    publish(file, path)
+}
+
+/// Gives a temporary file of the same directory its name, for good.
+///
+/// # Errors
+/// Where it cannot be written out or renamed; it is then removed.
+pub fn publish(file: NamedTempFile, path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    // Temporary files are private to their owner; what is published is read by others as well.
+    file.as_file().set_permissions(fs::Permissions::from_mode(0o644))?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    sync_dir(parent(path))
+}
+
+/// Makes the names in a directory durable.
+///
+/// # Errors
+/// Where the directory cannot be opened.
+pub fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_replaced_whole_and_leaves_nothing_else_behind() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        fs::write(&path, "old").unwrap();
+        replace(&path, &[Bytes::from_static(b"ne"), Bytes::from_static(b"w")]).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "new");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_directory_that_is_not_there_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(replace(&dir.path().join("no/x"), &[]).is_err());
+    }
+}

@@ -1,0 +1,342 @@
+//! Arrays of NumPy (`.npz`) → tensors: calibration and evaluation data, and inputs of a trial. The format
+//! is NumPy's own specification, NEP 1: a zip archive of `.npy` files, each a short header (a Python
+//! dictionary as text) and the elements. The header is read by hand, since it comes from outside: no
+//! parser of nested literals, no size that is believed before its bytes are there.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use zip::ZipArchive;
+
+use crate::limits;
+use crate::onnx::{DType, Tensor};
+
+/// Why a file is not a usable archive of arrays. Names the file, and the array where there is one.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {problem}", path.display())]
+pub struct NpzError {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong with it and what was expected.
+    pub problem: String,
+    /// Whether the file could not be read at all, as opposed to being wrong.
+    pub unreadable: bool,
+}
+
+/// The arrays of the archive at `path`, by name. Fortran-ordered and big-endian arrays come out
+/// row-major and little-endian.
+///
+/// # Errors
+/// Where the file cannot be read, is no archive of arrays, holds an element type that is not handled, or
+/// more bytes than the limits allow.
+pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>, NpzError> {
+    let fail = |problem: String| NpzError { path: path.to_owned(), problem, unreadable: false };
+    let unreadable =
+        |error: std::io::Error| NpzError { unreadable: true, ..fail(error.to_string()) };
+    // Opening a pipe would wait for its writer.
+    if !std::fs::metadata(path).map_err(unreadable)?.is_file() {
+        return Err(fail("is not a regular file".to_owned()));
+    }
+    let file = BufReader::new(File::open(path).map_err(unreadable)?);
+    let mut archive = ZipArchive::new(file).map_err(|error| {
+        fail(format!("not an .npz archive, as numpy.savez writes them: {error}"))
+    })?;
+    let (count, limit) = (archive.len(), limits::NPZ_ARRAYS);
+    if count > limit {
+        return Err(fail(format!("holds {count} arrays, above the limit of {limit}")));
+    }
+    let mut left = limits::NPZ_BYTES;
+    let mut arrays = BTreeMap::new();
+    for at in 0..count {
+        let mut entry = archive
+            .by_index(at)
+            .map_err(|error| fail(format!("entry {at} cannot be read: {error}")))?;
+        let name =
+            entry.name().map_err(|error| fail(format!("entry {at} has no name: {error}")))?;
+        let Some(name) = name.strip_suffix(".npy").map(str::to_owned) else { continue };
+        let tensor = read_array(&mut entry, &mut left)
+            .map_err(|problem| fail(format!("array {name:?} {problem}")))?;
+        arrays.insert(name, tensor);
+    }
+    if arrays.is_empty() {
+        return Err(fail("holds no arrays".to_owned()));
+    }
+    Ok(arrays)
+}
+
+/// One `.npy` file. `left` is what all arrays together may still hold.
+fn read_array(input: &mut impl Read, left: &mut u64) -> Result<Tensor, String> {
+    let header = read_header(input)?;
+    let (dtype, width, big_endian) = element(&header.descr)?;
+    let bytes = header
+        .shape
+        .iter()
+        .try_fold(width as u64, |bytes, dim| bytes.checked_mul(u64::try_from(*dim).ok()?));
+    let Some(bytes) = bytes else {
+        return Err(format!("has an impossible shape {:?}", header.shape));
+    };
+    if bytes > *left {
+        let limit = limits::NPZ_BYTES;
+        return Err(format!("needs {bytes} bytes; an archive may hold {limit} in all"));
+    }
+    *left -= bytes;
+    let mut data = Vec::new();
+    input.take(bytes).read_to_end(&mut data).map_err(|error| format!("cannot be read: {error}"))?;
+    if data.len() as u64 != bytes {
+        let (shape, found) = (header.shape, data.len());
+        return Err(format!("ends after {found} bytes where shape {shape:?} needs {bytes}"));
+    }
+    if header.fortran_order {
+        data = row_major(&data, &header.shape, width);
+    }
+    if dtype == DType::String {
+        return texts(&header.shape, &data, width, big_endian);
+    }
+    if big_endian {
+        data.chunks_exact_mut(width).for_each(<[u8]>::reverse);
+    }
+    Ok(Tensor { dtype, shape: header.shape, data: data.into() })
+}
+
+#[derive(Debug, PartialEq)]
+struct Header {
+    descr: String,
+    fortran_order: bool,
+    shape: Vec<usize>,
+}
+
+fn read_header(input: &mut impl Read) -> Result<Header, String> {
+    let mut exact = |length: usize| {
+        let mut bytes = vec![0; length];
+        let read = input.read_exact(&mut bytes);
+        read.map(|()| bytes).map_err(|error| format!("has no complete header: {error}"))
+    };
+    let start = exact(8)?;
+    if start[..6] != *b"\x93NUMPY" {
+        return Err("is not in NumPy's format".to_owned());
+    }
+    let length = match start[6] {
+        1 => exact(2)?.iter().rev().fold(0, |length, byte| length << 8 | usize::from(*byte)),
+        2 | 3 => exact(4)?.iter().rev().fold(0, |length, byte| length << 8 | usize::from(*byte)),
+        version => return Err(format!("is in version {version} of NumPy's format, not 1 to 3")),
+    };
+    let limit = limits::NPY_HEADER_BYTES;
+    if length > limit {
+        return Err(format!("has a header of {length} bytes, above the limit of {limit}"));
+    }
+    let text = exact(length)?;
+    let text = String::from_utf8_lossy(&text);
+    parse_header(&text).ok_or_else(|| {
+        let text: String = text.trim().chars().take(120).collect();
+        format!("has a header that is not understood (one plain array is expected): {text}")
+    })
+}
+
+/// Reads `{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }`.
+fn parse_header(text: &str) -> Option<Header> {
+    let descr = field(text, "descr")?;
+    let quote = descr.chars().next().filter(|quote| matches!(quote, '\'' | '"'))?;
+    let descr = descr[1..].split(quote).next()?.to_owned();
+    let order = field(text, "fortran_order")?;
+    let fortran_order = match (order.starts_with("True"), order.starts_with("False")) {
+        (true, false) => true,
+        (false, true) => false,
+        _ => return None,
+    };
+    let (dims, _) = field(text, "shape")?.strip_prefix('(')?.split_once(')')?;
+    let dims = dims.split(',').map(str::trim).filter(|dim| !dim.is_empty());
+    let shape = dims.map(|dim| dim.parse().ok()).collect::<Option<_>>()?;
+    Some(Header { descr, fortran_order, shape })
+}
+
+/// What follows `'name':`.
+fn field<'t>(text: &'t str, name: &str) -> Option<&'t str> {
+    let quoted = [format!("'{name}'"), format!("\"{name}\"")];
+    let after = quoted.iter().find_map(|key| text.split_once(key.as_str()))?.1;
+    Some(after.trim_start().strip_prefix(':')?.trim_start())
+}
+
+/// Element type, bytes of an element, and whether they are big-endian, of `<f4`, `|b1`, `>U12`.
+fn element(descr: &str) -> Result<(DType, usize, bool), String> {
+    let unknown = || {
+        format!(
+            "has elements of type {descr:?}; floats, integers, booleans and texts (f2 f4 f8 i1 i2 i4 i8 \
+             u1 u2 u4 u8 b1 U) are handled"
+        )
+    };
+    let (order, kind) = match descr.split_at_checked(1) {
+        Some((order @ ("<" | ">" | "|" | "="), kind)) => (order, kind),
+        _ => ("|", descr),
+    };
+    let (dtype, width) = match kind {
+        "f2" => (DType::F16, 2),
+        "f4" => (DType::F32, 4),
+        "f8" => (DType::F64, 8),
+        "i1" => (DType::I8, 1),
+        "i2" => (DType::I16, 2),
+        "i4" => (DType::I32, 4),
+        "i8" => (DType::I64, 8),
+        "u1" => (DType::U8, 1),
+        "u2" => (DType::U16, 2),
+        "u4" => (DType::U32, 4),
+        "u8" => (DType::U64, 8),
+        "b1" => (DType::Bool, 1),
+        text => {
+            let length = text.strip_prefix('U').and_then(|length| length.parse::<u32>().ok());
+            let length = length.filter(|length| *length > 0).ok_or_else(unknown)?;
+            (DType::String, length as usize * 4)
+        }
+    };
+    Ok((dtype, width, order == ">"))
+}
+
+/// Column-major elements of `width` bytes in row-major order.
+fn row_major(data: &[u8], shape: &[usize], width: usize) -> Vec<u8> {
+    let strides: Vec<usize> = shape
+        .iter()
+        .scan(width, |stride, dim| {
+            let this = *stride;
+            *stride *= dim;
+            Some(this)
+        })
+        .collect();
+    let mut out = Vec::with_capacity(data.len());
+    let mut index = vec![0; shape.len()];
+    while out.len() < data.len() {
+        let from: usize = index.iter().zip(&strides).map(|(at, stride)| at * stride).sum();
+        out.extend_from_slice(&data[from..from + width]);
+        for axis in (0..shape.len()).rev() {
+            index[axis] += 1;
+            if index[axis] < shape[axis] {
+                break;
+            }
+            index[axis] = 0;
+        }
+    }
+    out
+}
+
+/// NumPy's texts: UTF-32, padded by zeros at the end.
+fn texts(shape: &[usize], data: &[u8], width: usize, big: bool) -> Result<Tensor, String> {
+    let decode = |element: &[u8]| {
+        let code = |b: &[u8; 4]| if big { u32::from_be_bytes(*b) } else { u32::from_le_bytes(*b) };
+        let text = element.as_chunks::<4>().0.iter().map(|b| char::from_u32(code(b)));
+        let text = text.collect::<Option<String>>()?;
+        Some(text.trim_end_matches('\0').to_owned())
+    };
+    let texts: Option<Vec<String>> = data.chunks_exact(width).map(decode).collect();
+    let texts = texts.ok_or("holds texts that are not Unicode")?;
+    Ok(Tensor::from_strings(shape, &texts))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use zip::write::SimpleFileOptions;
+
+    use super::*;
+
+    /// A `.npy` file of version 1 with the given header text and elements.
+    fn npy(header: &str, data: &[u8]) -> Vec<u8> {
+        let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+        bytes.extend_from_slice(&(header.len() as u16).to_le_bytes());
+        bytes.extend_from_slice(header.as_bytes());
+        bytes.extend_from_slice(data);
+        bytes
+    }
+
+    fn archive(entries: &[(&str, Vec<u8>)]) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        let mut zip = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+        for (name, bytes) in entries {
+            zip.start_file(*name, SimpleFileOptions::default()).unwrap();
+            zip.write_all(bytes).unwrap();
+        }
+        file.write_all(&zip.finish().unwrap().into_inner()).unwrap();
+        file
+    }
+
+    fn one(header: &str, data: &[u8]) -> Result<Tensor, String> {
+        read_array(&mut &npy(header, data)[..], &mut { limits::NPZ_BYTES })
+    }
+
+    #[test]
+    fn arrays_come_out_under_their_names_with_type_and_shape() {
+        let f4 = npy("{'descr': '<f4', 'fortran_order': False, 'shape': (2,), }\n", &[0; 8]);
+        let b1 = npy("{\"shape\": (), \"descr\": \"|b1\", \"fortran_order\": False}", &[1]);
+        let file = archive(&[("x.npy", f4), ("flag.npy", b1), ("readme.txt", vec![1])]);
+        let arrays = read(file.path()).unwrap();
+        assert_eq!(arrays.keys().collect::<Vec<_>>(), ["flag", "x"]);
+        assert_eq!((arrays["x"].dtype, &arrays["x"].shape[..]), (DType::F32, &[2][..]));
+        assert_eq!((arrays["flag"].dtype, &arrays["flag"].shape[..]), (DType::Bool, &[][..]));
+    }
+
+    #[test]
+    fn fortran_order_and_big_endian_come_out_row_major_and_little_endian() {
+        let header = "{'descr': '>i2', 'fortran_order': True, 'shape': (2, 3), }";
+        // Columns (1, 4), (2, 5), (3, 6).
+        let data: Vec<u8> = [1i16, 4, 2, 5, 3, 6].iter().flat_map(|v| v.to_be_bytes()).collect();
+        let tensor = one(header, &data).unwrap();
+        let row_major: Vec<u8> = (1i16..=6).flat_map(i16::to_le_bytes).collect();
+        assert_eq!((tensor.dtype, &tensor.data[..]), (DType::I16, &row_major[..]));
+    }
+
+    #[test]
+    fn texts_lose_their_padding() {
+        let data: Vec<u8> = ['o', 'n', '\0', 'o', 'f', 'f']
+            .iter()
+            .flat_map(|c| (*c as u32).to_le_bytes())
+            .collect();
+        let header = "{'descr': '<U3', 'fortran_order': False, 'shape': (2,), }";
+        assert_eq!(one(header, &data).unwrap().strings().unwrap(), ["on", "off"]);
+    }
+
+    #[test]
+    fn arrays_without_elements_are_read() {
+        for order in ["True", "False"] {
+            let header = format!("{{'descr': '<f4', 'fortran_order': {order}, 'shape': (3, 0), }}");
+            assert_eq!(one(&header, &[]).unwrap().shape, [3, 0]);
+        }
+    }
+
+    #[test]
+    fn bad_headers_and_sizes_are_refused_in_words() {
+        let of = |descr: &str, shape: &str| {
+            format!("{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}")
+        };
+        let huge = "(18446744073709551615, 2)";
+        for (header, expected) in [
+            (of("'<f4'", "(3,)"), "ends after 8 bytes"),
+            (of("'<f4'", huge), "impossible shape"),
+            (of("'<f4'", "(1000000000000,)"), "an archive may hold"),
+            (of("'<f4'", "(-1,)"), "not understood"),
+            (of("'<c8'", "(1,)"), "is handled"),
+            (of("'|O'", "(1,)"), "is handled"),
+            (of("'<U0'", "(1,)"), "is handled"),
+            (of("[('a', '<f4')]", "(1,)"), "not understood"),
+            ("(".repeat(60_000), "not understood"),
+            (String::new(), "not understood"),
+        ] {
+            let problem = one(&header, &[0; 8]).unwrap_err();
+            let expected = expected.trim_start_matches("is ");
+            assert!(problem.contains(expected), "{problem} should contain {expected:?}");
+        }
+        let long = [b"\x93NUMPY\x02\x00".as_slice(), &[0xFF; 4]].concat();
+        let problem = read_array(&mut &long[..], &mut 1).unwrap_err();
+        assert!(problem.contains("above the limit"), "{problem}");
+    }
+
+    #[test]
+    fn files_that_are_no_archives_are_named() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "not a zip").unwrap();
+        let error = read(file.path()).unwrap_err();
+        assert!(error.to_string().starts_with(&file.path().display().to_string()), "{error}");
+        assert!(!error.unreadable);
+        assert!(read(Path::new("/nonexistent.npz")).unwrap_err().unreadable);
+        assert!(!read(Path::new("/dev")).unwrap_err().unreadable);
+    }
+}
