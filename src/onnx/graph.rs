@@ -75,9 +75,7 @@ impl<'m> Graph<'m> {
         for (input, value) in node.input.iter().enumerate().filter(|(_, v)| !v.is_empty()) {
             self.uses.entry(value).or_default().push(Use::Input { node: id, input });
         }
-        let mut captured = Vec::new();
-        node.attribute.iter().flat_map(subgraphs).for_each(|g| captures(g, &mut captured));
-        for value in captured {
+        for value in self.captured(id) {
             self.uses.entry(value).or_default().push(Use::Captured { node: id });
         }
         for value in node.output.iter().filter(|value| !value.is_empty()) {
@@ -104,6 +102,14 @@ impl<'m> Graph<'m> {
     /// Node `id`.
     pub fn node(&self, id: NodeId) -> &'m NodeProto {
         &self.model.graph().node[id]
+    }
+
+    /// The values that the control-flow bodies of node `id` read by name.
+    pub fn captured(&self, id: NodeId) -> Vec<&'m str> {
+        let mut values = Vec::new();
+        let bodies = self.node(id).attribute.iter().flat_map(subgraphs);
+        bodies.for_each(|body| captures(body, &mut values));
+        values
     }
 
     /// A node's name, or its first output where the exporter gave it no name.

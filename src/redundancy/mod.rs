@@ -1,1 +1,3 @@
 //! The QM-FRG: nodes, edges, clusters, representatives and certificates.
+
+pub mod selection;

@@ -36,3 +36,7 @@ pub enum CutError {
     #[error("the edited graph was refused")]
     Onnx(#[from] OnnxError),
 }
+//! Graph and cut → new graph, refit, pre- and postconditions.
+
+pub mod refit;
+pub mod repair;

@@ -1,0 +1,227 @@
+//! What an operator sees and says on calibration samples: rows (x, y) with y ≈ W·x + b, where x is the
+//! flattened patch under the kernel. A bounded number of positions is drawn from every sample.
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::onnx::{Graph, Operator, OperatorKind, Tensor};
+
+/// Sampled rows of one operator (one group of its channels).
+#[derive(Debug, Clone, Default)]
+pub struct Rows {
+    /// Length of x.
+    pub inputs: usize,
+    /// Length of y.
+    pub outputs: usize,
+    /// `count × inputs`, row-major.
+    pub x: Vec<f32>,
+    /// `count × outputs`, row-major.
+    pub y: Vec<f32>,
+    /// The sample (image) that each row comes from.
+    pub sample: Vec<u32>,
+}
+
+impl Rows {
+    /// Number of rows.
+    pub fn count(&self) -> usize {
+        self.sample.len()
+    }
+}
+
+/// How an operator walks over its input.
+#[derive(Debug, Clone)]
+pub struct Geometry {
+    kernel: Vec<usize>,
+    strides: Vec<usize>,
+    dilations: Vec<usize>,
+    /// Explicit leading pads, or `None` where they follow from `auto_pad` and the sizes.
+    pads: Option<Vec<usize>>,
+    same_lower: bool,
+    group: usize,
+    inputs: usize,
+    outputs: usize,
+}
+
+impl Geometry {
+    /// The geometry of a Conv, Gemm or MatMul; `None` for a ConvTranspose, whose outputs overlap.
+    pub fn of(graph: &Graph, operator: &Operator) -> Option<Self> {
+        if matches!(operator.kind, OperatorKind::ConvTranspose { .. }) {
+            return None;
+        }
+        let attrs = graph.attrs(operator.node);
+        let rank = operator.kernel.len();
+        let list = |name: &str, default: usize| -> Option<Vec<usize>> {
+            match attrs.ints(name) {
+                None => Some(vec![default; rank]),
+                Some(values) => values.iter().map(|v| usize::try_from(*v).ok()).collect(),
+            }
+        };
+        let auto = attrs.text("auto_pad").unwrap_or("NOTSET");
+        let pads = match auto {
+            "SAME_UPPER" | "SAME_LOWER" => None,
+            "VALID" => Some(vec![0; rank]),
+            _ => Some(list("pads", 0)?),
+        };
+        Some(Self {
+            kernel: operator.kernel.clone(),
+            strides: list("strides", 1)?,
+            dilations: list("dilations", 1)?,
+            pads,
+            same_lower: auto == "SAME_LOWER",
+            group: operator.group(),
+            inputs: operator.inputs,
+            outputs: operator.outputs,
+        })
+    }
+
+    /// Leading pad of spatial axis `axis`.
+    fn pad(&self, axis: usize, input: usize, output: usize) -> isize {
+        if let Some(pads) = &self.pads {
+            return pads.get(axis).copied().unwrap_or(0) as isize;
+        }
+        let reach = (self.kernel[axis] - 1) * self.dilations[axis] + 1;
+        let total = (output.saturating_sub(1) * self.strides[axis] + reach).saturating_sub(input);
+        (if self.same_lower { total.div_ceil(2) } else { total / 2 }) as isize
+    }
+}
+
+/// Draws about `limit` rows of group `group` (0 for an operator without groups) from the operator's
+/// inputs `x` and wanted outputs `y`, one tensor a batch; the batch axis is the first. The same positions
+/// are drawn for the same `seed` and shapes.
+///
+/// `None` where the tensors are not floating-point or their shapes do not fit the operator.
+pub fn sample(
+    geometry: &Geometry,
+    x: &[Tensor],
+    y: &[Tensor],
+    group: usize,
+    limit: usize,
+    seed: u64,
+) -> Option<Rows> {
+    let samples: usize = x.iter().map(|t| t.shape.first().copied().unwrap_or(1)).sum();
+    let per_sample = limit.div_ceil(samples.max(1)).max(1);
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let inputs = geometry.inputs / geometry.group * geometry.kernel.iter().product::<usize>();
+    let outputs = geometry.outputs / geometry.group;
+    let mut rows = Rows { inputs, outputs, ..Rows::default() };
+    let mut first = 0;
+    for (x, y) in x.iter().zip(y) {
+        let batch = Planes::of(geometry, x, y)?;
+        for sample in 0..batch.samples {
+            let positions = draw(&mut rng, batch.positions, per_sample);
+            for position in positions {
+                batch.push(geometry, group, sample, position, &mut rows);
+                rows.sample.push(first + sample as u32);
+            }
+        }
+        first += batch.samples as u32;
+    }
+    Some(rows)
+}
+
+/// `count` different numbers below `total`, all where there are no more; ascending.
+fn draw(rng: &mut ChaCha8Rng, total: usize, count: usize) -> Vec<usize> {
+    if count >= total {
+        return (0..total).collect();
+    }
+    // One number from each of `count` equal stretches: no repetition, and the whole image is covered.
+    (0..count)
+        .map(|part| {
+            let (from, to) = (part * total / count, (part + 1) * total / count);
+            rng.random_range(from..to.max(from + 1))
+        })
+        .collect()
+}
+
+/// One batch of an operator's input and output as planes.
+struct Planes {
+    x: Vec<f32>,
+    y: Vec<f32>,
+    samples: usize,
+    positions: usize,
+    /// Spatial sizes; empty where features stand on the last axis (Gemm, MatMul).
+    in_size: Vec<usize>,
+    out_size: Vec<usize>,
+    pads: Vec<isize>,
+}
+
+impl Planes {
+    fn of(geometry: &Geometry, x: &Tensor, y: &Tensor) -> Option<Self> {
+        let (xs, ys) = (x.to_f32()?, y.to_f32()?);
+        let samples = *x.shape.first()?;
+        if samples == 0 || y.shape.first() != Some(&samples) {
+            return None;
+        }
+        if geometry.kernel.is_empty() {
+            let fits = x.shape.last() == Some(&geometry.inputs)
+                && y.shape.last() == Some(&geometry.outputs)
+                && xs.len() / geometry.inputs == ys.len() / geometry.outputs;
+            let positions = xs.len() / geometry.inputs / samples;
+            let (in_size, out_size, pads) = (Vec::new(), Vec::new(), Vec::new());
+            let planes = Self { x: xs, y: ys, samples, positions, in_size, out_size, pads };
+            return fits.then_some(planes);
+        }
+        let rank = geometry.kernel.len();
+        let fits = x.shape.len() == rank + 2
+            && y.shape.len() == rank + 2
+            && x.shape[1] == geometry.inputs
+            && y.shape[1] == geometry.outputs;
+        if !fits {
+            return None;
+        }
+        let (in_size, out_size) = (x.shape[2..].to_vec(), y.shape[2..].to_vec());
+        let pads =
+            (0..rank).map(|axis| geometry.pad(axis, in_size[axis], out_size[axis])).collect();
+        let positions = out_size.iter().product();
+        Some(Self { x: xs, y: ys, samples, positions, in_size, out_size, pads })
+    }
+
+    /// Appends the row at output position `position` of sample `sample`.
+    fn push(&self, g: &Geometry, group: usize, sample: usize, position: usize, rows: &mut Rows) {
+        if g.kernel.is_empty() {
+            let row = sample * self.positions + position;
+            rows.x.extend_from_slice(&self.x[row * g.inputs..][..g.inputs]);
+            rows.y.extend_from_slice(&self.y[row * g.outputs..][..g.outputs]);
+            return;
+        }
+        let (per_in, per_out) = (g.inputs / g.group, g.outputs / g.group);
+        let in_plane: usize = self.in_size.iter().product();
+        let offsets = self.offsets(g, position);
+        for channel in group * per_in..(group + 1) * per_in {
+            let plane = &self.x[(sample * g.inputs + channel) * in_plane..][..in_plane];
+            rows.x.extend(offsets.iter().map(|offset| offset.map_or(0.0, |at| plane[at])));
+        }
+        for channel in group * per_out..(group + 1) * per_out {
+            rows.y.push(self.y[(sample * g.outputs + channel) * self.positions + position]);
+        }
+    }
+
+    /// Where each kernel position reads in an input plane; `None` in the padding.
+    fn offsets(&self, g: &Geometry, position: usize) -> Vec<Option<usize>> {
+        let corner = unravel(position, &self.out_size);
+        let taps: usize = g.kernel.iter().product();
+        (0..taps)
+            .map(|tap| {
+                let at = unravel(tap, &g.kernel);
+                (0..at.len()).try_fold(0, |index, axis| {
+                    let place = (corner[axis] * g.strides[axis] + at[axis] * g.dilations[axis])
+                        as isize
+                        - self.pads[axis];
+                    let inside = place >= 0 && (place as usize) < self.in_size[axis];
+                    inside.then(|| index * self.in_size[axis] + place as usize)
+                })
+            })
+            .collect()
+    }
+}
+
+/// Row-major coordinates of `index` in an array of the given sizes.
+fn unravel(index: usize, sizes: &[usize]) -> Vec<usize> {
+    let mut rest = index;
+    let mut at = vec![0; sizes.len()];
+    for axis in (0..sizes.len()).rev() {
+        at[axis] = rest % sizes[axis];
+        rest /= sizes[axis];
+    }
+    at
+}

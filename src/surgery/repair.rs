@@ -1,0 +1,396 @@
+//! Repairs a cut network from front to back: every operator behind a cut is refitted on what it now
+//! reads towards what the dense network said there, so that each repair also makes up for what those
+//! before it left over.
+//!
+//! The last operator of a residual branch is fitted to the dense value *after* the addition minus the cut
+//! network's own shortcut: each block repairs the error that the stream brings along.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use faer::Mat;
+
+use super::refit::{Affine, Refit, match_statistics, refit};
+use crate::limits;
+use crate::onnx::{
+    DType, Engine, ExecError, Graph, Matrix, Model, NodeId, OnnxError, Operator, OperatorKind,
+    Patch, Tensor, Use, operators, tensor,
+};
+use crate::spectra::activations::{Activations, Batch};
+use crate::spectra::moments::Moments;
+use crate::spectra::rows::{Geometry, sample};
+
+/// Every fifth sample is not fitted on; it decides whether a fit is kept.
+pub const HELD_OUT: u32 = 5;
+
+/// Whether a sample is held out from fitting.
+pub fn is_held_out(sample: u32) -> bool {
+    sample % HELD_OUT == 0
+}
+
+/// How operators behind a cut are repaired.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// Affine refit in closed form.
+    #[default]
+    Refit,
+    /// Mean and variance of each channel only.
+    Statistics,
+    /// Not at all.
+    None,
+}
+
+/// What the repair did to one operator.
+#[derive(Debug, Clone)]
+pub struct Repaired {
+    /// The operator's name.
+    pub operator: String,
+    pub kind: super::refit::RefitKind,
+    /// Relative squared error on held-out samples.
+    pub before: f64,
+    pub after: f64,
+}
+
+/// Why a repair stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum RepairError {
+    #[error("the runtime failed while the cut network was repaired")]
+    Exec(#[from] ExecError),
+    #[error("a repaired operator could not be written back")]
+    Onnx(#[from] OnnxError),
+}
+
+/// Channels that are gone: indices by (value, axis) of the dense network.
+pub type Gone = BTreeMap<(String, usize), BTreeSet<usize>>;
+
+/// Everything a repair reads.
+pub struct Repair<'a> {
+    pub engine: &'a dyn Engine,
+    pub dense: &'a Model,
+    /// Removed indices of every value that lost channels.
+    pub gone: &'a Gone,
+    pub batches: &'a [Batch],
+    pub mode: Mode,
+    pub seed: u64,
+}
+
+impl Repair<'_> {
+    /// Repairs `cut` and says what was done to each operator, in topological order. `progress` hears
+    /// (done, total).
+    ///
+    /// # Errors
+    /// Where the runtime fails or an operator's new weights cannot be stored.
+    pub fn run(
+        &self,
+        cut: Model,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<(Model, Vec<Repaired>), RepairError> {
+        if self.mode == Mode::None {
+            return Ok((cut, Vec::new()));
+        }
+        let mut dense = Activations::new(self.engine, self.batches);
+        let mut pruned = Activations::new(self.engine, self.batches);
+        let mut model = cut;
+        let todo: Vec<Operator> = {
+            let graph = Graph::new(&model);
+            let dirty = dirty_values(&graph, &Graph::new(self.dense));
+            operators(&graph).into_iter().filter(|op| dirty.contains(&op.input)).collect()
+        };
+        let mut report = Vec::new();
+        for (done, operator) in todo.iter().enumerate() {
+            progress(done, todo.len());
+            if let Some((patch, repaired)) =
+                self.operator(&model, operator, &mut dense, &mut pruned)?
+            {
+                model = patch.apply(&model)?;
+                report.push(repaired);
+            }
+            forget_past(&Graph::new(&model), &mut pruned, &operator.output);
+            forget_past(&Graph::new(self.dense), &mut dense, &operator.output);
+        }
+        progress(todo.len(), todo.len());
+        Ok((model, report))
+    }
+
+    fn operator(
+        &self,
+        model: &Model,
+        operator: &Operator,
+        dense: &mut Activations,
+        pruned: &mut Activations,
+    ) -> Result<Option<(Patch, Repaired)>, RepairError> {
+        let graph = Graph::new(model);
+        let Some(geometry) = Geometry::of(&graph, operator).filter(|_| operator.exact) else {
+            return Ok(None);
+        };
+        let Some(wanted) = self.target(&graph, operator, dense, pruned)? else { return Ok(None) };
+        pruned.fetch(model, &[&operator.input])?;
+        let Some(x) = pruned.get(&operator.input) else { return Ok(None) };
+        let current = operator.matrix(&graph)?;
+        let bias = operator.bias_values(&graph);
+        let can_shift = operator.bias.is_some() || operator.kind != OperatorKind::MatMul;
+        let group = operator.group();
+        let per_group = operator.outputs / group;
+        let limit = rows_wanted(operator.row_len()).div_ceil(if group > 8 { 4 } else { 1 });
+        let mut new = Matrix { data: Vec::with_capacity(current.data.len()), ..current.clone() };
+        let mut new_bias = Vec::with_capacity(bias.len());
+        let mut worst: Option<Refit> = None;
+        for g in 0..group {
+            let rows = sample(&geometry, x, &wanted, g, limit, self.seed ^ operator.node as u64);
+            let Some(rows) = rows else { return Ok(None) };
+            let moments =
+                (Moments::of(&rows, |s| !is_held_out(s)), Moments::of(&rows, is_held_out));
+            let (Some(fit), Some(check)) = moments else { return Ok(None) };
+            let affine = Affine {
+                weight: Mat::from_fn(per_group, current.cols, |i, j| {
+                    f64::from(current.data[(g * per_group + i) * current.cols + j])
+                }),
+                bias: bias[g * per_group..][..per_group].iter().map(|b| f64::from(*b)).collect(),
+            };
+            let found = match self.mode {
+                Mode::Refit => refit(affine, &fit, &check),
+                Mode::Statistics | Mode::None => match_statistics(affine, &fit, &check),
+            };
+            for i in 0..per_group {
+                new.data.extend((0..current.cols).map(|j| found.affine.weight[(i, j)] as f32));
+            }
+            new_bias.extend(found.affine.bias.iter().map(|b| *b as f32));
+            if worst.as_ref().is_none_or(|w| found.before > w.before) {
+                worst = Some(found);
+            }
+        }
+        let Some(worst) = worst else { return Ok(None) };
+        let mut patch = Patch::default();
+        patch.constants.insert(operator.weight.clone(), operator.weight_tensor(&graph, &new)?);
+        if can_shift {
+            set_bias(&graph, operator, &new_bias, &mut patch)?;
+        }
+        let (kind, before, after) = (worst.kind, worst.before, worst.after);
+        Ok(Some((patch, Repaired { operator: operator.name.clone(), kind, before, after })))
+    }
+
+    /// What the operator's output is to be, one tensor a batch, only the channels that are left.
+    fn target(
+        &self,
+        graph: &Graph,
+        operator: &Operator,
+        dense: &mut Activations,
+        pruned: &mut Activations,
+    ) -> Result<Option<Vec<Tensor>>, RepairError> {
+        dense.fetch(self.dense, &[&operator.output])?;
+        let Some(plain) = self.kept(dense, &operator.output) else { return Ok(None) };
+        if self.mode != Mode::Refit {
+            return Ok(Some(plain));
+        }
+        let Some(sum) = residual_sum(graph, operator) else { return Ok(Some(plain)) };
+        dense.fetch(self.dense, &[&sum.output])?;
+        pruned.fetch(graph.model(), &[&sum.shortcut])?;
+        let (Some(after), Some(shortcut)) =
+            (self.kept(dense, &sum.output), pruned.get(&sum.shortcut))
+        else {
+            return Ok(Some(plain));
+        };
+        let corrected: Option<Vec<Tensor>> = after
+            .iter()
+            .zip(shortcut)
+            .zip(&plain)
+            .map(|((after, shortcut), plain)| sum.before_norm(after, shortcut, plain))
+            .collect();
+        Ok(Some(corrected.unwrap_or(plain)))
+    }
+
+    /// A dense value without the channels that the cut removed.
+    fn kept(&self, dense: &Activations, value: &str) -> Option<Vec<Tensor>> {
+        let mut tensors: Vec<Tensor> = dense.get(value)?.to_vec();
+        for ((name, axis), gone) in self.gone.range((value.to_owned(), 0)..) {
+            if name != value {
+                break;
+            }
+            tensors = tensors.iter().map(|t| without(t, *axis, gone)).collect::<Option<_>>()?;
+        }
+        Some(tensors)
+    }
+}
+
+/// Rows to draw for `unknowns` columns: at least [`limits::ROWS_PER_FIT`], seven an unknown, and no more
+/// than memory allows.
+pub fn rows_wanted(unknowns: usize) -> usize {
+    let by_memory = limits::FIT_BYTES / (4 * unknowns.max(1));
+    limits::ROWS_PER_FIT.max(7 * unknowns).min(by_memory)
+}
+
+/// The tensor without the indices `gone` on `axis`.
+pub fn without(tensor: &Tensor, axis: usize, gone: &BTreeSet<usize>) -> Option<Tensor> {
+    let size = tensor.dtype.size()?;
+    let length = *tensor.shape.get(axis)?;
+    let inner = tensor.shape[axis + 1..].iter().product::<usize>() * size;
+    let mut data = Vec::with_capacity(tensor.data.len());
+    for plane in tensor.data.chunks_exact((length * inner).max(1)) {
+        for (index, piece) in plane.chunks_exact(inner.max(1)).enumerate() {
+            if !gone.contains(&index) {
+                data.extend_from_slice(piece);
+            }
+        }
+    }
+    let mut shape = tensor.shape.clone();
+    shape[axis] = length - gone.range(..length).count();
+    Some(Tensor { dtype: tensor.dtype, shape, data: data.into() })
+}
+
+/// Stores a new bias, as a new constant where the operator had none.
+fn set_bias(
+    graph: &Graph,
+    operator: &Operator,
+    bias: &[f32],
+    patch: &mut Patch,
+) -> Result<(), OnnxError> {
+    let dtype = graph.weight_dtype(&operator.weight).unwrap_or(DType::F32);
+    let bytes = crate::onnx::values::float_bytes(dtype, bias).unwrap_or_default();
+    if let Some(name) = &operator.bias {
+        let dims = graph.weight_dims(name).unwrap_or_else(|| vec![bias.len()]);
+        patch.constants.insert(name.clone(), tensor(name, dtype, &dims, bytes));
+        return Ok(());
+    }
+    let name = format!("{}.bias.blochd", operator.weight);
+    if graph.weight(&name).is_some() {
+        return Err(OnnxError::Edit(format!("constant {name:?} is there already")));
+    }
+    patch.constants.insert(name.clone(), tensor(&name, dtype, &[bias.len()], bytes));
+    patch.inputs.insert((operator.node, 2), name);
+    Ok(())
+}
+
+/// Values of `cut` that may differ from those of `dense`: behind a changed constant or a changed input.
+fn dirty_values(cut: &Graph, dense: &Graph) -> BTreeSet<String> {
+    let mut dirty: BTreeSet<String> = BTreeSet::new();
+    for (id, node) in cut.nodes().iter().enumerate() {
+        let twin = node.output.first().and_then(|out| dense.producer(out)).map(|id| dense.node(id));
+        let same_wiring = twin.is_some_and(|twin| twin.input == node.input);
+        let changed = |name: &String| {
+            dirty.contains(name)
+                || cut.weight(name).is_some_and(|weight| {
+                    let before = dense.weight(name).map(|weight| weight.tensor);
+                    before.is_none_or(|tensor| {
+                        tensor.dims != weight.tensor.dims
+                            || tensor.raw_data != weight.tensor.raw_data
+                    })
+                })
+        };
+        let captured = cut.captured(id).into_iter().any(|name| dirty.contains(name));
+        if !same_wiring || captured || node.input.iter().any(changed) {
+            dirty.extend(node.output.iter().filter(|name| !name.is_empty()).cloned());
+        }
+    }
+    dirty
+}
+
+/// Forgets values that nothing behind the producer of `reached` reads.
+fn forget_past(graph: &Graph, known: &mut Activations, reached: &str) {
+    let now = graph.producer(reached).unwrap_or(0);
+    let later = |one: &Use| match one {
+        Use::Input { node, .. } | Use::Captured { node } => *node > now,
+        Use::Output => false,
+    };
+    known.retain(|value| graph.producer(value).is_none() || graph.uses(value).iter().any(later));
+}
+
+/// The addition at the end of an operator's residual branch.
+struct ResidualSum {
+    /// The sum.
+    output: String,
+    /// Its other term, which the cut network has computed already.
+    shortcut: String,
+    /// Per-channel scale and shift of a BatchNormalization between the operator and the sum.
+    norm: Option<(Vec<f32>, Vec<f32>)>,
+}
+
+/// Follows the operator's output through at most one normalisation to an addition whose other term does
+/// not depend on operators that are still to be repaired.
+fn residual_sum(graph: &Graph, operator: &Operator) -> Option<ResidualSum> {
+    if matches!(operator.kind, OperatorKind::ConvTranspose { .. }) {
+        return None;
+    }
+    let mut value = operator.output.as_str();
+    let mut norm = None;
+    loop {
+        let [Use::Input { node, input }] = graph.uses(value) else { return None };
+        let output = graph.node(*node).output.first()?;
+        match graph.op(*node).as_str() {
+            "Add" => {
+                let shortcut = graph.input(*node, 1 - input)?;
+                let ready = graph.weight(shortcut).is_none()
+                    && ancestors_before(graph, shortcut, operator.node);
+                let (output, shortcut) = (output.clone(), shortcut.to_owned());
+                return ready.then_some(ResidualSum { output, shortcut, norm });
+            }
+            "Identity" => {}
+            "BatchNormalization" if norm.is_none() && *input == 0 => {
+                norm = Some(norm_of(graph, *node)?);
+            }
+            _ => return None,
+        }
+        value = output;
+    }
+}
+
+/// Whether every operator that `value` depends on stands before node `before`.
+fn ancestors_before(graph: &Graph, value: &str, before: NodeId) -> bool {
+    let mut seen = BTreeSet::new();
+    let mut open = vec![value];
+    while let Some(value) = open.pop() {
+        let Some(node) = graph.producer(value) else { continue };
+        if !seen.insert(node) {
+            continue;
+        }
+        // Behind the operator there may stand additions and activations that do not read it.
+        if node == before || (node > before && operators_at(graph, node)) {
+            return false;
+        }
+        open.extend(graph.node(node).input.iter().map(String::as_str));
+    }
+    true
+}
+
+fn operators_at(graph: &Graph, node: NodeId) -> bool {
+    let op = graph.op(node);
+    matches!(op.as_str(), "Conv" | "ConvTranspose" | "Gemm" | "MatMul")
+}
+
+fn norm_of(graph: &Graph, node: NodeId) -> Option<(Vec<f32>, Vec<f32>)> {
+    let floats = |input| graph.floats(graph.input(node, input)?);
+    let (gamma, beta, mean, variance) = (floats(1)?, floats(2)?, floats(3)?, floats(4)?);
+    let epsilon = graph.attrs(node).float("epsilon").unwrap_or(1e-5);
+    let scale: Vec<f32> =
+        gamma.iter().zip(&variance).map(|(g, v)| g / (v + epsilon).sqrt()).collect();
+    let shift = beta.iter().zip(&mean).zip(&scale).map(|((b, m), s)| b - m * s).collect();
+    Some((scale, shift))
+}
+
+impl ResidualSum {
+    /// What the operator should say so that sum = `after`, given the shortcut: (after − shortcut) taken
+    /// back through the normalisation. Channels that the normalisation all but silences keep `plain`.
+    fn before_norm(&self, after: &Tensor, shortcut: &Tensor, plain: &Tensor) -> Option<Tensor> {
+        if after.shape != shortcut.shape || after.shape != plain.shape {
+            return None;
+        }
+        let (after, shortcut, plain_values) =
+            (after.to_f32()?, shortcut.to_f32()?, plain.to_f32()?);
+        let mut values: Vec<f32> = after.iter().zip(&shortcut).map(|(a, s)| a - s).collect();
+        if let Some((scale, shift)) = &self.norm {
+            let channels = *plain.shape.get(1)?;
+            let plane: usize = plain.shape[2..].iter().product();
+            if scale.len() != channels {
+                return None;
+            }
+            let loudest = scale.iter().fold(0.0f32, |max, s| max.max(s.abs()));
+            for (index, value) in values.iter_mut().enumerate() {
+                let channel = index / plane.max(1) % channels;
+                *value = if scale[channel].abs() > 1e-3 * loudest {
+                    (*value - shift[channel]) / scale[channel]
+                } else {
+                    plain_values[index]
+                };
+            }
+        }
+        Some(Tensor::from_f32(&plain.shape, &values))
+    }
+}
