@@ -93,6 +93,14 @@ pub const NPZ_BYTES: u64 = 8 << 30;
 
 /// Longest header of an array: a type, an order and a shape.
 pub const NPY_HEADER_BYTES: usize = 64 << 10;
+// ---- coupling ----
+
+/// Most indices of all axes of all values that are tracked; axes beyond are treated as of unknown length.
+pub const ATOMS: usize = 1 << 28;
+
+/// Most nodes of a residual branch that may be removed as a whole.
+pub const BLOCK_NODES: usize = 256;
+
 // ---- surgery ----
 
 /// Rows of calibration data that one fit draws at least: enough for a 3×3 convolution over 256 channels.
@@ -101,3 +109,43 @@ pub const ROWS_PER_FIT: usize = 16_384;
 
 /// Most bytes of such rows at a time.
 pub const FIT_BYTES: usize = 512 << 20;
+
+// ---- ladder ----
+
+/// Samples that run through a network at once while it is analysed: bounds the memory of activations.
+pub const CALIBRATION_BATCH: usize = 32;
+
+/// Most calibration samples that are used; more change nothing.
+pub const CALIBRATION_SAMPLES: usize = 512;
+
+/// Size of a free axis of an input for which neither samples nor a size were given. Divisible by 32, as
+/// detectors ask.
+pub const SYNTHETIC_FREE_AXIS: usize = 320;
+
+/// Fewest and most rounds in which latencies are compared.
+pub const TIMING_ROUNDS_MIN: usize = 15;
+pub const TIMING_ROUNDS_MAX: usize = 400;
+
+/// Most rescorings of a group while its channels are ranked: wide groups lose several channels at a time.
+pub const SELECTION_STEPS: usize = 96;
+
+/// Most input columns of an operator that takes part in ranking: its covariance and the inverse hold the
+/// square of it in f64.
+pub const SELECTION_COLUMNS: usize = 4_800;
+
+/// Seconds for which one variant of a part of a network is timed: a median over some hundred runs of the
+/// small parts, a dozen of the large ones.
+pub const SEGMENT_SECONDS: f64 = 0.03;
+
+/// How often a plan is corrected by measuring the whole model.
+pub const PLAN_CORRECTIONS: usize = 8;
+
+/// A measured ratio this near (relatively) to the one that was asked for is not corrected further: two
+/// measurements of the same variant differ by as much.
+pub const RATIO_GOOD_ENOUGH: f64 = 0.015;
+
+/// A rung whose measured ratio is further off (relatively) is not what was asked for.
+pub const RATIO_TOLERANCE: f64 = 0.06;
+
+/// Bisections that look for what can be reached above the quality floor.
+pub const FLOOR_BISECTIONS: usize = 3;

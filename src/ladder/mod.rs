@@ -1,6 +1,16 @@
 //! Latency tables, scores and a target → plan, its check, its report, and the manifest of the rungs.
 //! Decides what is cut; `surgery` says what is legal and carries it out.
 
+pub mod allocate;
+pub mod calibration;
+pub mod make;
 pub mod manifest;
+pub mod plan;
+pub mod quality;
+pub mod report;
+pub mod score;
+pub mod segments;
+pub mod table;
+pub mod timing;
 
 pub use manifest::Manifest;

@@ -25,4 +25,4 @@ pub use exec::{DType, Engine, ExecError, Session, Shapes, Tensor, ValueType};
 pub use graph::{Attrs, Graph, NodeId, Use, Weight};
 pub use model::{Encoded, Model, entry, tensor};
 pub use operator::{Matrix, Operator, OperatorKind, operators};
-pub use patch::{Patch, attr_ints, extract, with_outputs};
+pub use patch::{Patch, attr_int, attr_ints, extract, with_outputs};

@@ -16,6 +16,8 @@ pub struct Patch {
     pub constants: BTreeMap<String, TensorProto>,
     /// Attributes to set; an attribute of the same name is replaced.
     pub attributes: BTreeMap<NodeId, Vec<AttributeProto>>,
+    /// Attributes to remove, by name.
+    pub remove_attributes: BTreeMap<NodeId, BTreeSet<String>>,
     /// New sources of single node inputs: (node, input number) → value name. Inputs may be appended.
     pub inputs: BTreeMap<(NodeId, usize), String>,
     /// Values that are read elsewhere instead: every use of the key, graph outputs included, reads the
@@ -32,6 +34,7 @@ impl Patch {
     pub fn is_empty(&self) -> bool {
         self.constants.is_empty()
             && self.attributes.is_empty()
+            && self.remove_attributes.is_empty()
             && self.inputs.is_empty()
             && self.replace.is_empty()
             && self.insert.is_empty()
@@ -58,6 +61,10 @@ impl Patch {
                 node.attribute.retain(|old| old.name != new.name);
                 node.attribute.push(new.clone());
             }
+        }
+        for (node, names) in &self.remove_attributes {
+            let attributes = &mut node_mut(graph, *node)?.attribute;
+            attributes.retain(|a| !a.name.as_ref().is_some_and(|name| names.contains(name)));
         }
         for ((node, input), value) in &self.inputs {
             let inputs = &mut node_mut(graph, *node)?.input;
@@ -190,6 +197,16 @@ pub fn attr_ints(name: &str, values: &[i64]) -> AttributeProto {
         name: Some(name.to_owned()),
         r#type: Some(AttributeType::INTS),
         ints: values.to_vec(),
+        ..Default::default()
+    }
+}
+
+/// An attribute that holds one integer.
+pub fn attr_int(name: &str, value: i64) -> AttributeProto {
+    AttributeProto {
+        name: Some(name.to_owned()),
+        r#type: Some(AttributeType::INT),
+        i: Some(value),
         ..Default::default()
     }
 }

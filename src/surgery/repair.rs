@@ -5,10 +5,11 @@
 //! The last operator of a residual branch is fitted to the dense value *after* the addition minus the cut
 //! network's own shortcut: each block repairs the error that the stream brings along.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use faer::Mat;
 
+use super::cut::Gone;
 use super::refit::{Affine, Refit, match_statistics, refit};
 use crate::limits;
 use crate::onnx::{
@@ -58,9 +59,6 @@ pub enum RepairError {
     #[error("a repaired operator could not be written back")]
     Onnx(#[from] OnnxError),
 }
-
-/// Channels that are gone: indices by (value, axis) of the dense network.
-pub type Gone = BTreeMap<(String, usize), BTreeSet<usize>>;
 
 /// Everything a repair reads.
 pub struct Repair<'a> {

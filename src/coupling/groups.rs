@@ -1,0 +1,136 @@
+//! From classes of atoms to groups.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::atoms::Atoms;
+use super::rules::relate;
+use super::types::{Consumer, Coupling, Frozen, Group, GroupId, Place, Producer, Reason};
+use crate::onnx::{Graph, Operator, OperatorKind, Shapes, operators};
+
+/// The places of one class: (number of the axis) → indices.
+type Members = BTreeMap<usize, Vec<u32>>;
+
+/// Finds the coupled groups of a model. `shapes` are those of one request, every axis known if possible.
+pub fn couple(graph: &Graph, shapes: &Shapes) -> Coupling {
+    let mut atoms = Atoms::new(graph, shapes);
+    relate(graph, &mut atoms);
+    let linear = operators(graph);
+    let (opened, frozen) = opened(graph, &linear, &mut atoms);
+    let axes: Vec<(String, usize)> =
+        atoms.all().map(|(value, axis, _)| (value.to_owned(), axis)).collect();
+    let mut members: BTreeMap<u32, Members> = BTreeMap::new();
+    for (number, (value, axis)) in axes.iter().enumerate() {
+        let Some(axis) = atoms.axis(value, *axis) else { continue };
+        for index in 0..axis.length as u32 {
+            let root = atoms.root(axis.first + index);
+            if opened.contains(&root) {
+                members.entry(root).or_default().entry(number).or_default().push(index);
+            }
+        }
+    }
+    let mut alike: BTreeMap<Vec<(usize, usize)>, Vec<Members>> = BTreeMap::new();
+    for class in members.into_values() {
+        let signature = class.iter().map(|(axis, indices)| (*axis, indices.len())).collect();
+        alike.entry(signature).or_default().push(class);
+    }
+    let mut groups: Vec<Group> =
+        alike.into_values().filter_map(|classes| group(graph, &linear, &axes, classes)).collect();
+    let first = |group: &Group| group.producers.iter().map(|producer| producer.node).min();
+    groups.sort_by_key(|group| (first(group), group.places.first().map(|p| p.index.clone())));
+    for (number, group) in groups.iter_mut().enumerate() {
+        group.id = GroupId(number);
+    }
+    Coupling { groups, frozen }
+}
+
+/// The classes that an operator writes and nothing freezes, and what is frozen of each operator.
+fn opened(graph: &Graph, linear: &[Operator], atoms: &mut Atoms) -> (BTreeSet<u32>, Vec<Frozen>) {
+    let mut opened = BTreeSet::new();
+    let mut frozen = Vec::new();
+    for operator in linear.iter().filter(|operator| !operator.is_depthwise()) {
+        let value = graph.node(operator.node).output.first().map_or("", String::as_str);
+        let axis = match operator.kind {
+            OperatorKind::Conv { .. } | OperatorKind::ConvTranspose { .. } => 1,
+            OperatorKind::Gemm { .. } | OperatorKind::MatMul => {
+                atoms.rank(value).unwrap_or(0).saturating_sub(1)
+            }
+        };
+        let Some(axis) = atoms.axis(value, axis) else { continue };
+        let mut because: BTreeMap<Reason, usize> = BTreeMap::new();
+        for index in 0..axis.length as u32 {
+            let root = atoms.root(axis.first + index);
+            match atoms.frozen(root) {
+                Some(reason) => *because.entry(reason.clone()).or_default() += 1,
+                None => drop(opened.insert(root)),
+            }
+        }
+        frozen.extend(because.into_iter().map(|(because, width)| Frozen {
+            what: operator.name.clone(),
+            width,
+            because,
+        }));
+    }
+    (opened, frozen)
+}
+
+fn group(
+    graph: &Graph,
+    linear: &[Operator],
+    axes: &[(String, usize)],
+    mut classes: Vec<Members>,
+) -> Option<Group> {
+    // In the order of their first index in the first axis that they share.
+    classes.sort_by(|a, b| a.values().cmp(b.values()));
+    let places: Vec<Place> = classes
+        .first()?
+        .keys()
+        .map(|number| {
+            let (value, axis) = axes[*number].clone();
+            let constant = graph.weight(&value).is_some();
+            let index = classes.iter().map(|class| class[number].clone()).collect();
+            Place { value, constant, axis, index }
+        })
+        .collect();
+    let on = |value: &str, axis: usize| {
+        places.iter().find(|place| place.value == value && place.axis == axis)
+    };
+    let mut producers = Vec::new();
+    let mut consumers = Vec::new();
+    let mut through = Vec::new();
+    for operator in linear {
+        let (input_axis, output_axis) = match operator.kind {
+            OperatorKind::Conv { .. } => (1, 0),
+            OperatorKind::ConvTranspose { .. } => (0, 1),
+            OperatorKind::Gemm { trans_b } => (usize::from(trans_b), usize::from(!trans_b)),
+            OperatorKind::MatMul => (0, 1),
+        };
+        if operator.group() > 1 {
+            let value = graph.node(operator.node).output.first().map_or("", String::as_str);
+            if let Some(place) = on(value, 1) {
+                through.push(operator.node);
+                if !operator.is_depthwise() {
+                    producers.push(Producer { node: operator.node, outputs: place.index.clone() });
+                }
+            }
+            continue;
+        }
+        if let Some(place) = on(&operator.weight, output_axis) {
+            producers.push(Producer { node: operator.node, outputs: place.index.clone() });
+        }
+        if let Some(place) = on(&operator.weight, input_axis) {
+            consumers.push(Consumer { node: operator.node, inputs: place.index.clone() });
+        }
+    }
+    let name = graph.label(producers.first()?.node);
+    let stream = places.iter().any(|place| is_sum(graph, &place.value));
+    let (id, width) = (GroupId(0), classes.len());
+    Some(Group { id, name, width, places, producers, consumers, through, stream })
+}
+
+/// Whether the value is the sum of two computed values.
+fn is_sum(graph: &Graph, value: &str) -> bool {
+    graph.producer(value).is_some_and(|node| {
+        graph.op(node) == "Add"
+            && graph.node(node).input.iter().all(|input| graph.weight(input).is_none())
+    })
+}

@@ -1,0 +1,158 @@
+//! What a rung cuts: the items of the knapsack from scores and latencies, and the plan that it picks.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::allocate::{Choice, allocate, combine};
+use super::score::Scored;
+use crate::coupling::{Block, Coupling, Group, GroupId};
+use crate::onnx::{Graph, Model, OnnxError, Patch, Shapes};
+use crate::surgery::{self, Cut, CutError};
+
+/// Channels a group may keep: multiples of `align` (or of what divides its width into at most sixteen
+/// steps of a power of two), down to an eighth.
+pub fn widths(group: &Group, align: Option<usize>) -> Vec<usize> {
+    let step = align.unwrap_or_else(|| match group.width {
+        0..=15 => 2,
+        16..=31 => 4,
+        32..=127 => 8,
+        wide => (wide / 16).next_power_of_two(),
+    });
+    let step = step.max(1);
+    let least = (group.width / 8).max(1).next_multiple_of(step);
+    (least..group.width).step_by(step).collect()
+}
+
+/// Everything that is known of a model when its cuts are planned.
+pub struct Known<'a> {
+    pub graph: &'a Graph<'a>,
+    pub shapes: &'a Shapes,
+    pub coupling: &'a Coupling,
+    pub blocks: &'a [Block],
+    pub scored: BTreeMap<GroupId, Scored>,
+}
+
+/// The channels to keep and the blocks to remove.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Plan {
+    /// Kept channels of every group that is cut.
+    pub widths: BTreeMap<GroupId, usize>,
+    /// Removed blocks, as indices.
+    pub bypass: BTreeSet<usize>,
+}
+
+/// Why a plan could not be carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    #[error("the planned cut was refused")]
+    Cut(#[from] CutError),
+    #[error("a residual block could not be removed")]
+    Onnx(#[from] OnnxError),
+}
+
+/// Choices of one group: its widths with their savings (microseconds) and losses.
+pub fn group_choices(
+    id: GroupId,
+    width: usize,
+    scored: &Scored,
+    savings: &[(usize, f64)],
+) -> Vec<Choice> {
+    let cuts = savings.iter().map(|(kept, saving)| Choice {
+        saving: *saving,
+        loss: scored.selection.loss[width - kept],
+        widths: vec![(id.0, *kept)],
+        bypass: None,
+    });
+    std::iter::once(Choice::keep()).chain(cuts).collect()
+}
+
+/// The items of the knapsack: residual blocks (their groups' widths together, or their removal) and the
+/// groups outside of blocks. `removals` gives each block's (saving, loss) where it may be removed.
+pub fn items(
+    mut groups: BTreeMap<GroupId, Vec<Choice>>,
+    blocks: &[Block],
+    removals: &[Option<(f64, f64)>],
+) -> Vec<Vec<Choice>> {
+    let mut items = Vec::new();
+    for (index, block) in blocks.iter().enumerate() {
+        let inside = block.groups.iter().filter_map(|id| groups.remove(id));
+        let mut choices = inside.fold(vec![Choice::keep()], |all, one| combine(&all, &one));
+        if let Some(Some((saving, loss))) = removals.get(index) {
+            let (saving, loss) = (*saving, *loss);
+            choices.push(Choice { saving, loss, widths: Vec::new(), bypass: Some(index) });
+        }
+        items.push(choices);
+    }
+    items.extend(groups.into_values());
+    items
+}
+
+/// The plan that saves `needed` microseconds at the least loss; `None` where nothing saves so much.
+pub fn plan(items: &[Vec<Choice>], needed: f64) -> Option<Plan> {
+    let chosen = allocate(items, needed)?;
+    let mut plan = Plan::default();
+    for (item, index) in items.iter().zip(chosen) {
+        let choice = &item[index];
+        plan.widths.extend(choice.widths.iter().map(|(id, kept)| (GroupId(*id), *kept)));
+        plan.bypass.extend(choice.bypass);
+    }
+    Some(plan)
+}
+
+impl Known<'_> {
+    /// The channels that a plan removes.
+    pub fn cut(&self, plan: &Plan) -> Cut {
+        let removed = plan.widths.iter().filter_map(|(id, kept)| {
+            let scored = self.scored.get(id)?;
+            let gone = scored.selection.order.len().checked_sub(*kept)?;
+            Some((*id, scored.selection.order[..gone].iter().copied().collect()))
+        });
+        Cut { removed: removed.collect() }
+    }
+
+    /// The dense model cut as planned, not repaired: as fast as the rung will be.
+    ///
+    /// # Errors
+    /// Where the cut is refused.
+    pub fn carry_out(&self, plan: &Plan) -> Result<Model, PlanError> {
+        let dense = self.graph.model();
+        let cut = surgery::apply(dense, self.coupling, self.shapes, &self.cut(plan))?;
+        if plan.bypass.is_empty() {
+            return Ok(cut);
+        }
+        Ok(self.bypass(plan).apply(&cut)?)
+    }
+
+    /// Lets the readers of each removed block's sum read its shortcut. An activation that directly follows
+    /// and that the shortcut went through already is skipped as well.
+    fn bypass(&self, plan: &Plan) -> Patch {
+        let mut replace: BTreeMap<String, String> = BTreeMap::new();
+        for block in plan.bypass.iter().map(|index| &self.blocks[*index]) {
+            let Some(sum) = self.graph.node(block.add).output.first() else { continue };
+            replace.insert(sum.clone(), block.shortcut.clone());
+            if let Some((repeated, same)) = self.repeated_relu(sum, &block.shortcut) {
+                replace.insert(repeated, same);
+            }
+        }
+        // A shortcut may itself have been replaced by the block before.
+        let resolved = replace.iter().map(|(from, to)| {
+            let mut end = to;
+            while let Some(next) = replace.get(end) {
+                end = next;
+            }
+            (from.clone(), end.clone())
+        });
+        let resolved: BTreeMap<String, String> = resolved.collect();
+        let forget = resolved.keys().cloned().collect();
+        Patch { replace: resolved, forget, ..Patch::default() }
+    }
+
+    /// Relu(x) where x = Relu(…): the value of the second and the one that it repeats.
+    fn repeated_relu(&self, sum: &str, shortcut: &str) -> Option<(String, String)> {
+        let is_relu = |node: usize| self.graph.op(node) == "Relu";
+        self.graph.producer(shortcut).filter(|node| is_relu(*node))?;
+        let [crate::onnx::Use::Input { node, .. }] = self.graph.uses(sum) else { return None };
+        let output = self.graph.node(*node).output.first().filter(|_| is_relu(*node))?;
+        let returned = self.graph.uses(output).contains(&crate::onnx::Use::Output);
+        (!returned).then(|| (output.clone(), shortcut.to_owned()))
+    }
+}

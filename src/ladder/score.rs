@@ -1,0 +1,289 @@
+//! What every group would lose: its channels ranked, and the loss at every width, on the dense network.
+
+use std::collections::BTreeMap;
+
+use faer::Mat;
+
+use crate::coupling::{Block, Group};
+use crate::limits;
+use crate::onnx::{Engine, ExecError, Graph, Model, NodeId, Operator, Tensor, operators};
+use crate::redundancy::selection::{
+    Method, Reader, Selection, along, by_chance, by_distance, by_score, obs,
+};
+use crate::spectra::activations::{Activations, Batch};
+use crate::spectra::moments::Moments;
+use crate::spectra::rows::{Geometry, sample};
+use crate::surgery::repair::{is_held_out, rows_wanted};
+
+/// A group with its channels ranked.
+#[derive(Debug, Clone)]
+pub struct Scored {
+    /// Order of removal, and the loss after each.
+    pub selection: Selection,
+    /// Covariance of the channels as their first reader sees them (taps averaged), width × width.
+    pub covariance: Option<Mat<f64>>,
+    /// Spectral states of the channels.
+    pub states: Vec<Spectrum>,
+}
+
+/// The dense network, its operators by node, and its activations on the calibration samples.
+pub struct Scorer<'a> {
+    pub graph: &'a Graph<'a>,
+    pub engine: &'a dyn Engine,
+    pub blocks: &'a [Block],
+    pub method: Method,
+    pub seed: u64,
+    operators: BTreeMap<NodeId, Operator>,
+    known: Activations<'a>,
+}
+
+impl<'a> Scorer<'a> {
+    pub fn new(
+        graph: &'a Graph<'a>,
+        engine: &'a dyn Engine,
+        blocks: &'a [Block],
+        batches: &[Batch],
+        method: Method,
+        seed: u64,
+    ) -> Self {
+        let operators = operators(graph).into_iter().map(|op| (op.node, op)).collect();
+        let known = Activations::new(engine, batches);
+        Self { graph, engine, blocks, method, seed, operators, known }
+    }
+
+    fn model(&self) -> &'a Model {
+        self.graph.model()
+    }
+
+    /// Ranks the channels of a group. `None` where nothing is known of what its readers make of it.
+    ///
+    /// # Errors
+    /// Where the runtime fails.
+    pub fn score(&mut self, group: &Group) -> Result<Option<Scored>, ExecError> {
+        let mut readers = Vec::new();
+        for consumer in &group.consumers {
+            if let Some(reader) = self.reader(group, consumer.node, &consumer.inputs)? {
+                readers.push(reader);
+            }
+        }
+        if readers.is_empty() {
+            return Ok(None);
+        }
+        let covariance = readers.first().map(|reader| channel_covariance(reader, group.width));
+        let states = self.states(group);
+        let at_once = (group.width / limits::SELECTION_STEPS).max(1);
+        let selection = match self.method {
+            Method::Obs => obs(group.width, readers, at_once),
+            Method::Random => {
+                along(&by_chance(group.width, self.seed ^ group.id.0 as u64), readers)
+            }
+            Method::Magnitude => along(&by_score(&self.magnitudes(group)), readers),
+            Method::Response => {
+                let magnitudes = self.magnitudes(group);
+                let order = match &covariance {
+                    Some(cov) => by_distance(&magnitudes, |i, j| response_distance(cov, i, j)),
+                    None => by_score(&magnitudes),
+                };
+                along(&order, readers)
+            }
+            Method::Spectral => {
+                let order =
+                    by_distance(&self.magnitudes(group), |i, j| states[i].distance(&states[j]));
+                along(&order, readers)
+            }
+        };
+        Ok(Some(Scored { selection, covariance, states }))
+    }
+
+    /// Loss of removing a residual block: the variance that its branch adds, relative to the variance
+    /// after the addition.
+    ///
+    /// # Errors
+    /// Where the runtime fails.
+    pub fn removal(&mut self, block: &Block) -> Result<f64, ExecError> {
+        let Some(sum) = self.graph.node(block.add).output.first() else { return Ok(f64::INFINITY) };
+        self.known.fetch(self.model(), &[sum, &block.shortcut])?;
+        let (Some(after), Some(before)) = (self.known.get(sum), self.known.get(&block.shortcut))
+        else {
+            return Ok(f64::INFINITY);
+        };
+        let channels = after.first().and_then(|t| t.shape.get(1)).copied().unwrap_or(1);
+        let branch: Option<Vec<Tensor>> = after
+            .iter()
+            .zip(before)
+            .map(|(a, b)| {
+                let (a32, b32) = (a.to_f32()?, b.to_f32()?);
+                let minus: Vec<f32> = a32.iter().zip(&b32).map(|(a, b)| a - b).collect();
+                (a32.len() == b32.len()).then(|| Tensor::from_f32(&a.shape, &minus))
+            })
+            .collect();
+        let whole = total_variance(after, channels);
+        Ok(match branch {
+            Some(branch) if whole > 0.0 => total_variance(&branch, channels) / whole,
+            _ => f64::INFINITY,
+        })
+    }
+
+    /// Variance of the value that operator `node` contributes to: after the addition of its residual
+    /// block, else its own output.
+    fn sink(&self, operator: &Operator) -> String {
+        let block = self.blocks.iter().find(|block| block.last == operator.node);
+        let sum = block.and_then(|block| self.graph.node(block.add).output.first());
+        sum.unwrap_or(&operator.output).clone()
+    }
+
+    fn reader(
+        &mut self,
+        group: &Group,
+        node: NodeId,
+        inputs: &[Vec<u32>],
+    ) -> Result<Option<Reader>, ExecError> {
+        let Some(operator) = self.operators.get(&node).cloned() else { return Ok(None) };
+        let columns = operator.row_len();
+        if operator.group() > 1 || columns > limits::SELECTION_COLUMNS {
+            return Ok(None);
+        }
+        let Some(geometry) = Geometry::of(self.graph, &operator) else { return Ok(None) };
+        let sink = self.sink(&operator);
+        let model = self.model();
+        self.known.fetch(model, &[&operator.input, &operator.output, &sink])?;
+        let values = (self.known.get(&operator.input), self.known.get(&operator.output));
+        let (Some(x), Some(y)) = values else { return Ok(None) };
+        let limit = rows_wanted(columns);
+        let Some(rows) = sample(&geometry, x, y, 0, limit, self.seed ^ node as u64) else {
+            return Ok(None);
+        };
+        let Some(moments) = Moments::of(&rows, |s| !is_held_out(s)) else { return Ok(None) };
+        let scale = match self.known.get(&sink) {
+            Some(tensors) if sink != operator.output => total_variance(tensors, operator.outputs),
+            _ => moments.variance(),
+        };
+        let Ok(matrix) = operator.matrix(self.graph) else { return Ok(None) };
+        let weight = Mat::from_fn(matrix.rows, matrix.cols, |i, j| {
+            f64::from(matrix.data[i * matrix.cols + j])
+        });
+        let taps = operator.taps();
+        let columns = (0..group.width)
+            .map(|channel| {
+                let fed = inputs.get(channel).into_iter().flatten().map(|input| *input as usize);
+                fed.flat_map(|input| input * taps..(input + 1) * taps).collect()
+            })
+            .collect();
+        Ok(Some(Reader { weight, covariance: moments.xx, columns, scale }))
+    }
+
+    /// Norm of the weights that produce each channel.
+    fn magnitudes(&self, group: &Group) -> Vec<f64> {
+        let squares = self.rows_of_channels(group).into_iter().map(|rows| {
+            rows.iter().flat_map(|(_, row)| row).map(|w| f64::from(*w).powi(2)).sum::<f64>().sqrt()
+        });
+        squares.collect()
+    }
+
+    /// For each channel the weights that produce it, one row an operator's output, with its kernel size.
+    fn rows_of_channels(&self, group: &Group) -> Vec<Vec<(usize, Vec<f32>)>> {
+        let mut rows = vec![Vec::new(); group.width];
+        for producer in &group.producers {
+            let Some(operator) = self.operators.get(&producer.node) else { continue };
+            let Ok(matrix) = operator.matrix(self.graph) else { continue };
+            for (channel, outputs) in producer.outputs.iter().enumerate() {
+                for output in outputs.iter().map(|output| *output as usize) {
+                    let row = matrix.data[output * matrix.cols..][..matrix.cols].to_vec();
+                    rows[channel].push((operator.taps(), row));
+                }
+            }
+        }
+        rows
+    }
+
+    /// Spectral states of the channels: singular values of each one's (inputs × taps) matrix.
+    pub fn states(&self, group: &Group) -> Vec<Spectrum> {
+        self.rows_of_channels(group).iter().map(|rows| Spectrum::of(rows)).collect()
+    }
+
+    /// Forgets what no group behind node `node` needs.
+    pub fn forget_before(&mut self, node: NodeId) {
+        let graph = self.graph;
+        self.known.retain(|value| {
+            let later = |used: &crate::onnx::Use| match used {
+                crate::onnx::Use::Input { node: user, .. } => *user >= node,
+                crate::onnx::Use::Captured { node: user } => *user >= node,
+                crate::onnx::Use::Output => false,
+            };
+            graph.producer(value).is_none() || graph.uses(value).iter().any(later)
+        });
+    }
+}
+
+/// Unit-length singular values of a channel's weights.
+#[derive(Debug, Clone)]
+pub struct Spectrum(Vec<f64>);
+
+impl Spectrum {
+    fn of(rows: &[(usize, Vec<f32>)]) -> Self {
+        let mut values: Vec<f64> = Vec::new();
+        for (taps, row) in rows {
+            let taps = (*taps).max(1);
+            let matrix = Mat::from_fn(row.len() / taps, taps, |i, j| f64::from(row[i * taps + j]));
+            values.extend(matrix.singular_values().unwrap_or_default());
+        }
+        values.sort_by(|a, b| b.total_cmp(a));
+        let norm = values.iter().map(|v| v * v).sum::<f64>().sqrt();
+        if norm > 0.0 {
+            values.iter_mut().for_each(|v| *v /= norm);
+        }
+        Self(values)
+    }
+
+    /// Fubini–Study distance, 2·atan2(‖a − b‖, ‖a + b‖).
+    pub fn distance(&self, other: &Self) -> f64 {
+        let length = self.0.len().max(other.0.len());
+        let at = |s: &Self, i: usize| s.0.get(i).copied().unwrap_or(0.0);
+        let (mut minus, mut plus) = (0.0, 0.0);
+        for i in 0..length {
+            minus += (at(self, i) - at(other, i)).powi(2);
+            plus += (at(self, i) + at(other, i)).powi(2);
+        }
+        2.0 * minus.sqrt().atan2(plus.sqrt())
+    }
+}
+
+/// arccos|corr| of two channels.
+pub fn response_distance(covariance: &Mat<f64>, i: usize, j: usize) -> f64 {
+    let norm = (covariance[(i, i)] * covariance[(j, j)]).sqrt();
+    if norm > 0.0 {
+        (covariance[(i, j)].abs() / norm).min(1.0).acos()
+    } else {
+        std::f64::consts::FRAC_PI_2
+    }
+}
+
+/// Covariance of whole channels: the mean over the places where a channel feeds its reader.
+fn channel_covariance(reader: &Reader, width: usize) -> Mat<f64> {
+    Mat::from_fn(width, width, |i, j| {
+        let pairs = reader.columns[i].iter().zip(&reader.columns[j]);
+        let sum: f64 = pairs.map(|(a, b)| reader.covariance[(*a, *b)]).sum();
+        sum / reader.columns[i].len().max(1) as f64
+    })
+}
+
+/// Sum over channels (axis 1, or the last of a matrix) of the variance over everything else.
+pub fn total_variance(tensors: &[Tensor], channels: usize) -> f64 {
+    let mut sums = vec![(0.0f64, 0.0f64); channels];
+    let mut count = 0.0;
+    for tensor in tensors {
+        let Some(values) = tensor.to_f32() else { continue };
+        let plane: usize = match tensor.shape.get(1) {
+            Some(axis) if *axis == channels => tensor.shape[2..].iter().product(),
+            _ => 1,
+        };
+        for (index, value) in values.iter().enumerate() {
+            let sum = &mut sums[index / plane.max(1) % channels];
+            sum.0 += f64::from(*value);
+            sum.1 += f64::from(*value).powi(2);
+        }
+        count += values.len() as f64 / channels.max(1) as f64;
+    }
+    let variance = |(sum, square): &(f64, f64)| (square - sum * sum / count).max(0.0) / count;
+    if count > 0.0 { sums.iter().map(variance).sum() } else { 0.0 }
+}
