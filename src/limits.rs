@@ -149,3 +149,6 @@ pub const RATIO_TOLERANCE: f64 = 0.06;
 
 /// Bisections that look for what can be reached above the quality floor.
 pub const FLOOR_BISECTIONS: usize = 3;
+
+/// Made-up samples: they tell little, so few do.
+pub const SYNTHETIC_SAMPLES: usize = 32;

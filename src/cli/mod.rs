@@ -1,6 +1,8 @@
 //! The command line: one file a subcommand. Each turns its arguments into one call of the library and
 //! its error into an exit code.
 
+mod prune;
+
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -15,6 +17,7 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Prune(Box<prune::Prune>),
     /// Print the licence and the notices that go with this program.
     License,
 }
@@ -59,6 +62,7 @@ impl<T, E: Into<anyhow::Error>> OrFail<T> for Result<T, E> {
 /// Carries out the command; prints its failure, with every cause, to standard error.
 pub fn run(args: Args) -> ExitCode {
     let outcome: Result<(), Failure> = match args.command {
+        Command::Prune(prune) => prune.run(),
         Command::License => {
             print!("{}", include_str!("../../LICENSE"));
             Ok(())
