@@ -4,15 +4,24 @@
 
 mod serving;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
+
+use blochd::protocol::Signature;
+use blochd::shell::engine::{EngineOptions, LiveSession, Search, init};
+use blochd::shell::places::state_dir;
 
 use serving::Served;
 
 const CLIENT: &str = "tritonclient[http]==2.73.0";
 
+/// Two tests must not build the environment at the same time.
+static BUILDING: Mutex<()> = Mutex::new(());
+
 /// A Python that has the client.
 fn python() -> PathBuf {
+    let _alone = BUILDING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     if let Some(python) = std::env::var_os("BLOCHD_TEST_PYTHON") {
         return python.into();
     }
@@ -41,4 +50,16 @@ fn the_unmodified_tritonclient_is_served() {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tritonclient_calls.py");
     let address = served.http.to_string();
     run(Command::new(python()).args([script, &address, "--types", "types", "--reload", "types"]));
+}
+
+#[test]
+fn the_unmodified_tritonclient_is_served_by_a_real_model() {
+    let runtime = init(&Search::new(None, &state_dir())).unwrap_or_else(|error| panic!("{error}"));
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/models/digits_resnet.onnx");
+    let options = EngineOptions::default();
+    let session = LiveSession::open_file(&runtime, Path::new(model), &options).unwrap();
+    let served = Served::start(1 << 20);
+    served.add("digits", Signature::from(&session), Box::new(session));
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tritonclient_calls.py");
+    run(Command::new(python()).args([script, &served.http.to_string()]));
 }

@@ -13,6 +13,7 @@ mod job;
 mod live;
 mod queue;
 mod repository;
+mod session;
 mod stats;
 #[cfg(test)]
 mod tests;
