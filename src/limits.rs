@@ -152,3 +152,31 @@ pub const FLOOR_BISECTIONS: usize = 3;
 
 /// Made-up samples: they tell little, so few do.
 pub const SYNTHETIC_SAMPLES: usize = 32;
+
+// ---- spectra ----
+
+/// Longest small side of an operator's matrix whose spectrum is computed: 8192 takes some 512 MiB and
+/// about two minutes of one core.
+pub const GRAM_SIDE: usize = 8192;
+
+/// Longest small side for which a noisy tail is computed again by decomposition, at about three times the
+/// cost of the Gram matrix: below it that is a few milliseconds.
+pub const EXACT_SIDE: usize = 256;
+
+/// Longest small side of the matrices that are diagonalised side by side. 16 covers kernels up to 4×4;
+/// beyond it the iteration's cost grows faster than that of a decomposition.
+pub const TINY_SIDE: usize = 16;
+
+/// Most channels of a value whose correlations are kept: 4096² numbers of 8 bytes are 128 MiB.
+pub const RESPONSE_CHANNELS: usize = 4096;
+
+/// Most bytes of second moments that grow at a time (one value may exceed it alone).
+pub const RESPONSE_BYTES: u64 = 256 << 20;
+
+/// Most further outputs of one pass over the calibration samples: bounds the activations that are held
+/// at a time.
+pub const RESPONSE_OUTPUTS: usize = 32;
+
+/// Most positions of one sample that count towards correlations: neighbours in an image say nearly the
+/// same, further samples say more.
+pub const RESPONSE_POSITIONS: usize = 1024;

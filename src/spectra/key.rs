@@ -1,0 +1,62 @@
+//! The keys under which spectra are kept.
+
+use super::{Augment, Precision};
+use crate::onnx::DType;
+use crate::units::Digest;
+
+/// Version of the algorithm that computes spectra. It goes into every key: raise it whenever a change may move
+/// a result by more than rounding, and old results are found no more.
+pub const ALGORITHM: u32 = 1;
+
+/// Builds the key of one spectrum: BLAKE3 over the algorithm's version, what is computed, and the shape, type
+/// and bytes of every constant that takes part.
+#[derive(Debug, Clone)]
+pub struct KeyBuilder(blake3::Hasher);
+
+impl KeyBuilder {
+    /// Starts the key of what `what` names (such as `conv group=4`) under the given settings.
+    pub fn new(what: &str, augment: Augment, precision: Precision) -> Self {
+        let mut hasher = blake3::Hasher::new_derive_key("blochd spectra");
+        hasher.update(&ALGORITHM.to_le_bytes());
+        hasher.update(&[augment as u8, precision as u8]);
+        hasher.update(&(what.len() as u64).to_le_bytes()).update(what.as_bytes());
+        Self(hasher)
+    }
+
+    /// Adds a constant. Lengths go in before contents, so that no two lists of constants read alike.
+    #[must_use]
+    pub fn constant(mut self, dtype: DType, dims: &[usize], bytes: &[u8]) -> Self {
+        self.0.update(&(dtype as i32).to_le_bytes()).update(&(dims.len() as u64).to_le_bytes());
+        for dim in dims {
+            self.0.update(&(*dim as u64).to_le_bytes());
+        }
+        self.0.update(&(bytes.len() as u64).to_le_bytes()).update(bytes);
+        self
+    }
+
+    /// The key.
+    pub fn finish(self) -> Digest {
+        Digest::from_bytes(*self.0.finalize().as_bytes())
+    }
+}
+
+/// Where finished spectra are kept between runs. The shell puts a directory behind it.
+pub trait Store {
+    /// The values kept under `key`, if they are there and sound.
+    fn get(&mut self, key: &Digest) -> Option<super::Spectrum>;
+
+    /// Keeps a spectrum. A store that cannot keep it says so in its own way: the analysis goes on.
+    fn put(&mut self, key: &Digest, spectrum: &super::Spectrum);
+}
+
+/// Keeps nothing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct NoStore;
+
+impl Store for NoStore {
+    fn get(&mut self, _key: &Digest) -> Option<super::Spectrum> {
+        None
+    }
+
+    fn put(&mut self, _key: &Digest, _spectrum: &super::Spectrum) {}
+}
