@@ -13,7 +13,7 @@ use crate::redundancy::selection::{
 use crate::spectra::activations::{Activations, Batch};
 use crate::spectra::moments::Moments;
 use crate::spectra::rows::{Geometry, sample};
-use crate::surgery::repair::{is_held_out, rows_wanted};
+use crate::surgery::repair::{is_held_out, rows_wanted, scale_after};
 
 /// A group with its channels ranked.
 #[derive(Debug, Clone)]
@@ -154,13 +154,16 @@ impl<'a> Scorer<'a> {
             return Ok(None);
         };
         let Some(moments) = Moments::of(&rows, |s| !is_held_out(s)) else { return Ok(None) };
+        // Errors count as they are after the normalisation that follows, where the sum is taken.
+        let norm =
+            scale_after(self.graph, &operator).unwrap_or_else(|| vec![1.0; operator.outputs]);
         let scale = match self.known.get(&sink) {
             Some(tensors) if sink != operator.output => total_variance(tensors, operator.outputs),
-            _ => moments.variance(),
+            _ => moments.yy.iter().zip(&norm).map(|(v, s)| v * f64::from(*s).powi(2)).sum(),
         };
         let Ok(matrix) = operator.matrix(self.graph) else { return Ok(None) };
         let weight = Mat::from_fn(matrix.rows, matrix.cols, |i, j| {
-            f64::from(matrix.data[i * matrix.cols + j])
+            f64::from(matrix.data[i * matrix.cols + j] * norm[i])
         });
         let taps = operator.taps();
         let columns = (0..group.width)

@@ -353,6 +353,14 @@ fn operators_at(graph: &Graph, node: NodeId) -> bool {
     matches!(op.as_str(), "Conv" | "ConvTranspose" | "Gemm" | "MatMul")
 }
 
+/// Per-channel scale of the BatchNormalization that alone reads an operator's output; `None` where there
+/// is none.
+pub fn scale_after(graph: &Graph, operator: &Operator) -> Option<Vec<f32>> {
+    let [Use::Input { node, input: 0 }] = graph.uses(&operator.output) else { return None };
+    let norm = (graph.op(*node) == "BatchNormalization").then(|| norm_of(graph, *node))?;
+    norm.map(|(scale, _)| scale).filter(|scale| scale.len() == operator.outputs)
+}
+
 fn norm_of(graph: &Graph, node: NodeId) -> Option<(Vec<f32>, Vec<f32>)> {
     let floats = |input| graph.floats(graph.input(node, input)?);
     let (gamma, beta, mean, variance) = (floats(1)?, floats(2)?, floats(3)?, floats(4)?);
