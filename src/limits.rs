@@ -180,3 +180,17 @@ pub const RESPONSE_OUTPUTS: usize = 32;
 /// Most positions of one sample that count towards correlations: neighbours in an image say nearly the
 /// same, further samples say more.
 pub const RESPONSE_POSITIONS: usize = 1024;
+
+// ---- governor ----
+
+/// Requests above the budget that break it; a single one may have met a page fault or a timer.
+pub const BROKEN_REQUESTS: usize = 2;
+
+/// Fewest observed requests from which a slowdown is taken.
+pub const OBSERVED_MIN: usize = 5;
+
+/// Time in which half of a slowdown that is no longer seen is forgotten.
+pub const SLOWDOWN_HALF_LIFE: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// Most doublings of the wait before another attempt to go up: 64 times the wait, some minutes.
+pub const UPWARD_DOUBLINGS: u32 = 6;

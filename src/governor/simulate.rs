@@ -1,0 +1,225 @@
+//! The governor in a closed loop with a made-up box: requests at a steady rate, each taking the variant's
+//! promised latency times the box's slowdown of that moment, with seeded noise.
+
+use std::time::Duration;
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::{Action, ModelView, Observed, State, step};
+
+/// One switch of a simulated run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Switch {
+    pub at: Duration,
+    pub from: usize,
+    pub action: Action,
+}
+
+/// What happened in a simulated run.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Run {
+    pub switches: Vec<Switch>,
+    /// The variant in service at the end.
+    pub current: usize,
+    /// For each request: when, by which variant, how long it took.
+    pub requests: Vec<(Duration, usize, Duration)>,
+}
+
+/// How the box behaves.
+pub struct Scene<'a> {
+    /// Requests a second.
+    pub rate: f64,
+    /// The box's slowdown at a moment.
+    pub slowdown: &'a dyn Fn(Duration) -> f64,
+    /// Largest share by which a request is slower than that by chance.
+    pub noise: f64,
+    /// The governor looks this often.
+    pub tick: Duration,
+    /// It sees the requests of this last stretch.
+    pub window: Duration,
+    pub seed: u64,
+}
+
+/// Runs one model for `length`. `model.observed` and `model.current` are the start.
+pub fn simulate(mut model: ModelView, scene: &Scene, length: Duration) -> Run {
+    let mut rng = ChaCha8Rng::seed_from_u64(scene.seed);
+    let mut state = State::default();
+    let mut run = Run { current: model.current, ..Run::default() };
+    let mut since = Duration::ZERO;
+    let between = Duration::from_secs_f64(1.0 / scene.rate);
+    let (mut next_request, mut now) = (Duration::ZERO, Duration::ZERO);
+    while now < length {
+        now += scene.tick;
+        while next_request < now {
+            let promised = model.variants[model.current].promised;
+            let factor = (scene.slowdown)(next_request) * (1.0 + scene.noise * rng.random::<f64>());
+            run.requests.push((next_request, model.current, promised.mul_f64(factor)));
+            next_request += between;
+        }
+        let from = since.max(now.saturating_sub(scene.window));
+        let recent = run.requests.iter().rev().take_while(|(at, _, _)| *at >= from);
+        model.observed = observe(recent.map(|(_, _, took)| *took).collect(), model.budget);
+        if let Some(action) = step(&mut state, std::slice::from_ref(&model), now).action {
+            let switch = Switch { at: now, from: model.current, action: action.clone() };
+            run.switches.push(switch);
+            model.current = action.to;
+            since = now;
+        }
+    }
+    run.current = model.current;
+    run
+}
+
+/// What the governor is shown of a stretch of p99 latencies: the slowest but one, where there are enough.
+pub fn observe(mut latencies: Vec<Duration>, budget: Option<Duration>) -> Observed {
+    latencies.sort_unstable();
+    let count = latencies.len();
+    let over = budget.map_or(0, |budget| latencies.iter().filter(|l| **l > budget).count());
+    let rank = ((count as f64 * 0.99).ceil() as usize).min(count.saturating_sub(1)).max(1);
+    Observed { count, over, latency: latencies.get(rank - 1).copied() }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::{Because, Policy, VariantView};
+    use super::*;
+
+    fn model(budget_ms: u64, floor: f64) -> ModelView {
+        let variant = |name: &str, us: u64, quality: f64| VariantView {
+            name: name.to_owned(),
+            promised: Duration::from_micros(us),
+            quality,
+            ready: true,
+        };
+        ModelView {
+            name: "m".to_owned(),
+            variants: vec![
+                variant("dense", 10_000, 1.0),
+                variant("r0.75", 7_500, 0.99),
+                variant("r0.6", 6_000, 0.97),
+                variant("r0.5", 5_000, 0.93),
+            ],
+            current: 0,
+            budget: Some(Duration::from_millis(budget_ms)),
+            floor,
+            priority: 0,
+            policy: Policy {
+                dwell: Duration::from_secs(5),
+                margin: 1.1,
+                headroom: 1.25,
+                sustain: Duration::from_secs(5),
+                probation: Duration::from_secs(30),
+            },
+            observed: Observed::default(),
+            fault: false,
+        }
+    }
+
+    fn scene(slowdown: &dyn Fn(Duration) -> f64, seed: u64) -> Scene<'_> {
+        Scene {
+            rate: 40.0,
+            slowdown,
+            noise: 0.1,
+            tick: Duration::from_millis(250),
+            window: Duration::from_secs(2),
+            seed,
+        }
+    }
+
+    fn squeeze(from: u64, to: u64, factor: f64) -> impl Fn(Duration) -> f64 {
+        move |at| if (from..to).contains(&at.as_secs()) { factor } else { 1.0 }
+    }
+
+    #[test]
+    fn meets_the_budget_soon_after_a_squeeze_begins_and_returns_to_dense_after_it() {
+        let slowdown = squeeze(20, 60, 1.8);
+        let run = simulate(model(15, 0.9), &scene(&slowdown, 1), Duration::from_secs(180));
+        let first = &run.switches[0];
+        assert_eq!(first.action.because, Because::Budget);
+        assert!(first.at < Duration::from_secs(22), "{:?}", first.at);
+        let late = run.requests.iter().filter(|(at, _, took)| {
+            (25..60).contains(&at.as_secs()) && *took > Duration::from_millis(15)
+        });
+        assert_eq!(late.count(), 0);
+        assert_eq!(run.current, 0, "{:?}", run.switches);
+    }
+
+    #[test]
+    fn one_slow_request_is_no_reason_to_switch() {
+        let slowdown = |at: Duration| if at == Duration::from_secs(10) { 9.0 } else { 1.0 };
+        let run = simulate(model(15, 0.9), &scene(&slowdown, 1), Duration::from_secs(30));
+        assert!(run.requests.iter().any(|(_, _, took)| *took > Duration::from_millis(80)));
+        assert_eq!(run.switches, []);
+    }
+
+    #[test]
+    fn serves_the_fastest_at_the_floor_where_nothing_fits() {
+        let slowdown = |_: Duration| 5.0;
+        let run = simulate(model(15, 0.95), &scene(&slowdown, 1), Duration::from_secs(30));
+        assert_eq!(run.current, 2, "r0.5 is below the floor");
+    }
+
+    #[test]
+    fn a_fault_is_answered_at_once_and_without_a_budget_dense_is_served() {
+        let mut state = State::default();
+        let mut view = ModelView { fault: true, current: 2, ..model(15, 0.9) };
+        let action = step(&mut state, std::slice::from_ref(&view), Duration::from_secs(1)).action;
+        assert_eq!(action.map(|a| (a.to, a.because)), Some((0, Because::Fault)));
+        view = ModelView { budget: None, current: 1, ..model(15, 0.9) };
+        let action = step(&mut State::default(), &[view], Duration::from_secs(1)).action;
+        assert_eq!(action.map(|a| (a.to, a.because)), Some((0, Because::Policy)));
+    }
+
+    #[test]
+    fn never_takes_a_variant_that_is_not_ready() {
+        let mut view = model(15, 0.9);
+        view.variants.iter_mut().skip(1).for_each(|variant| variant.ready = false);
+        let slowdown = |_: Duration| 3.0;
+        let run = simulate(view, &scene(&slowdown, 1), Duration::from_secs(30));
+        assert_eq!(run.switches, []);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        /// Whatever the box does: not below the floor, no two switches within the dwell time, and dense
+        /// again once the box is undisturbed.
+        #[test]
+        fn holds_its_promises_on_any_trace(
+            factors in prop::collection::vec(0.8..4.0f64, 12),
+            floor in 0.9..1.0f64,
+            budget in 12u64..40,
+            seed in any::<u64>(),
+        ) {
+            let slowdown = |at: Duration| {
+                factors.get(at.as_secs() as usize / 10).copied().unwrap_or(1.0)
+            };
+            let start = model(budget, floor);
+            let run = simulate(start.clone(), &scene(&slowdown, seed), Duration::from_secs(600));
+            for (_, variant, _) in &run.requests {
+                prop_assert!(*variant == 0 || start.variants[*variant].quality >= floor);
+            }
+            for pair in run.switches.windows(2) {
+                prop_assert!(pair[1].at - pair[0].at >= start.policy.dwell);
+            }
+            // Dense needs headroom over its own noise to be taken again.
+            if 10.0 * 1.1 * 1.25 <= budget as f64 {
+                prop_assert_eq!(run.current, 0, "{:?}", run.switches);
+            }
+        }
+
+        /// A load that does not change makes the governor settle.
+        #[test]
+        fn does_not_oscillate_on_a_stationary_load(
+            factor in 0.8..4.0f64, budget in 12u64..40, seed in any::<u64>(),
+        ) {
+            let slowdown = |_: Duration| factor;
+            let run = simulate(model(budget, 0.9), &scene(&slowdown, seed), Duration::from_secs(400));
+            let late = run.switches.iter().filter(|s| s.at > Duration::from_secs(60));
+            prop_assert!(late.count() <= 1, "{:?}", run.switches);
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! What the governor is shown and what it says.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use serde::Serialize;
+
+/// One variant of a model that could serve it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct VariantView {
+    pub name: String,
+    /// Latency at the budget's percentile on the undisturbed box.
+    pub promised: Duration,
+    /// Agreement with dense, 0 to 1.
+    pub quality: f64,
+    /// Whether it can be put into service now: loaded, warmed and not withdrawn.
+    pub ready: bool,
+}
+
+/// Latencies of the variant in service since it came into service, within the last window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Observed {
+    /// Requests answered.
+    pub count: usize,
+    /// Of these, above the budget.
+    pub over: usize,
+    /// Latency at the budget's percentile, without the single slowest request where that alone decides.
+    pub latency: Option<Duration>,
+}
+
+/// How eagerly variants are changed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Policy {
+    /// Least time between two switches.
+    pub dwell: Duration,
+    /// A variant fits where promised × slowdown × margin ≤ budget; at least 1.
+    pub margin: f64,
+    /// The same for a better variant than the one in service; at least the margin.
+    pub headroom: f64,
+    /// How long a better variant must have fitted before it is taken.
+    pub sustain: Duration,
+    /// A switch up that is taken back within this time has failed.
+    pub probation: Duration,
+}
+
+/// One model as it stands.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelView {
+    pub name: String,
+    /// Variants, dense first, then falling in promised latency.
+    pub variants: Vec<VariantView>,
+    /// Index of the variant in service.
+    pub current: usize,
+    /// `None`: dense is served, whatever it takes.
+    pub budget: Option<Duration>,
+    /// Least quality; dense is never below it.
+    pub floor: f64,
+    /// Whose switch goes first: the higher.
+    pub priority: i32,
+    pub policy: Policy,
+    pub observed: Observed,
+    /// The variant in service has failed: an error, a value that is not finite.
+    pub fault: bool,
+}
+
+/// Why a switch is made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Because {
+    /// The budget is broken, or will be at the slowdown that is seen.
+    Budget,
+    /// A better variant has fitted for long enough.
+    Headroom,
+    /// The variant in service failed.
+    Fault,
+    /// There is no budget (any more), or the floor was raised.
+    Policy,
+}
+
+impl fmt::Display for Because {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Budget => "budget",
+            Self::Headroom => "headroom",
+            Self::Fault => "fault",
+            Self::Policy => "policy",
+        })
+    }
+}
+
+/// Put another variant into service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Action {
+    pub model: String,
+    /// Index into the model's variants.
+    pub to: usize,
+    pub because: Because,
+}
+
+/// What the governor thinks of a model.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Verdict {
+    /// Observed / promised latency; 1 on an undisturbed box.
+    pub slowdown: f64,
+    /// Whether the budget is held; `None` without a budget or without traffic.
+    pub met: Option<bool>,
+}
+
+/// The answer of one step.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Outcome {
+    pub action: Option<Action>,
+    pub verdicts: BTreeMap<String, Verdict>,
+}
+
+/// What the governor remembers between steps, by model.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct State {
+    pub(super) models: BTreeMap<String, Memory>,
+}
+
+/// What is remembered of one model.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Memory {
+    pub slowdown: f64,
+    pub seen: Duration,
+    pub switched: Option<Duration>,
+    /// The last switch went to a better variant.
+    pub went_up: bool,
+    /// Since when a better variant has fitted.
+    pub fits_since: Option<Duration>,
+    /// Failed attempts to go up, each doubling the wait.
+    pub failures: u32,
+}
