@@ -80,6 +80,24 @@ fn finished(drain: Drain) {
     runtime.block_on(done).expect("the drain ends");
 }
 
+/// An echo that counts in `live` from now until it is freed.
+fn counted(live: &Arc<AtomicUsize>, tag: f32) -> Box<dyn Runner> {
+    struct Counted(Arc<AtomicUsize>);
+    impl Drop for Counted {
+        fn drop(&mut self) {
+            self.0.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+    live.fetch_add(1, Ordering::SeqCst);
+    let held = Counted(Arc::clone(live));
+    let mut inner = echo(tag);
+    let session = move |inputs: &[(&str, &Tensor)], wanted: &[&str]| -> Outputs {
+        let _held = &held;
+        inner.run(inputs, wanted)
+    };
+    Box::new(session)
+}
+
 #[test]
 fn no_request_is_lost_failed_or_answered_twice_under_hundreds_of_swaps() {
     const CLIENTS: usize = 4;
@@ -88,23 +106,7 @@ fn no_request_is_lost_failed_or_answered_twice_under_hundreds_of_swaps() {
     let live = Arc::new(AtomicUsize::new(0));
     // Each generation answers with its own number; `live` counts sessions that are not freed yet.
     let sessions = |generation: f32| -> Vec<Box<dyn Runner>> {
-        let one = |_| {
-            struct Counted(Arc<AtomicUsize>);
-            impl Drop for Counted {
-                fn drop(&mut self) {
-                    self.0.fetch_sub(1, Ordering::SeqCst);
-                }
-            }
-            live.fetch_add(1, Ordering::SeqCst);
-            let counted = Counted(Arc::clone(&live));
-            let mut inner = echo(generation);
-            let session = move |inputs: &[(&str, &Tensor)], wanted: &[&str]| -> Outputs {
-                let _held = &counted;
-                inner.run(inputs, wanted)
-            };
-            Box::new(session) as Box<dyn Runner>
-        };
-        (0..INSTANCES).map(one).collect()
+        (0..INSTANCES).map(|_| counted(&live, generation)).collect()
     };
     let slot = Slot::start(options(CLIENTS * 8), info("v1"), sessions(1.0)).unwrap();
     let stop = AtomicBool::new(false);
