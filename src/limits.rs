@@ -1,6 +1,35 @@
 //! Every bound of the program, each with its reason. Nothing that comes from outside (a length, a
 //! count, a depth) is trusted beyond the number that stands here. One section a room.
 
+// ---- config ----
+
+/// Largest configuration file: a thousand models with every setting written out fit.
+pub const CONFIG_FILE_BYTES: usize = 1 << 20;
+
+/// Most values in a configuration, with aliases unfolded.
+pub const CONFIG_NODES: usize = 100_000;
+
+/// Deepest nesting: the settings need four levels.
+pub const CONFIG_DEPTH: usize = 16;
+
+/// Most parser events that aliases may unfold to (a "billion laughs" file asks for billions).
+pub const CONFIG_ALIAS_EVENTS: usize = 100_000;
+
+/// Problems of a configuration that are shown; the rest is counted.
+pub const CONFIG_PROBLEMS: usize = 50;
+
+/// Most sessions of one model: more than the cores of an edge box, and each costs memory.
+pub const INSTANCES: usize = 64;
+
+/// Most threads inside one operator.
+pub const INTRA_OP_THREADS: usize = 256;
+
+/// Longest queue of a model that may be asked for: each waiting request holds its body in memory.
+pub const LONGEST_QUEUE: usize = 65_536;
+
+/// Most rungs of a ladder: each takes minutes to make and has to be told apart by measurement.
+pub const LADDER_RATIOS: usize = 16;
+
 // ---- onnx ----
 
 /// Largest model file that is decoded. ONNX itself stops at 2 GiB a protobuf; weights beyond that

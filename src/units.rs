@@ -60,6 +60,12 @@ pub enum UnitError {
     /// Not one of the percentiles that the program keeps.
     #[error("{0:?} is not a percentile: write p50, p90, p95, p99, p99.9 or max")]
     Percentile(String),
+    /// Not a name that can be a folder and a part of a URL.
+    #[error(
+        "{0:?} is no name of a model: it must have 1 to 128 bytes, not begin with a dot, \
+             not begin or end with a space, and hold no slash, backslash or control character"
+    )]
+    ModelName(String),
 }
 
 impl FromStr for Digest {
@@ -70,6 +76,22 @@ impl FromStr for Digest {
         let hash = blake3::Hash::from_hex(text).map_err(|_| wrong())?;
         Ok(Self(*hash.as_bytes()))
     }
+}
+
+/// Longest name of a model, bytes: file systems stop at 255, and suffixes are put behind it.
+const MODEL_NAME_BYTES: usize = 128;
+
+/// Whether `name` can name a model: a single visible folder, and a part of a URL.
+///
+/// # Errors
+/// [`UnitError::ModelName`] with the rule.
+pub fn check_model_name(name: &str) -> Result<(), UnitError> {
+    let bad = |c: char| c.is_control() || c == '/' || c == '\\';
+    let fits = (1..=MODEL_NAME_BYTES).contains(&name.len());
+    if fits && !name.starts_with('.') && name.trim() == name && !name.contains(bad) {
+        return Ok(());
+    }
+    Err(UnitError::ModelName(name.chars().take(MODEL_NAME_BYTES).collect()))
 }
 
 /// A model's version: the number of its directory `<model>/<N>/`, at least 1.

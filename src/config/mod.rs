@@ -1,1 +1,23 @@
 //! Text → raw → checked configuration. Every error is reported at once, with line and column.
+//!
+//! [`raw`] reads YAML into a tree in which each value knows its place; [`schema`] is the one table
+//! of settings, from which files, environment variables and flags are read and differences are
+//! told; [`layers`] puts defaults < file < environment < flags on top of each other; [`checked`] is
+//! what the rest of the program sees. The room reads neither files nor the environment: `shell`
+//! hands them in.
+
+pub mod checked;
+pub mod diff;
+pub mod error;
+pub mod layers;
+pub mod raw;
+pub mod schema;
+mod values;
+
+#[cfg(test)]
+mod tests;
+
+pub use checked::{Budget, Config, LogFormat, LogLevel, Method, ModelConfig, Policy, Threads};
+pub use diff::Diff;
+pub use error::{ConfigErrors, Origin, Problem};
+pub use layers::{Flag, Layers, Loaded, Text};

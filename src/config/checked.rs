@@ -1,0 +1,340 @@
+//! The configuration that the program runs by: every value typed, in range, and given.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use crate::limits::{CALIBRATION_SAMPLES, QUEUE_LENGTH};
+use crate::units::{ByteSize, Percentile, Span};
+
+use super::error::{ConfigErrors, Origin, Problem};
+use super::layers::Assigned;
+use super::schema;
+
+/// What the agent is asked to be.
+///
+/// Two configurations are equal where they mean the same, wherever their values were written.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Directory with a folder a model: `<model>/<version>/model.onnx`.
+    pub model_dir: PathBuf,
+    /// Directory of all that the agent keeps: ladders, caches, runtimes.
+    pub state_dir: PathBuf,
+    /// Where the Open Inference Protocol is served.
+    pub http_address: SocketAddr,
+    /// Where Prometheus metrics are served.
+    pub metrics_address: SocketAddr,
+    /// ONNX Runtime's shared library; `None` searches `ORT_DYLIB_PATH`, the state directory, the
+    /// system.
+    pub runtime_library: Option<PathBuf>,
+    pub log_level: LogLevel,
+    pub log_format: LogFormat,
+    /// How long requests in flight may take after SIGTERM before they are cut off.
+    pub drain_timeout: Span,
+    pub arrivals: Arrivals,
+    pub trial: Trial,
+    pub build: Build,
+    /// What holds for each model where nothing else is said of it.
+    pub defaults: ModelConfig,
+    /// What the agent's own file, the environment and flags say of single models.
+    pub(super) models: BTreeMap<String, Vec<Assigned>>,
+}
+
+/// When files count as complete.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Arrivals {
+    /// How long a model's files must stay the same before they are loaded.
+    pub settle: Span,
+    /// How often the directory is read as a whole: file events can be lost.
+    pub rescan: Span,
+}
+
+/// Bounds of the child process that loads and warms a variant first.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Trial {
+    pub timeout: Span,
+    /// Address space of the child; `None`: what the box has available.
+    pub memory: Option<ByteSize>,
+}
+
+/// Bounds of the child process that analyses and prunes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Build {
+    pub timeout: Span,
+    /// Address space of the child; `None`: half of what the box has available.
+    pub memory: Option<ByteSize>,
+    /// Scheduling niceness, 0 to 19.
+    pub nice: i32,
+}
+
+/// What one model is asked to be.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelConfig {
+    /// `None`: dense is served, whatever it takes.
+    pub budget: Option<Budget>,
+    /// Least agreement with dense (0 to 1) of a variant that may be served.
+    pub quality_floor: f64,
+    /// Sessions, each on a thread of its own.
+    pub instances: usize,
+    /// Threads inside one operator.
+    pub intra_op_threads: Threads,
+    /// Requests that may wait.
+    pub queue_length: usize,
+    /// A request that is not answered by then is refused.
+    pub request_timeout: Span,
+    /// Whose budget goes first where models share the box: the higher.
+    pub priority: i32,
+    pub governor: Governor,
+    pub ladder: Ladder,
+    pub calibration: Calibration,
+}
+
+/// A bound on a latency percentile at the client-visible boundary of the agent. Text: `p99: 40ms`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Budget {
+    pub percentile: Percentile,
+    pub limit: Span,
+}
+
+impl fmt::Display for Budget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.percentile, self.limit)
+    }
+}
+
+/// How variants are changed; see the room `governor`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Governor {
+    /// Requests of this last stretch of time are looked at.
+    pub window: Span,
+    /// Least time between two switches.
+    pub dwell: Span,
+    /// A variant fits where promised × slowdown × margin ≤ budget.
+    pub margin: f64,
+    /// The same for a variant that is slower than the one in service: larger, against oscillation.
+    pub headroom: f64,
+    /// How long a better variant must have fitted before it is taken.
+    pub sustain: Span,
+    /// How long a variant is watched closely after it came into service.
+    pub probation: Span,
+}
+
+/// Which variants are made.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Ladder {
+    /// Whether any are.
+    pub enabled: bool,
+    /// Latency ratios to dense, falling.
+    pub ratios: Vec<f64>,
+    /// How channels are selected.
+    pub method: Method,
+    pub seed: u64,
+}
+
+/// Where samples for the repair of pruned variants come from when no `calibration.npz` is given.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Calibration {
+    /// Whether inputs of live requests may be kept (in a bounded reservoir in the state directory).
+    pub live: bool,
+    /// Most samples kept and used.
+    pub samples: usize,
+}
+
+/// Number of threads inside one operator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Threads {
+    /// The cores that the agent may use, shared by the instances.
+    Auto,
+    Count(usize),
+}
+
+impl Threads {
+    /// The number for a box with `cores` usable cores and `instances` sessions; at least 1.
+    pub fn count(self, cores: usize, instances: usize) -> usize {
+        match self {
+            Self::Auto => (cores / instances.max(1)).max(1),
+            Self::Count(count) => count,
+        }
+    }
+}
+
+impl fmt::Display for Threads {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Count(count) => count.fmt(f),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogLevel {
+    Error,
+    Warn,
+    Info,
+    Debug,
+    Trace,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// How channels are selected for removal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    Obs,
+    Response,
+    Spectral,
+    Magnitude,
+    Random,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            model_dir: "/var/lib/blochd/models".into(),
+            state_dir: "/var/lib/blochd".into(),
+            http_address: SocketAddr::from((Ipv4Addr::LOCALHOST, 8000)),
+            metrics_address: SocketAddr::from((Ipv4Addr::LOCALHOST, 8002)),
+            runtime_library: None,
+            log_level: LogLevel::Info,
+            log_format: LogFormat::Text,
+            drain_timeout: Span::secs(30),
+            arrivals: Arrivals { settle: Span::millis(500), rescan: Span::secs(10) },
+            trial: Trial { timeout: Span::secs(120), memory: None },
+            build: Build { timeout: Span::secs(3600), memory: None, nice: 19 },
+            defaults: ModelConfig::default(),
+            models: BTreeMap::new(),
+        }
+    }
+}
+
+impl Default for ModelConfig {
+    fn default() -> Self {
+        Self {
+            budget: None,
+            quality_floor: 0.9,
+            instances: 1,
+            intra_op_threads: Threads::Auto,
+            queue_length: QUEUE_LENGTH,
+            request_timeout: Span::secs(10),
+            priority: 0,
+            governor: Governor::default(),
+            ladder: Ladder {
+                enabled: true,
+                ratios: vec![0.9, 0.75, 0.6, 0.5],
+                method: Method::Obs,
+                seed: 0,
+            },
+            calibration: Calibration { live: false, samples: CALIBRATION_SAMPLES },
+        }
+    }
+}
+
+impl Default for Governor {
+    fn default() -> Self {
+        Self {
+            window: Span::secs(2),
+            dwell: Span::secs(5),
+            margin: 1.1,
+            headroom: 1.25,
+            sustain: Span::secs(5),
+            probation: Span::secs(30),
+        }
+    }
+}
+
+/// What `<model>/policy.yaml` says: the settings of one model, as under `models: <model>:`.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Policy {
+    pub(super) assigned: Vec<Assigned>,
+}
+
+impl Policy {
+    /// Reads a policy file. `file` is only named in errors.
+    ///
+    /// # Errors
+    /// All that is wrong with it.
+    pub fn parse(file: &str, text: &str) -> Result<Self, ConfigErrors> {
+        let (assigned, mut problems) = schema::read_model(file, text);
+        let mut probe = ModelConfig::default();
+        apply(&mut probe, &assigned, &mut problems);
+        if problems.is_empty() { Ok(Self { assigned }) } else { Err(ConfigErrors(problems)) }
+    }
+}
+
+/// Sets what `assigned` says, in order; values were read once already, so a failure is a problem of
+/// the text itself.
+pub(super) fn apply(to: &mut ModelConfig, assigned: &[Assigned], problems: &mut Vec<Problem>) {
+    for item in assigned {
+        if let Err(wrong) = (item.setting.set)(to, &item.text) {
+            problems.push(wrong.at(&item.origin));
+        }
+    }
+}
+
+impl Config {
+    /// The models that are named in the configuration itself.
+    pub fn named_models(&self) -> impl Iterator<Item = &str> {
+        self.models.keys().map(String::as_str)
+    }
+
+    /// What `model` is asked to be: built-in defaults < `defaults` < its `policy.yaml` < `models:`
+    /// (whoever runs the box has the last word over whoever made the model).
+    ///
+    /// # Errors
+    /// Where the parts do not fit each other, such as a headroom below the margin.
+    pub fn model(&self, model: &str, policy: Option<&Policy>) -> Result<ModelConfig, ConfigErrors> {
+        let mut config = self.defaults.clone();
+        let mut problems = Vec::new();
+        let policy = policy.map_or(&[][..], |policy| &policy.assigned);
+        let own = self.models.get(model).map_or(&[][..], Vec::as_slice);
+        apply(&mut config, policy, &mut problems);
+        apply(&mut config, own, &mut problems);
+        let origin = |path: &str| {
+            let of_path = |item: &&Assigned| item.setting.path == path;
+            let item = own.iter().rev().chain(policy.iter().rev()).find(of_path);
+            item.map_or(Origin::Default, |item| item.origin.clone())
+        };
+        config.check(origin, &mut problems);
+        if problems.is_empty() { Ok(config) } else { Err(ConfigErrors(problems)) }
+    }
+}
+
+impl ModelConfig {
+    /// What no single value can be blamed for. `origin` tells where a setting was written.
+    pub(super) fn check(&self, origin: impl Fn(&str) -> Origin, problems: &mut Vec<Problem>) {
+        let first_written = |paths: [&str; 2]| {
+            paths
+                .map(&origin)
+                .into_iter()
+                .find(|at| *at != Origin::Default)
+                .unwrap_or(Origin::Default)
+        };
+        let governor = &self.governor;
+        if governor.headroom < governor.margin {
+            problems.push(Problem {
+                origin: first_written(["governor.headroom", "governor.margin"]),
+                what: format!(
+                    "headroom {} is below margin {}: variants would be changed to and fro",
+                    governor.headroom, governor.margin
+                ),
+                right: "write a headroom of at least the margin".to_owned(),
+            });
+        }
+        if let Some(budget) = self.budget.filter(|budget| budget.limit > self.request_timeout) {
+            problems.push(Problem {
+                origin: first_written(["budget", "request_timeout"]),
+                what: format!(
+                    "the budget {budget} is longer than the request timeout {}",
+                    self.request_timeout
+                ),
+                right: "write a request_timeout of at least the budget".to_owned(),
+            });
+        }
+    }
+}

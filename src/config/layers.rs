@@ -1,0 +1,224 @@
+//! Built-in defaults < file < environment < flags, laid on top of each other.
+
+use std::collections::BTreeMap;
+
+use super::checked::{Config, ModelConfig, apply};
+use super::error::{ConfigErrors, Origin, Problem};
+use super::schema::{AGENT, MODEL, Set, Setting, find, read_agent};
+
+/// What all variables of the agent begin with.
+pub const VARIABLE_PREFIX: &str = "BLOCHD_";
+
+/// Variables with our prefix that are no settings: the file to read is given by `BLOCHD_CONFIG`.
+const NOT_SETTINGS: &[&str] = &["BLOCHD_CONFIG"];
+
+/// A setting of a model with the text it was given and where.
+#[derive(Debug, Clone)]
+pub struct Assigned {
+    pub(super) setting: &'static Setting<ModelConfig>,
+    pub(super) text: String,
+    pub(super) origin: Origin,
+}
+
+impl PartialEq for Assigned {
+    /// Where a value was written makes no difference.
+    fn eq(&self, other: &Self) -> bool {
+        self.setting.path == other.setting.path && self.text == other.text
+    }
+}
+
+impl From<(&'static Setting<ModelConfig>, String, Origin)> for Assigned {
+    fn from((setting, text, origin): (&'static Setting<ModelConfig>, String, Origin)) -> Self {
+        Self { setting, text, origin }
+    }
+}
+
+/// A file's name (for errors, and as the start of relative paths) and its text.
+#[derive(Debug, Clone, Copy)]
+pub struct Text<'a> {
+    pub file: &'a str,
+    pub text: &'a str,
+}
+
+/// A command line flag.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Flag {
+    /// As the person wrote it, for errors: `--http-address`.
+    pub flag: String,
+    /// Path of the setting: `http_address`, `defaults.budget`.
+    pub path: String,
+    pub text: String,
+}
+
+/// All that a configuration is made of.
+#[derive(Debug, Clone)]
+pub struct Layers<'a> {
+    /// What holds where nothing is written: [`Config::default`], or with a state directory of the
+    /// user who runs the program.
+    pub base: Config,
+    pub file: Option<Text<'a>>,
+    /// The environment; only names that begin with [`VARIABLE_PREFIX`] are looked at. `__` stands
+    /// between the levels: `BLOCHD_DEFAULTS__BUDGET="p99: 40ms"`, `BLOCHD_MODELS__ocr__INSTANCES=2`
+    /// (a model's name is taken as it stands).
+    pub environment: &'a BTreeMap<String, String>,
+    pub flags: &'a [Flag],
+}
+
+/// A configuration that holds, and what a person should know about it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Loaded {
+    pub config: Config,
+    /// Variables with our prefix that name no setting. No error: Kubernetes alone sets seven of
+    /// them (`BLOCHD_PORT`, …) for a service that is called blochd.
+    pub warnings: Vec<Problem>,
+}
+
+impl Layers<'_> {
+    /// Reads, merges and checks.
+    ///
+    /// # Errors
+    /// Everything that is wrong in any of the layers.
+    pub fn load(self) -> Result<Loaded, ConfigErrors> {
+        let mut problems = Vec::new();
+        let mut warnings = Vec::new();
+        let mut sets = Vec::new();
+        if let Some(Text { file, text }) = self.file {
+            let (found, wrong) = read_agent(file, text);
+            sets.extend(found);
+            problems.extend(wrong);
+        }
+        for (name, text) in self.environment {
+            let Some(rest) = name.strip_prefix(VARIABLE_PREFIX) else { continue };
+            if NOT_SETTINGS.contains(&name.as_str()) {
+                continue;
+            }
+            let origin = Origin::Variable(name.clone());
+            match find(&path_of_variable(rest), text, &origin) {
+                Ok(set) => sets.push(set),
+                Err(wrong) => warnings.push(wrong.at(&origin)),
+            }
+        }
+        for Flag { flag, path, text } in self.flags {
+            let origin = Origin::Flag(flag.clone());
+            match find(path, text, &origin) {
+                Ok(set) => sets.push(set),
+                Err(wrong) => problems.push(wrong.at(&origin)),
+            }
+        }
+        let mut config = self.base;
+        let origins = merge(&mut config, sets, &mut problems);
+        if problems.is_empty() {
+            check(&config, &origins, &mut problems);
+        }
+        if problems.is_empty() {
+            Ok(Loaded { config, warnings })
+        } else {
+            Err(ConfigErrors(problems))
+        }
+    }
+}
+
+/// `DEFAULTS__QUEUE_LENGTH` → `defaults.queue_length`; a model's name keeps its letters.
+fn path_of_variable(rest: &str) -> String {
+    let mut parts: Vec<String> = rest.split("__").map(str::to_lowercase).collect();
+    if parts[0] == "models" && parts.len() > 2 {
+        // The name may itself hold `__`: the setting is what remains after it.
+        let inner = &rest["models__".len()..];
+        let known = |path: &str| {
+            MODEL.iter().any(|s| s.path == path || path.starts_with(&format!("{}.", s.path)))
+        };
+        let split = inner.match_indices("__").find_map(|(at, _)| {
+            let path = inner[at + 2..].to_lowercase().replace("__", ".");
+            known(&path).then(|| (inner[..at].to_owned(), path))
+        });
+        if let Some((name, path)) = split {
+            return format!("models.{name}.{path}");
+        }
+        if let Some(name) = inner.split("__").next() {
+            parts[1] = name.to_owned();
+        }
+    }
+    parts.join(".")
+}
+
+/// Where each setting was last written, by full path.
+type Origins = BTreeMap<String, Origin>;
+
+fn merge(config: &mut Config, sets: Vec<Set>, problems: &mut Vec<Problem>) -> Origins {
+    let mut origins = Origins::new();
+    for set in sets {
+        match set {
+            Set::Agent(setting, text, origin) => {
+                match (setting.set)(config, &text) {
+                    Ok(()) => origins.insert(setting.path.to_owned(), origin),
+                    Err(wrong) => {
+                        problems.push(wrong.at(&origin));
+                        None
+                    }
+                };
+            }
+            Set::Defaults(item) => {
+                apply(&mut config.defaults, std::slice::from_ref(&item), problems);
+                origins.insert(format!("defaults.{}", item.setting.path), item.origin);
+            }
+            Set::Model(name, item) => {
+                let mut probe = ModelConfig::default();
+                apply(&mut probe, std::slice::from_ref(&item), problems);
+                config.models.entry(name).or_default().push(item);
+            }
+        }
+    }
+    problems.sort();
+    origins
+}
+
+/// What no single value can be blamed for.
+fn check(config: &Config, origins: &Origins, problems: &mut Vec<Problem>) {
+    let origin = |paths: [&str; 2]| {
+        let found = paths.iter().find_map(|path| origins.get(*path));
+        found.cloned().unwrap_or(Origin::Default)
+    };
+    if config.http_address == config.metrics_address && config.http_address.port() != 0 {
+        problems.push(Problem {
+            origin: origin(["metrics_address", "http_address"]),
+            what: format!("requests and metrics are both at {}", config.http_address),
+            right: "give one of them another port".to_owned(),
+        });
+    }
+    if config.model_dir == config.state_dir {
+        problems.push(Problem {
+            origin: origin(["model_dir", "state_dir"]),
+            what: format!("{} is both model_dir and state_dir", config.model_dir.display()),
+            right: "give the models a directory of their own".to_owned(),
+        });
+    }
+    if config.arrivals.rescan < config.arrivals.settle {
+        problems.push(Problem {
+            origin: origin(["arrivals.rescan", "arrivals.settle"]),
+            what: format!(
+                "rescan {} is shorter than settle {}",
+                config.arrivals.rescan, config.arrivals.settle
+            ),
+            right: "write a rescan of at least the settle time".to_owned(),
+        });
+    }
+    config.defaults.check(
+        |path| origins.get(&format!("defaults.{path}")).cloned().unwrap_or(Origin::Default),
+        problems,
+    );
+    if problems.is_empty() {
+        for model in config.models.keys() {
+            if let Err(ConfigErrors(found)) = config.model(model, None) {
+                problems.extend(found);
+            }
+        }
+    }
+}
+
+/// Every setting's path and the text of its value, in the order of the table: what
+/// `configs/agent.yaml` documents and a person may ask for.
+pub fn settings(config: &Config) -> Vec<(String, String)> {
+    let agent = AGENT.iter().map(|s| (s.path.to_owned(), (s.get)(config)));
+    let model = MODEL.iter().map(|s| (format!("defaults.{}", s.path), (s.get)(&config.defaults)));
+    agent.chain(model).collect()
+}

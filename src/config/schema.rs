@@ -1,0 +1,391 @@
+//! The one table of settings: paths, how each is read and shown, and whether a change needs a
+//! restart.
+
+use std::sync::Arc;
+
+use crate::limits;
+use crate::units::{Span, check_model_name};
+
+use super::checked::{Config, ModelConfig};
+use super::error::{Origin, Problem, Wrong, did_you_mean};
+use super::layers::Assigned;
+use super::raw::{At, Key, Node, Value, parse};
+use super::values::{self as read, Show};
+
+/// A setting of `T`.
+#[derive(Debug)]
+pub struct Setting<T: 'static> {
+    /// Its name in the file, with dots between the levels.
+    pub path: &'static str,
+    /// What its value may look like in YAML.
+    pub shape: Shape,
+    /// Whether the running agent cannot take a change of it.
+    pub restart: bool,
+    pub(super) set: fn(&mut T, &str) -> Result<(), Wrong>,
+    /// The value as text.
+    pub get: fn(&T) -> String,
+}
+
+/// What a setting's value may look like in YAML.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shape {
+    /// A path: relative ones in a file start from the file's folder.
+    Path,
+    Scalar,
+    List,
+    /// A scalar, or a map of one entry.
+    Pair,
+}
+
+macro_rules! setting {
+    ($t:ty, $path:literal, $shape:ident, $restart:literal, $read:expr, $($field:ident).+) => {
+        Setting {
+            path: $path,
+            shape: Shape::$shape,
+            restart: $restart,
+            set: |config: &mut $t, text: &str| {
+                config.$($field).+ = $read(text)?;
+                Ok(())
+            },
+            get: |config: &$t| config.$($field).+.show(),
+        }
+    };
+}
+
+macro_rules! agent {
+    ($path:literal, $shape:ident, $restart:literal, $read:expr, $($field:ident).+) => {
+        setting!(Config, $path, $shape, $restart, $read, $($field).+)
+    };
+}
+
+macro_rules! model {
+    ($path:literal, $shape:ident, $read:expr, $($field:ident).+) => {
+        setting!(ModelConfig, $path, $shape, false, $read, $($field).+)
+    };
+}
+
+/// Settings of the agent as a whole.
+pub static AGENT: &[Setting<Config>] = &[
+    agent!("model_dir", Path, true, read::path, model_dir),
+    agent!("state_dir", Path, true, read::path, state_dir),
+    agent!("http_address", Scalar, true, read::address, http_address),
+    agent!("metrics_address", Scalar, true, read::address, metrics_address),
+    agent!("runtime_library", Path, true, read::path_or_auto, runtime_library),
+    agent!("log_level", Scalar, false, read::log_level, log_level),
+    agent!("log_format", Scalar, true, read::log_format, log_format),
+    agent!("drain_timeout", Scalar, false, |t| between(t, 0, 3600), drain_timeout),
+    agent!("arrivals.settle", Scalar, false, read::wait, arrivals.settle),
+    agent!("arrivals.rescan", Scalar, false, read::wait, arrivals.rescan),
+    agent!("trial.timeout", Scalar, false, read::wait, trial.timeout),
+    agent!("trial.memory", Scalar, false, read::memory, trial.memory),
+    agent!("build.timeout", Scalar, false, |t| between(t, 1, 86_400), build.timeout),
+    agent!("build.memory", Scalar, false, read::memory, build.memory),
+    agent!("build.nice", Scalar, false, |t| read::whole(t, 0, 19).map(|n| n as i32), build.nice),
+];
+
+/// Settings of one model: under `defaults:`, under `models: <model>:`, and in
+/// `<model>/policy.yaml`.
+pub static MODEL: &[Setting<ModelConfig>] = &[
+    model!("budget", Pair, read::budget, budget),
+    model!("quality_floor", Scalar, |t| read::number(t, 0.0, 1.0), quality_floor),
+    model!("instances", Scalar, |t| read::whole(t, 1, limits::INSTANCES), instances),
+    model!("intra_op_threads", Scalar, read::threads, intra_op_threads),
+    model!("queue_length", Scalar, |t| read::whole(t, 1, limits::LONGEST_QUEUE), queue_length),
+    model!("request_timeout", Scalar, read::wait, request_timeout),
+    model!("priority", Scalar, read::priority, priority),
+    model!("governor.window", Scalar, |t| millis(t, 100, 60_000), governor.window),
+    model!("governor.dwell", Scalar, |t| millis(t, 100, 3_600_000), governor.dwell),
+    model!("governor.margin", Scalar, |t| read::number(t, 1.0, 10.0), governor.margin),
+    model!("governor.headroom", Scalar, |t| read::number(t, 1.0, 10.0), governor.headroom),
+    model!("governor.sustain", Scalar, |t| millis(t, 0, 3_600_000), governor.sustain),
+    model!("governor.probation", Scalar, |t| millis(t, 0, 3_600_000), governor.probation),
+    model!("ladder.enabled", Scalar, read::flag, ladder.enabled),
+    model!("ladder.ratios", List, read::ratios, ladder.ratios),
+    model!("ladder.method", Scalar, read::method, ladder.method),
+    model!("ladder.seed", Scalar, read::seed, ladder.seed),
+    model!("calibration.live", Scalar, read::flag, calibration.live),
+    model!(
+        "calibration.samples",
+        Scalar,
+        |t| read::whole(t, 1, limits::CALIBRATION_SAMPLES),
+        calibration.samples
+    ),
+];
+
+fn between(text: &str, least_s: u64, most_s: u64) -> Result<Span, Wrong> {
+    read::span_within(text, Span::secs(least_s), Span::secs(most_s))
+}
+
+fn millis(text: &str, least: u64, most: u64) -> Result<Span, Wrong> {
+    read::span_within(text, Span::millis(least), Span::millis(most))
+}
+
+/// One value that a layer sets.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Set {
+    Agent(&'static Setting<Config>, String, Origin),
+    Defaults(Assigned),
+    Model(String, Assigned),
+}
+
+impl<T> PartialEq for Setting<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.path == other.path
+    }
+}
+
+/// Reads the agent's file.
+pub(super) fn read_agent(file: &str, text: &str) -> (Vec<Set>, Vec<Problem>) {
+    let mut reader = Reader::new(file);
+    let mut sets = Vec::new();
+    let Some(root) = reader.document(text) else { return (sets, reader.problems) };
+    let own: Vec<(Key, Node)> = root
+        .into_iter()
+        .filter_map(|(key, node)| match key.text.as_str() {
+            "defaults" => {
+                let found = reader.settings(MODEL, node, "defaults");
+                sets.extend(found.into_iter().map(Set::Defaults));
+                None
+            }
+            "models" => {
+                for (name, node) in reader.entries(node, "models") {
+                    if let Err(error) = check_model_name(&name.text) {
+                        let right = "rename the model".to_owned();
+                        reader.problem(name.at, error.to_string(), right);
+                        continue;
+                    }
+                    let found = reader.settings(MODEL, node, &format!("models.{}", name.text));
+                    let model = |item| Set::Model(name.text.clone(), item);
+                    sets.extend(found.into_iter().map(model));
+                }
+                None
+            }
+            _ => Some((key, node)),
+        })
+        .collect();
+    let found = reader.map(AGENT, own, "", &["defaults", "models"]);
+    sets.extend(found.into_iter().map(|(setting, text, at)| Set::Agent(setting, text, at)));
+    (sets, reader.sorted())
+}
+
+/// Reads a model's `policy.yaml`.
+pub(super) fn read_model(file: &str, text: &str) -> (Vec<Assigned>, Vec<Problem>) {
+    let mut reader = Reader::new(file);
+    let Some(root) = reader.document(text) else { return (Vec::new(), reader.problems) };
+    let found = reader.map(MODEL, root, "", &[]);
+    (found.into_iter().map(Assigned::from).collect(), reader.sorted())
+}
+
+type Found<T> = (&'static Setting<T>, String, Origin);
+
+/// Walks a tree along a table of settings and collects what is wrong.
+struct Reader {
+    file: Arc<str>,
+    problems: Vec<Problem>,
+}
+
+impl Reader {
+    fn new(file: &str) -> Self {
+        Self { file: file.into(), problems: Vec::new() }
+    }
+
+    fn origin(&self, at: At) -> Origin {
+        Origin::File { file: Arc::clone(&self.file), line: at.line, column: at.column }
+    }
+
+    fn problem(&mut self, at: At, what: String, right: String) {
+        let origin = self.origin(at);
+        self.problems.push(Problem { origin, what, right });
+    }
+
+    fn sorted(mut self) -> Vec<Problem> {
+        self.problems.sort();
+        self.problems
+    }
+
+    fn document(&mut self, text: &str) -> Option<Vec<(Key, Node)>> {
+        match parse(text) {
+            Ok(node) => Some(self.entries(node, "the file")),
+            Err(error) => {
+                self.problem(error.at, error.what, "write one YAML document".to_owned());
+                None
+            }
+        }
+    }
+
+    /// The entries of a map; nothing written is an empty map. Repeated keys are a problem.
+    fn entries(&mut self, node: Node, name: &str) -> Vec<(Key, Node)> {
+        let entries = match node.value {
+            Value::Null => Vec::new(),
+            Value::Map(entries) => entries,
+            Value::Scalar(_) | Value::List(_) => {
+                let right = "write `key: value` lines, indented by two spaces".to_owned();
+                self.problem(node.at, format!("{name} is not a map"), right);
+                Vec::new()
+            }
+        };
+        let mut seen: Vec<(Key, Node)> = Vec::new();
+        for (key, node) in entries {
+            match seen.iter().find(|(known, _)| known.text == key.text) {
+                Some((known, _)) => {
+                    let what = format!("`{}` stands here for the second time", key.text);
+                    let right = format!("the first is in line {}: keep one", known.at.line);
+                    self.problem(key.at, what, right);
+                }
+                None => seen.push((key, node)),
+            }
+        }
+        seen
+    }
+
+    fn settings(
+        &mut self,
+        table: &'static [Setting<ModelConfig>],
+        node: Node,
+        name: &str,
+    ) -> Vec<Assigned> {
+        let entries = self.entries(node, name);
+        self.map(table, entries, "", &[]).into_iter().map(Assigned::from).collect()
+    }
+
+    /// Settings below `prefix`; `also` are keys that the caller understands itself.
+    fn map<T: Default>(
+        &mut self,
+        table: &'static [Setting<T>],
+        entries: Vec<(Key, Node)>,
+        prefix: &str,
+        also: &[&'static str],
+    ) -> Vec<Found<T>> {
+        let mut found = Vec::new();
+        for (key, node) in entries {
+            let path = format!("{prefix}{}", key.text);
+            if let Some(setting) = table.iter().find(|setting| setting.path == path) {
+                found.extend(self.value(setting, node).map(|(text, at)| (setting, text, at)));
+                continue;
+            }
+            let below = format!("{path}.");
+            if !key.text.contains('.') && table.iter().any(|s| s.path.starts_with(&below)) {
+                let entries = self.entries(node, &path);
+                found.extend(self.map(table, entries, &below, &[]));
+                continue;
+            }
+            let siblings = table.iter().filter_map(|setting| {
+                setting.path.strip_prefix(prefix).and_then(|rest| rest.split('.').next())
+            });
+            let right = did_you_mean(&key.text, siblings.chain(also.iter().copied()));
+            self.problem(key.at, format!("unknown key `{}`", key.text), right);
+        }
+        found
+    }
+
+    /// The text of one setting's value, if it has the right shape and is in range.
+    fn value<T: Default>(&mut self, setting: &Setting<T>, node: Node) -> Option<(String, Origin)> {
+        let at = node.at;
+        let origin = self.origin(at);
+        let text = match (setting.shape, node.value) {
+            (_, Value::Null) => {
+                let right = "write one, or remove the line for the default".to_owned();
+                self.problem(at, format!("`{}` has no value", setting.path), right);
+                return None;
+            }
+            (Shape::Path, Value::Scalar(text)) => self.beside_the_file(&text),
+            (Shape::Scalar | Shape::List | Shape::Pair, Value::Scalar(text)) => text,
+            (Shape::List, Value::List(items)) => self.list(setting, items)?,
+            (Shape::Pair, Value::Map(entries)) => self.pair(setting.path, at, entries)?,
+            (Shape::Path | Shape::Scalar | Shape::Pair, Value::List(_))
+            | (Shape::Path | Shape::Scalar | Shape::List, Value::Map(_)) => {
+                let right = match setting.shape {
+                    Shape::Path | Shape::Scalar => "write a single value",
+                    Shape::List => "write a list, such as [0.9, 0.75]",
+                    Shape::Pair => "write it as {p99: 40ms}",
+                };
+                let what = format!("`{}` has a value of the wrong form", setting.path);
+                self.problem(at, what, right.to_owned());
+                return None;
+            }
+        };
+        Some((text, origin))
+    }
+
+    /// Each item is read on its own first, so that a wrong one is blamed at its own place.
+    fn list<T: Default>(&mut self, setting: &Setting<T>, items: Vec<Node>) -> Option<String> {
+        let mut texts = Vec::new();
+        for item in items {
+            let Value::Scalar(text) = item.value else {
+                let what = format!("an item of `{}` is not a single value", setting.path);
+                self.problem(item.at, what, "write a list, such as [0.9, 0.75]".to_owned());
+                return None;
+            };
+            if let Err(wrong) = (setting.set)(&mut T::default(), &text) {
+                self.problem(item.at, wrong.what, wrong.right);
+                return None;
+            }
+            texts.push(text);
+        }
+        Some(texts.join(", "))
+    }
+
+    fn pair(&mut self, path: &str, at: At, entries: Vec<(Key, Node)>) -> Option<String> {
+        if let [(key, Node { value: Value::Scalar(text), .. })] = entries.as_slice() {
+            return Some(format!("{}: {text}", key.text));
+        }
+        let what = format!("`{path}` takes one percentile and its bound");
+        self.problem(at, what, "write it as {p99: 40ms}".to_owned());
+        None
+    }
+
+    /// Relative paths in a file start from its folder, so that it does not matter where the agent
+    /// was started. `auto` is no path.
+    fn beside_the_file(&self, text: &str) -> String {
+        let folder = std::path::Path::new(&*self.file).parent();
+        match folder {
+            Some(folder) if text != "auto" && !text.is_empty() => {
+                folder.join(text).display().to_string()
+            }
+            _ => text.to_owned(),
+        }
+    }
+}
+
+/// Finds the setting that a path from the environment or a flag means: `defaults.budget`,
+/// `models.NAME.instances`, and `….budget.p99` for the pair's own text.
+pub(super) fn find(path: &str, text: &str, origin: &Origin) -> Result<Set, Wrong> {
+    let assigned = |rest: &str| -> Result<Assigned, Wrong> {
+        let (setting, text) = lookup(MODEL, rest, text)?;
+        Ok(Assigned { setting, text, origin: origin.clone() })
+    };
+    if let Some(rest) = path.strip_prefix("defaults.") {
+        return assigned(rest).map(Set::Defaults);
+    }
+    if let Some(rest) = path.strip_prefix("models.") {
+        // Names may hold dots, so the setting is looked for from the end.
+        let split = rest.match_indices('.').find_map(|(at, _)| {
+            lookup(MODEL, &rest[at + 1..], text).is_ok().then_some((&rest[..at], &rest[at + 1..]))
+        });
+        let (name, rest) = split.or_else(|| rest.split_once('.')).ok_or_else(|| {
+            Wrong::new("no setting of the model is named", "write models.NAME.budget")
+        })?;
+        check_model_name(name).map_err(|e| Wrong::new(e.to_string(), "rename the model"))?;
+        return assigned(rest).map(|item| Set::Model(name.to_owned(), item));
+    }
+    let (setting, text) = lookup(AGENT, path, text)?;
+    Ok(Set::Agent(setting, text, origin.clone()))
+}
+
+fn lookup<T>(
+    table: &'static [Setting<T>],
+    path: &str,
+    text: &str,
+) -> Result<(&'static Setting<T>, String), Wrong> {
+    if let Some(setting) = table.iter().find(|setting| setting.path == path) {
+        return Ok((setting, text.to_owned()));
+    }
+    let pair = table.iter().find_map(|setting| {
+        let rest = path.strip_prefix(setting.path)?.strip_prefix('.')?;
+        (setting.shape == Shape::Pair).then(|| (setting, format!("{rest}: {text}")))
+    });
+    pair.ok_or_else(|| {
+        let hint = did_you_mean(path, table.iter().map(|setting| setting.path));
+        Wrong::new(format!("there is no setting `{path}`"), hint)
+    })
+}

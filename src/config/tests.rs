@@ -1,0 +1,368 @@
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::checked::{Budget, LogLevel, Method, Threads};
+use super::layers::settings;
+use super::*;
+use crate::units::{ByteSize, Percentile, Span};
+
+fn load_all(
+    text: &str,
+    environment: &[(&str, &str)],
+    flags: &[(&str, &str, &str)],
+) -> Result<Loaded, ConfigErrors> {
+    let own = |text: &&str| (*text).to_owned();
+    let environment: BTreeMap<String, String> =
+        environment.iter().map(|(name, text)| (own(name), own(text))).collect();
+    let flags: Vec<Flag> = flags
+        .iter()
+        .map(|(flag, path, text)| Flag { flag: own(flag), path: own(path), text: own(text) })
+        .collect();
+    let file = Some(Text { file: "/etc/blochd/agent.yaml", text });
+    Layers { base: Config::default(), file, environment: &environment, flags: &flags }.load()
+}
+
+fn load(text: &str) -> Result<Config, ConfigErrors> {
+    load_all(text, &[], &[]).map(|loaded| loaded.config)
+}
+
+fn lines(text: &str) -> Vec<String> {
+    load(text).unwrap_err().to_string().lines().map(str::to_owned).collect()
+}
+
+/// The only line of errors, without the file's folder.
+fn line(text: &str) -> String {
+    let lines = lines(text);
+    assert_eq!(lines.len(), 1, "{lines:#?}");
+    lines[0].strip_prefix("/etc/blochd/").unwrap().to_owned()
+}
+
+#[test]
+fn the_documented_file_is_complete_and_parses_to_exactly_the_defaults() {
+    let text = include_str!("../../configs/agent.yaml");
+    assert_eq!(load(text).unwrap(), Config::default());
+    let node = raw::parse(text).unwrap();
+    let mut written = Vec::new();
+    leaves(&node, "", &mut written);
+    written.retain(|path| path != "models");
+    let mut known: Vec<String> =
+        settings(&Config::default()).into_iter().map(|(path, _)| path).collect();
+    known.sort();
+    written.sort();
+    assert_eq!(written, known);
+}
+
+fn leaves(node: &raw::Node, prefix: &str, into: &mut Vec<String>) {
+    match &node.value {
+        raw::Value::Map(entries) if !entries.is_empty() => {
+            for (key, node) in entries {
+                let dot = if prefix.is_empty() { "" } else { "." };
+                leaves(node, &format!("{prefix}{dot}{}", key.text), into);
+            }
+        }
+        raw::Value::Map(_) | raw::Value::Null | raw::Value::Scalar(_) | raw::Value::List(_) => {
+            into.push(prefix.to_owned());
+        }
+    }
+}
+
+#[test]
+fn an_empty_file_is_the_defaults() {
+    for text in ["", "# nothing\n", "defaults:\nmodels:\n", "---\n"] {
+        assert_eq!(load(text).unwrap(), Config::default(), "{text:?}");
+    }
+}
+
+#[test]
+fn every_value_is_read_into_its_type() {
+    let config = load(
+        "model_dir: models\nstate_dir: /s\nhttp_address: '[::]:80'\nmetrics_address: localhost:9\n\
+         runtime_library: lib/ort.so\nlog_level: debug\nlog_format: json\n\
+         trial: {memory: 1GiB}\nbuild: {nice: 5}\n\
+         defaults:\n  budget: {p95: 12.5ms}\n  intra_op_threads: 3\n  \
+         ladder: {ratios: [0.5, 0.8], method: magnitude, enabled: false}\n",
+    )
+    .unwrap();
+    assert_eq!(config.model_dir.to_str(), Some("/etc/blochd/models"));
+    assert_eq!(config.runtime_library.unwrap().to_str(), Some("/etc/blochd/lib/ort.so"));
+    assert_eq!(config.http_address.to_string(), "[::]:80");
+    assert_eq!(config.metrics_address.to_string(), "127.0.0.1:9");
+    assert_eq!(config.log_level, LogLevel::Debug);
+    assert_eq!(config.trial.memory, Some(ByteSize(1 << 30)));
+    assert_eq!(config.build.nice, 5);
+    let defaults = &config.defaults;
+    let limit = Span::micros(12_500);
+    assert_eq!(defaults.budget, Some(Budget { percentile: Percentile::P95, limit }));
+    assert_eq!(defaults.intra_op_threads, Threads::Count(3));
+    assert_eq!(defaults.ladder.ratios, [0.8, 0.5]);
+    assert_eq!(defaults.ladder.method, Method::Magnitude);
+    assert!(!defaults.ladder.enabled);
+}
+
+#[test]
+fn all_errors_are_reported_at_once_each_at_its_place() {
+    let text = "http_adress: 127.0.0.1:1\n\
+                log_level: inf\n\
+                defaults:\n  budget: {p99: -4ms}\n  instances: 0\n  \
+                ladder:\n    ratios: [0.9, 1.5]\n\
+                models:\n  ocr:\n    qualty_floor: 0.9\n    queue_length: many\n  \
+                .hidden:\n    instances: 1\n\
+                log_level: info\n";
+    let expected = [
+        "1:1: unknown key `http_adress`; did you mean `http_address`?",
+        "2:12: \"inf\" is not known; did you mean `info`? (one of error, warn, info, debug, trace)",
+        "4:11: \"-4ms\" is not a duration; write a budget such as p99: 40ms, or none",
+        "5:14: 0 is out of range; write a whole number from 1 to 64",
+        "7:19: 1.5 is no latency ratio of a faster variant; write numbers between 0 and 1, such as \
+         [0.9, 0.75, 0.6, 0.5]",
+        "10:5: unknown key `qualty_floor`; did you mean `quality_floor`?",
+        "11:19: \"many\" is not a whole number; write a whole number from 1 to 65536",
+        "12:3: \".hidden\" is no name of a model: it must have 1 to 128 bytes, not begin with a \
+         dot, not begin or end with a space, and hold no slash, backslash or control character; \
+         rename the model",
+        "14:1: `log_level` stands here for the second time; the first is in line 2: keep one",
+    ];
+    let expected: Vec<String> =
+        expected.iter().map(|line| format!("/etc/blochd/agent.yaml:{line}")).collect();
+    assert_eq!(lines(text), expected);
+}
+
+#[test]
+fn values_of_the_wrong_form_say_what_would_be_right() {
+    let cases = [
+        (
+            "defaults: [1]",
+            "1:11: defaults is not a map; write `key: value` lines, indented by two spaces",
+        ),
+        (
+            "log_level: [info]",
+            "1:12: `log_level` has a value of the wrong form; write a single value",
+        ),
+        (
+            "log_level:",
+            "1:10: `log_level` has no value; write one, or remove the line for the default",
+        ),
+        (
+            "defaults: {budget: {p99: 1ms, p50: 1ms}}",
+            "1:20: `budget` takes one percentile and its bound; write it as {p99: 40ms}",
+        ),
+        (
+            "defaults: {budget: {p98: 1ms}}",
+            "1:20: \"p98\" is not a percentile; write p50, p90, p95, p99, p99.9 or max",
+        ),
+        (
+            "defaults: {budget: 40}",
+            "1:20: \"40\" is not a duration; write a budget such as p99: 40ms, or none",
+        ),
+        (
+            "arrivals: {settle: 500}",
+            "1:20: \"500\" is not a duration; write a number and a unit, \
+             such as 40ms, 1.5s or 200us",
+        ),
+        (
+            "trial: {memory: 512}",
+            "1:17: \"512\" is not a size; write a number and a unit, such as 512MiB, 2GiB or 64KB",
+        ),
+        (
+            "http_address: somewhere",
+            "1:15: \"somewhere\" is not a socket address; write an IP address and a \
+             port, such as 127.0.0.1:8000 or [::]:8000",
+        ),
+        (
+            "defaults: {quality_floor: .nan}",
+            "1:27: \".nan\" is not a number; write a number from 0 to 1",
+        ),
+        (
+            "defaults: {ladder: {enabled: yes}}",
+            "1:30: \"yes\" is not yes or no; write true or false",
+        ),
+        ("model_dir: ''", "1:12: the path is empty; write a path"),
+        ("- a", "1:1: the file is not a map; write `key: value` lines, indented by two spaces"),
+    ];
+    for (text, expected) in cases {
+        assert_eq!(line(text), format!("agent.yaml:{expected}"), "{text}");
+    }
+}
+
+#[test]
+fn values_that_do_not_fit_each_other_are_refused_where_they_stand() {
+    let cases = [
+        (
+            "metrics_address: 127.0.0.1:8000",
+            "1:18: requests and metrics are both at 127.0.0.1:8000",
+        ),
+        ("state_dir: /x\nmodel_dir: /x", "2:12: /x is both model_dir and state_dir"),
+        ("arrivals:\n  rescan: 100ms", "2:11: rescan 100ms is shorter than settle 500ms"),
+        ("defaults: {governor: {headroom: 1.05}}", "1:33: headroom 1.05 is below margin 1.1"),
+        ("models: {a: {governor: {margin: 2}}}", "1:33: headroom 1.25 is below margin 2"),
+        (
+            "defaults: {budget: 20s}",
+            "1:20: the budget p99: 20s is longer than the request timeout 10s",
+        ),
+    ];
+    for (text, expected) in cases {
+        assert!(line(text).starts_with(&format!("agent.yaml:{expected}")), "{}", line(text));
+    }
+}
+
+#[test]
+fn broken_yaml_names_its_place() {
+    for (text, at) in [("a: [1", "1:"), ("log_level: info\n  x: 1\n", "2:"), ("a: b: c", "1:")] {
+        assert!(line(text).starts_with(&format!("agent.yaml:{at}")), "{}", line(text));
+    }
+    assert!(line("log_level: info\n---\nlog_level: warn\n").starts_with("agent.yaml:"));
+}
+
+#[test]
+fn alias_bombs_deep_nesting_and_huge_files_are_refused_without_being_unfolded() {
+    let mut bomb = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
+    for level in 1..12 {
+        let below = format!("*a{}, ", level - 1).repeat(10);
+        bomb.push_str(&format!("a{level}: &a{level} [{below}]\n"));
+    }
+    let message = line(&bomb);
+    assert!(message.contains("limit") || message.contains("budget"), "{message}");
+    assert!(line(&format!("{}1{}", "[".repeat(100), "]".repeat(100))).contains("agent.yaml:1:"));
+    assert!(line(&"# x\n".repeat(300_000)).contains("more than 1MiB"));
+}
+
+#[test]
+fn aliases_and_merge_keys_share_settings_between_models() {
+    let text = "models:\n  a: &shared\n    instances: 2\n  b:\n    <<: *shared\n    \
+                queue_length: 3\n  c: *shared\n";
+    let config = load(text).unwrap();
+    for (model, instances, queue) in [("a", 2, 256), ("b", 2, 3), ("c", 2, 256)] {
+        let model = config.model(model, None).unwrap();
+        assert_eq!((model.instances, model.queue_length), (instances, queue));
+    }
+}
+
+#[test]
+fn environment_wins_over_the_file_and_flags_over_the_environment() {
+    let text = "log_level: warn\nhttp_address: 127.0.0.1:1\nmodel_dir: /file\n";
+    let environment = [
+        ("BLOCHD_HTTP_ADDRESS", "127.0.0.1:2"),
+        ("BLOCHD_MODEL_DIR", "env"),
+        ("BLOCHD_CONFIG", "/x"),
+        ("BLOCHD_DEFAULTS__BUDGET__P95", "30ms"),
+        ("BLOCHD_DEFAULTS__GOVERNOR__DWELL", "7s"),
+        ("BLOCHD_MODELS__My__Model__QUEUE_LENGTH", "9"),
+        ("BLOCHD_MODELS__a.b__GOVERNOR__DWELL", "8s"),
+        ("HOME", "/root"),
+    ];
+    let flags = [("--model-dir", "model_dir", "flag"), ("--set", "models.a.b.budget", "p99=5ms")];
+    let loaded = load_all(text, &environment, &flags).unwrap();
+    assert_eq!(loaded.warnings, []);
+    let config = loaded.config;
+    assert_eq!(config.log_level, LogLevel::Warn);
+    assert_eq!(config.http_address.port(), 2);
+    assert_eq!(config.model_dir.to_str(), Some("flag"));
+    assert_eq!(config.defaults.budget.unwrap().to_string(), "p95: 30ms");
+    assert_eq!(config.defaults.governor.dwell, Span::secs(7));
+    assert_eq!(config.model("My__Model", None).unwrap().queue_length, 9);
+    assert_eq!(config.model("a.b", None).unwrap().governor.dwell, Span::secs(8));
+    assert_eq!(config.model("a.b", None).unwrap().budget.unwrap().to_string(), "p99: 5ms");
+}
+
+#[test]
+fn errors_of_variables_and_flags_name_them_and_unknown_variables_only_warn() {
+    let environment = [("BLOCHD_HTTP_ADDRESS", "x"), ("BLOCHD_MODEL_DIRR", "/m")];
+    let flags = [("--drain-timeout", "drain_timeout", "soon")];
+    let errors = load_all("", &environment, &flags).unwrap_err().to_string();
+    let lines: Vec<&str> = errors.lines().collect();
+    assert_eq!(lines.len(), 2);
+    assert!(lines[0].starts_with("environment variable BLOCHD_HTTP_ADDRESS: \"x\" is not"));
+    assert!(lines[1].starts_with("flag --drain-timeout: \"soon\" is not a duration; write"));
+    let loaded = load_all("", &environment[1..], &[]).unwrap();
+    let warning = loaded.warnings[0].to_string();
+    assert!(warning.ends_with("there is no setting `model_dirr`; did you mean `model_dir`?"));
+    let errors = load_all("", &[], &[("--set", "nothing", "x")]).unwrap_err();
+    assert!(errors.to_string().starts_with("flag --set: there is no setting `nothing`"));
+}
+
+#[test]
+fn every_setting_can_be_given_by_its_variable() {
+    for (path, text) in settings(&Config::default()) {
+        let name = format!("BLOCHD_{}", path.replace('.', "__").to_uppercase());
+        let loaded = load_all("", &[(&name, &text)], &[]).unwrap();
+        assert_eq!((loaded.warnings, loaded.config), (vec![], Config::default()), "{name}");
+    }
+}
+
+#[test]
+fn a_policy_file_comes_over_the_defaults_and_under_the_boxs_own_word() {
+    let config =
+        load("defaults: {instances: 2, priority: 1}\nmodels: {ocr: {queue_length: 7}}").unwrap();
+    let text = "instances: 3\nqueue_length: 8\nbudget: {p99: 40ms}\n";
+    let policy = Policy::parse("ocr/policy.yaml", text).unwrap();
+    let model = config.model("ocr", Some(&policy)).unwrap();
+    assert_eq!((model.instances, model.queue_length, model.priority), (3, 7, 1));
+    assert_eq!(config.model("other", None).unwrap().instances, 2);
+    let wrong = Policy::parse("ocr/policy.yaml", "instances: none\nmodel_dir: /x\n").unwrap_err();
+    assert_eq!(
+        wrong.0.iter().map(|problem| problem.origin.to_string()).collect::<Vec<_>>(),
+        ["ocr/policy.yaml:2:1", "ocr/policy.yaml:1:12"]
+    );
+    let clash = Policy::parse("p.yaml", "governor: {margin: 3}").unwrap();
+    let clash = config.model("ocr", Some(&clash)).unwrap_err().to_string();
+    assert!(clash.starts_with("p.yaml:1:20: headroom 1.25 is below margin 3"), "{clash}");
+}
+
+#[test]
+fn a_difference_says_what_changes_what_needs_a_restart_and_which_models_are_touched() {
+    let old = load("log_level: info\nmodels: {a: {instances: 1}, b: {instances: 1}}").unwrap();
+    assert!(Config::diff(&old, &old).is_empty());
+    let new = load(
+        "log_level: debug\nhttp_address: 127.0.0.1:9\n\
+         models: {b: {instances: 2}, c: {priority: 1}}",
+    )
+    .unwrap();
+    let diff = Config::diff(&old, &new);
+    let changes: Vec<_> = diff.changes.iter().map(|c| (c.path.as_str(), c.restart)).collect();
+    assert_eq!(changes, [("http_address", true), ("log_level", false)]);
+    assert_eq!(diff.models.iter().map(String::as_str).collect::<Vec<_>>(), ["a", "b", "c"]);
+    assert!(!diff.touches("d"));
+    let defaults = load("defaults: {instances: 4}").unwrap();
+    assert!(Config::diff(&old, &defaults).touches("d"));
+    let kept = old.keeping_what_needs_a_restart(&new);
+    assert_eq!(Config::diff(&old, &kept).restart().count(), 0);
+    assert_eq!(kept.log_level, LogLevel::Debug);
+}
+
+#[test]
+fn what_needs_a_restart_is_all_that_is_kept_back() {
+    let changed = [
+        ("model_dir", "/a"),
+        ("state_dir", "/b"),
+        ("http_address", "1.2.3.4:5"),
+        ("metrics_address", "1.2.3.4:6"),
+        ("runtime_library", "/c"),
+        ("log_format", "json"),
+    ];
+    let restart: Vec<&str> = schema::AGENT.iter().filter(|s| s.restart).map(|s| s.path).collect();
+    assert_eq!(restart, changed.map(|(path, _)| path));
+    let flags = changed.map(|(path, text)| ("--set", path, text));
+    let new = load_all("", &[], &flags).unwrap().config;
+    let old = Config::default();
+    assert_eq!(Config::diff(&old, &new).restart().count(), changed.len());
+    assert_eq!(old.keeping_what_needs_a_restart(&new), old);
+}
+
+proptest! {
+    #[test]
+    fn no_text_makes_the_reader_panic(text in "(?s).{0,200}") {
+        let _ = load(&text);
+    }
+
+    #[test]
+    fn no_near_miss_makes_the_reader_panic(
+        cut in 0usize..3000,
+        put in "[\\[\\]{}:&*<>!|'\"#\t -]{0,4}",
+    ) {
+        let mut text = include_str!("../../configs/agent.yaml").to_owned();
+        let at = (0..=cut.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap();
+        text.insert_str(at, &put);
+        let _ = load(&text);
+    }
+}

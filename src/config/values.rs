@@ -1,0 +1,259 @@
+//! Text ↔ typed values, each with its range. The text is that of a YAML scalar, an environment
+//! variable or a flag alike.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use crate::limits;
+use crate::units::{ByteSize, Percentile, Span, UnitError};
+
+use super::checked::{Budget, LogFormat, LogLevel, Method, Threads};
+use super::error::{Wrong, did_you_mean};
+
+/// The text that reads back as the same value.
+pub(super) trait Show {
+    fn show(&self) -> String;
+}
+
+macro_rules! show_by_display {
+    ($($name:ty),*) => {$(
+        impl Show for $name {
+            fn show(&self) -> String {
+                self.to_string()
+            }
+        }
+    )*};
+}
+
+show_by_display!(SocketAddr, Span, ByteSize, Budget, Threads, bool, usize, i32, u64, f64);
+
+impl Show for PathBuf {
+    fn show(&self) -> String {
+        self.display().to_string()
+    }
+}
+
+impl Show for Vec<f64> {
+    fn show(&self) -> String {
+        self.iter().map(f64::to_string).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// `None` is written as `auto` or `none`; which of them is right stands in [`Absent`].
+impl<T: Show + Absent> Show for Option<T> {
+    fn show(&self) -> String {
+        self.as_ref().map_or_else(|| T::WORD.to_owned(), Show::show)
+    }
+}
+
+/// The word that stands for "not given".
+pub(super) trait Absent {
+    const WORD: &'static str;
+}
+
+impl Absent for Budget {
+    const WORD: &'static str = "none";
+}
+
+impl Absent for PathBuf {
+    const WORD: &'static str = "auto";
+}
+
+impl Absent for ByteSize {
+    const WORD: &'static str = "auto";
+}
+
+/// `what; right` of a [`UnitError`], whose text has both parts joined by a colon.
+fn unit(error: &UnitError) -> Wrong {
+    let text = error.to_string();
+    let (what, right) = text.split_once(": ").unwrap_or((&text, "write another value"));
+    Wrong::new(what, right)
+}
+
+/// Any type that reads itself, with a hint.
+fn parsed<T: FromStr>(text: &str, kind: &str, right: &str) -> Result<T, Wrong> {
+    text.trim().parse().map_err(|_| Wrong::new(format!("{text:?} is not {kind}"), right))
+}
+
+/// An IP address and a port; `localhost` is 127.0.0.1.
+pub(super) fn address(text: &str) -> Result<SocketAddr, Wrong> {
+    let right = "write an IP address and a port, such as 127.0.0.1:8000 or [::]:8000";
+    if let Some(port) = text.trim().strip_prefix("localhost:") {
+        let port: u16 = parsed(port, "a port", "write a number from 0 to 65535")?;
+        return Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    }
+    parsed(text, "a socket address", right)
+}
+
+pub(super) fn path(text: &str) -> Result<PathBuf, Wrong> {
+    if text.is_empty() || text.contains('\0') {
+        return Err(Wrong::new("the path is empty", "write a path"));
+    }
+    Ok(PathBuf::from(text))
+}
+
+pub(super) fn path_or_auto(text: &str) -> Result<Option<PathBuf>, Wrong> {
+    if text == PathBuf::WORD { Ok(None) } else { path(text).map(Some) }
+}
+
+fn span(text: &str) -> Result<Span, Wrong> {
+    text.trim().parse::<Span>().map_err(|error| unit(&error))
+}
+
+/// A length of time within `least..=most`.
+pub(super) fn span_within(text: &str, least: Span, most: Span) -> Result<Span, Wrong> {
+    let value = span(text)?;
+    if (least..=most).contains(&value) {
+        return Ok(value);
+    }
+    Err(Wrong::new(
+        format!("{text} is out of range"),
+        format!("write a time from {least} to {most}"),
+    ))
+}
+
+/// `1ms ..= 1h`, what most waits of the program lie in.
+pub(super) fn wait(text: &str) -> Result<Span, Wrong> {
+    span_within(text, Span::millis(1), Span::secs(3600))
+}
+
+/// A size of at least 1 MiB, or `auto`.
+pub(super) fn memory(text: &str) -> Result<Option<ByteSize>, Wrong> {
+    if text == ByteSize::WORD {
+        return Ok(None);
+    }
+    let value: ByteSize = text.trim().parse().map_err(|error| unit(&error))?;
+    if value.0 < 1 << 20 {
+        let right = "write at least 1MiB, or `auto` for what the box has";
+        return Err(Wrong::new(format!("{text} is too small"), right));
+    }
+    Ok(Some(value))
+}
+
+pub(super) fn flag(text: &str) -> Result<bool, Wrong> {
+    parsed(text, "yes or no", "write true or false")
+}
+
+pub(super) fn whole(text: &str, least: usize, most: usize) -> Result<usize, Wrong> {
+    let right = format!("write a whole number from {least} to {most}");
+    let value: usize = parsed(text, "a whole number", &right)?;
+    if (least..=most).contains(&value) {
+        return Ok(value);
+    }
+    Err(Wrong::new(format!("{text} is out of range"), right))
+}
+
+pub(super) fn seed(text: &str) -> Result<u64, Wrong> {
+    parsed(text, "a whole number", "write a whole number from 0 to 18446744073709551615")
+}
+
+pub(super) fn priority(text: &str) -> Result<i32, Wrong> {
+    let right = "write a whole number; the higher goes first, 0 is usual";
+    parsed(text, "a whole number", right)
+}
+
+pub(super) fn number(text: &str, least: f64, most: f64) -> Result<f64, Wrong> {
+    let right = format!("write a number from {least} to {most}");
+    let value: f64 = parsed(text, "a number", &right)?;
+    if (least..=most).contains(&value) {
+        return Ok(value);
+    }
+    Err(Wrong::new(format!("{text} is out of range"), right))
+}
+
+pub(super) fn threads(text: &str) -> Result<Threads, Wrong> {
+    if text == "auto" {
+        return Ok(Threads::Auto);
+    }
+    whole(text, 1, limits::INTRA_OP_THREADS)
+        .map(Threads::Count)
+        .map_err(|wrong| Wrong::new(wrong.what, format!("{}, or auto", wrong.right)))
+}
+
+/// `p99: 40ms`, `p99=40ms`, `40ms` (p99 is meant) or `none`.
+pub(super) fn budget(text: &str) -> Result<Option<Budget>, Wrong> {
+    let text = text.trim();
+    if text == Budget::WORD {
+        return Ok(None);
+    }
+    let (percentile, limit) = match text.split_once([':', '=']) {
+        Some((percentile, limit)) => {
+            (percentile.trim().parse::<Percentile>().map_err(|error| unit(&error))?, limit.trim())
+        }
+        None => (Percentile::default(), text),
+    };
+    let limit = span(limit)
+        .map_err(|wrong| Wrong::new(wrong.what, "write a budget such as p99: 40ms, or none"))?;
+    if limit < Span::micros(1) || limit > Span::secs(3600) {
+        let right = "write a time from 1us to 3600s, or none";
+        return Err(Wrong::new(format!("a budget of {limit} cannot be held"), right));
+    }
+    Ok(Some(Budget { percentile, limit }))
+}
+
+/// Latency ratios to dense, kept in falling order.
+pub(super) fn ratios(text: &str) -> Result<Vec<f64>, Wrong> {
+    let right = "write numbers between 0 and 1, such as [0.9, 0.75, 0.6, 0.5]";
+    let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+    let mut ratios = Vec::new();
+    for item in items {
+        let ratio: f64 = parsed(item, "a number", right)?;
+        if !(ratio > 0.0 && ratio < 1.0) {
+            let what = format!("{item} is no latency ratio of a faster variant");
+            return Err(Wrong::new(what, right));
+        }
+        if ratios.contains(&ratio) {
+            return Err(Wrong::new(format!("{item} stands twice"), "remove one"));
+        }
+        ratios.push(ratio);
+    }
+    if ratios.len() > limits::LADDER_RATIOS {
+        let what = format!("{} rungs are too many", ratios.len());
+        return Err(Wrong::new(what, format!("write at most {}", limits::LADDER_RATIOS)));
+    }
+    ratios.sort_by(|a, b| b.total_cmp(a));
+    Ok(ratios)
+}
+
+/// A type with a fixed list of words.
+pub(super) fn word<T: Copy>(text: &str, words: &[(&'static str, T)]) -> Result<T, Wrong> {
+    if let Some((_, value)) = words.iter().find(|(word, _)| *word == text) {
+        return Ok(*value);
+    }
+    let names = || words.iter().map(|(word, _)| *word);
+    let hint = did_you_mean(text, names());
+    let right = format!("{hint} (one of {})", names().collect::<Vec<_>>().join(", "));
+    Err(Wrong::new(format!("{text:?} is not known"), right))
+}
+
+macro_rules! words {
+    ($name:ty, $function:ident, [$($text:literal => $variant:ident),* $(,)?]) => {
+        impl Show for $name {
+            fn show(&self) -> String {
+                match self {
+                    $(Self::$variant => $text.to_owned()),*
+                }
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(&self.show())
+            }
+        }
+
+        pub(super) fn $function(text: &str) -> Result<$name, Wrong> {
+            word(text.trim(), &[$(($text, <$name>::$variant)),*])
+        }
+    };
+}
+
+words!(LogLevel, log_level, [
+    "error" => Error, "warn" => Warn, "info" => Info, "debug" => Debug, "trace" => Trace,
+]);
+words!(LogFormat, log_format, ["text" => Text, "json" => Json]);
+words!(Method, method, [
+    "obs" => Obs, "response" => Response, "spectral" => Spectral, "magnitude" => Magnitude,
+    "random" => Random,
+]);
