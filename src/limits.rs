@@ -223,3 +223,40 @@ pub const SLOWDOWN_HALF_LIFE: std::time::Duration = std::time::Duration::from_se
 
 /// Most doublings of the wait before another attempt to go up: 64 times the wait, some minutes.
 pub const UPWARD_DOUBLINGS: u32 = 6;
+
+// ---- arrivals ----
+
+/// Longest name of a model: fits a file name with a suffix and a metric's label.
+pub const MODEL_NAME_BYTES: usize = 128;
+
+// ---- shell: children ----
+
+/// Longest line that is taken from a child's standard output.
+pub const CHILD_LINE_BYTES: u64 = 1 << 20;
+
+/// Last words of a child on standard error that are kept for the reason.
+pub const CHILD_SAID_BYTES: usize = 4096;
+
+// ---- shell: watch, agent ----
+
+/// Most files of a model directory that are looked at.
+pub const REPOSITORY_FILES: usize = 100_000;
+
+/// Levels of folders below the model directory: model, version, and two for external data.
+pub const REPOSITORY_DEPTH: usize = 4;
+
+/// The agent's turn: governor, status, watchdog. Four a second meet a budget again well within a second
+/// of two requests that broke it.
+pub const TICK: std::time::Duration = std::time::Duration::from_millis(250);
+
+/// How long after the first file event the directory is listed: a copy raises many events.
+pub const LOOK_DELAY: std::time::Duration = std::time::Duration::from_millis(50);
+
+/// Events that may wait for the agent. Each stands for work that it started itself.
+pub const AGENT_EVENTS: usize = 256;
+
+/// Runs of a variant in its trial.
+pub const TRIAL_RUNS: usize = 20;
+
+/// Memory that must stay available on the box when a variant is loaded beside the one in service.
+pub const MEMORY_RESERVE: u64 = 256 << 20;

@@ -1,1 +1,276 @@
-//! File events and the time → settled models: debouncing, rescans, half-written files.
+//! What lies in the model directory + now → settled models. The shell lists the directory on every file
+//! event and every so often without one, and shows the whole list here; a version is settled once its
+//! files have stayed the same for the settle time. Because the whole list is shown each time, a lost event
+//! is made good by the next one.
+//!
+//! The layout is that which users of Triton know: `<model>/<version>/model.onnx`, with an optional
+//! `<model>/policy.yaml` and `<model>/calibration.npz`; a bare `<model>.onnx` is version 1.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use crate::limits;
+use crate::units::Version;
+
+/// One file as the directory's listing tells.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FileFact {
+    /// Path relative to the model directory, with `/`.
+    pub path: String,
+    pub size: u64,
+    /// Time of the last change, nanoseconds since 1970.
+    pub modified_ns: i128,
+    /// A file that was replaced by another of the same size has another number.
+    pub inode: u64,
+}
+
+/// One version of a model.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct VersionKey {
+    pub model: String,
+    pub version: Version,
+}
+
+/// What has come of the files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Arrival {
+    /// A version is complete: it is new, or its files changed. `file` is relative to the directory.
+    Settled { key: VersionKey, file: String },
+    /// A version's model file is gone.
+    Removed { key: VersionKey },
+    /// A model's `policy.yaml` or `calibration.npz` came, changed or went; its contents have settled.
+    Companions { model: String },
+}
+
+/// What the directory holds, by the layout's rules.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Layout {
+    /// Model file and all files that belong to the version.
+    versions: BTreeMap<VersionKey, (String, BTreeSet<FileFact>)>,
+    companions: BTreeMap<String, BTreeSet<FileFact>>,
+}
+
+/// Watches files settle.
+#[derive(Debug, Clone)]
+pub struct Arrivals {
+    settle: Duration,
+    versions: BTreeMap<VersionKey, Watched>,
+    companions: BTreeMap<String, Watched>,
+}
+
+#[derive(Debug, Clone)]
+struct Watched {
+    files: BTreeSet<FileFact>,
+    /// Since when they have been the same.
+    since: Duration,
+    told: bool,
+}
+
+impl Arrivals {
+    /// Versions settle when nothing of theirs has changed for `settle`.
+    pub fn new(settle: Duration) -> Self {
+        Self { settle, versions: BTreeMap::new(), companions: BTreeMap::new() }
+    }
+
+    /// Takes in a listing of the whole directory. The answer comes in a fixed order, companions first, so
+    /// that a policy holds before its model is served.
+    pub fn observe(&mut self, files: &[FileFact], now: Duration) -> Vec<Arrival> {
+        let layout = layout(files);
+        let mut arrivals = Vec::new();
+        let settle = self.settle;
+        for (model, files) in &layout.companions {
+            if watch(&mut self.companions, model, files, now, settle) {
+                arrivals.push(Arrival::Companions { model: model.clone() });
+            }
+        }
+        self.companions.retain(|model, watched| {
+            let there = layout.companions.contains_key(model);
+            if !there && watched.told {
+                arrivals.push(Arrival::Companions { model: model.clone() });
+            }
+            there
+        });
+        for (key, (file, files)) in &layout.versions {
+            if watch(&mut self.versions, key, files, now, settle) {
+                arrivals.push(Arrival::Settled { key: key.clone(), file: file.clone() });
+            }
+        }
+        self.versions.retain(|key, watched| {
+            let there = layout.versions.contains_key(key);
+            if !there && watched.told {
+                arrivals.push(Arrival::Removed { key: key.clone() });
+            }
+            there
+        });
+        arrivals
+    }
+
+    /// When the directory should be listed again for files that are settling; `None` when none are.
+    pub fn next_look(&self) -> Option<Duration> {
+        let all = self.versions.values().chain(self.companions.values());
+        all.filter(|watched| !watched.told).map(|watched| watched.since + self.settle).min()
+    }
+
+    /// Tells a version again as soon as it is settled, as if it had just come.
+    pub fn forget(&mut self, model: &str) {
+        self.versions.retain(|key, _| key.model != model);
+    }
+}
+
+/// Whether the files of `key` have just settled.
+fn watch<K: Ord + Clone>(
+    all: &mut BTreeMap<K, Watched>,
+    key: &K,
+    files: &BTreeSet<FileFact>,
+    now: Duration,
+    settle: Duration,
+) -> bool {
+    let fresh = || Watched { files: files.clone(), since: now, told: false };
+    let watched = all.entry(key.clone()).or_insert_with(fresh);
+    if watched.files != *files {
+        *watched = fresh();
+    }
+    let settled = !watched.told && now.saturating_sub(watched.since) >= settle;
+    watched.told |= settled;
+    settled
+}
+
+fn layout(files: &[FileFact]) -> Layout {
+    let mut layout = Layout::default();
+    let mut beside: BTreeMap<VersionKey, BTreeSet<FileFact>> = BTreeMap::new();
+    for fact in files {
+        let parts: Vec<&str> = fact.path.split('/').collect();
+        if parts.iter().any(|part| is_temporary(part)) {
+            continue;
+        }
+        match parts.as_slice() {
+            [file] => {
+                if let Some(model) = file.strip_suffix(".onnx").filter(|name| is_name(name)) {
+                    let key = VersionKey { model: model.to_owned(), version: Version(1) };
+                    // A directory of the same name has the last word.
+                    let entry = (fact.path.clone(), BTreeSet::from([fact.clone()]));
+                    layout.versions.entry(key).or_insert(entry);
+                }
+            }
+            [model, "policy.yaml" | "calibration.npz"] if is_name(model) => {
+                layout.companions.entry((*model).to_owned()).or_default().insert(fact.clone());
+            }
+            [model, version, rest @ ..] if is_name(model) && !rest.is_empty() => {
+                let Some(version) = version_of(version) else { continue };
+                let key = VersionKey { model: (*model).to_owned(), version };
+                beside.entry(key.clone()).or_default().insert(fact.clone());
+                if rest == ["model.onnx"] {
+                    layout.versions.insert(key, (fact.path.clone(), BTreeSet::new()));
+                }
+            }
+            _ => {}
+        }
+    }
+    for (key, (_, own)) in &mut layout.versions {
+        own.extend(beside.remove(key).unwrap_or_default());
+    }
+    layout
+}
+
+/// Digits without a leading zero, at least 1.
+fn version_of(text: &str) -> Option<Version> {
+    let plain = text.bytes().all(|byte| byte.is_ascii_digit()) && !text.starts_with('0');
+    text.parse().ok().filter(|_| plain).map(Version)
+}
+
+/// Names that can stand in a URL, a file name and a metric's label as they are.
+pub fn is_name(name: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    !name.is_empty()
+        && name.len() <= limits::MODEL_NAME_BYTES
+        && name.bytes().all(allowed)
+        && !name.starts_with('.')
+}
+
+/// What editors and copying programs write first.
+fn is_temporary(name: &str) -> bool {
+    let ends = [".tmp", ".part", ".partial", ".swp", ".crdownload", "~"];
+    name.starts_with('.') || ends.iter().any(|end| name.ends_with(end))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fact(path: &str, size: u64) -> FileFact {
+        FileFact { path: path.to_owned(), size, modified_ns: 0, inode: size }
+    }
+
+    fn at(ms: u64) -> Duration {
+        Duration::from_millis(ms)
+    }
+
+    fn settled(model: &str, version: u64, file: &str) -> Arrival {
+        let key = VersionKey { model: model.to_owned(), version: Version(version) };
+        Arrival::Settled { key, file: file.to_owned() }
+    }
+
+    #[test]
+    fn a_file_that_grows_is_told_once_after_it_has_rested() {
+        let mut arrivals = Arrivals::new(at(500));
+        for (ms, size) in [(0, 10), (300, 20), (600, 30), (900, 30)] {
+            assert_eq!(arrivals.observe(&[fact("m.onnx", size)], at(ms)), []);
+        }
+        assert_eq!(arrivals.next_look(), Some(at(1100)));
+        let told = arrivals.observe(&[fact("m.onnx", 30)], at(1100));
+        assert_eq!(told, [settled("m", 1, "m.onnx")]);
+        assert_eq!(arrivals.observe(&[fact("m.onnx", 30)], at(9000)), []);
+        assert_eq!(arrivals.next_look(), None);
+    }
+
+    #[test]
+    fn external_data_beside_the_model_holds_it_back_until_it_is_complete() {
+        let mut arrivals = Arrivals::new(at(500));
+        let model = fact("m/2/model.onnx", 5);
+        arrivals.observe(&[model.clone(), fact("m/2/weights.bin", 1)], at(0));
+        assert_eq!(arrivals.observe(&[model.clone(), fact("m/2/weights.bin", 9)], at(500)), []);
+        let told = arrivals.observe(&[model, fact("m/2/weights.bin", 9)], at(1000));
+        assert_eq!(told, [settled("m", 2, "m/2/model.onnx")]);
+    }
+
+    #[test]
+    fn a_version_that_goes_and_one_that_is_replaced_are_told() {
+        let mut arrivals = Arrivals::new(at(0));
+        assert_eq!(arrivals.observe(&[fact("m.onnx", 1)], at(0)).len(), 1);
+        assert_eq!(arrivals.observe(&[fact("m.onnx", 2)], at(1)), [settled("m", 1, "m.onnx")]);
+        let key = VersionKey { model: "m".to_owned(), version: Version(1) };
+        assert_eq!(arrivals.observe(&[], at(2)), [Arrival::Removed { key }]);
+    }
+
+    #[test]
+    fn a_policy_is_told_before_the_model_and_again_when_it_goes() {
+        let mut arrivals = Arrivals::new(at(0));
+        let files = [fact("m/1/model.onnx", 1), fact("m/policy.yaml", 1)];
+        let told = arrivals.observe(&files, at(0));
+        let companions = Arrival::Companions { model: "m".to_owned() };
+        assert_eq!(told, [companions.clone(), settled("m", 1, "m/1/model.onnx")]);
+        assert_eq!(arrivals.observe(&files[..1], at(1)), [companions]);
+    }
+
+    #[test]
+    fn what_is_no_model_is_passed_over() {
+        let mut arrivals = Arrivals::new(at(0));
+        for path in [
+            ".m.onnx",
+            "m.onnx.part",
+            "m.onnx.tmp",
+            "m.onnx~",
+            "m/0/model.onnx",
+            "m/01/model.onnx",
+            "m/x/model.onnx",
+            "m/1/other.onnx",
+            "a b.onnx",
+            "m/1/.tmp/model.onnx",
+            "readme.txt",
+            "m/1/sub/model.onnx",
+            "ä.onnx",
+        ] {
+            assert_eq!(arrivals.observe(&[fact(path, 1)], at(0)), [], "{path:?}");
+        }
+    }
+}

@@ -1,5 +1,7 @@
 //! Everything that touches the world: sockets, files, clocks, threads, processes, ONNX Runtime.
 
+pub mod agent;
+pub mod children;
 pub mod engine;
 pub mod files;
 pub mod metrics;
@@ -8,3 +10,5 @@ pub mod npz;
 pub mod places;
 pub mod serve;
 pub mod slot;
+pub mod store;
+pub mod watch;

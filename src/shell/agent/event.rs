@@ -1,0 +1,59 @@
+//! What can happen to the agent, in one closed list.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::arrivals::{FileFact, VersionKey};
+use crate::protocol::Signature;
+use crate::shell::children::ChildError;
+use crate::shell::slot::{Command, Notice, Runner};
+use crate::units::Digest;
+
+/// One event.
+pub enum Event {
+    /// The model directory was listed.
+    Listed(Vec<FileFact>),
+    /// The model directory cannot be listed.
+    NotListed(String),
+    /// A version's dense model is loaded, tried and ready for service, or is not fit for it.
+    Prepared { key: VersionKey, path: PathBuf, outcome: Result<Box<Prepared>, Unfit> },
+    /// A rung is loaded and tried, or is not fit for service.
+    Opened { key: VersionKey, digest: Digest, variant: String, outcome: Result<Opened, Unfit> },
+    /// The builder has got so far (0 to 1) with a version.
+    Building { key: VersionKey, share: f64, stage: String },
+    /// The builder has ended.
+    Built { key: VersionKey, digest: Digest, outcome: Result<(), ChildError> },
+    /// A variant's last request is answered and its sessions are freed.
+    Drained { key: VersionKey, variant: String },
+    /// A session failed.
+    Notice(Notice),
+    /// A client asks for something.
+    Command(Command),
+    /// SIGHUP, or the configuration file changed.
+    Reload,
+}
+
+/// A dense model that can be served.
+pub struct Prepared {
+    pub digest: Digest,
+    pub signature: Signature,
+    pub opened: Opened,
+}
+
+/// A variant's sessions and what its trial measured.
+pub struct Opened {
+    pub sessions: Vec<Box<dyn Runner>>,
+    /// Median and 99th percentile of one request in the trial.
+    pub p50: Duration,
+    pub p99: Duration,
+}
+
+/// Why a variant is not fit for service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unfit {
+    /// What it is, if it could be read that far.
+    pub digest: Option<Digest>,
+    pub reason: String,
+    /// Whether it never will be: it is quarantined. Otherwise it is tried again.
+    pub for_good: bool,
+}

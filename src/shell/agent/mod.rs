@@ -1,0 +1,428 @@
+//! The agent: the composition root and one event loop. Everything slow (listing, loading, trials, builds)
+//! runs elsewhere and comes back as an [`Event`]; the loop decides, publishes and tells.
+//!
+//! ```text
+//! watch ─► Listed ─► arrivals ─► Settled ─► trial + load ─► Prepared ─► slot in service
+//!                                                                │
+//!                              builder child ◄── no ladder kept ─┤
+//!                                   └─► Built ─► rungs ─► trial + load ─► Opened ─► standing by
+//! tick ─► governor ─► Action ─► slot.publish ─► drain ─► loaded again, standing by
+//! ```
+
+mod event;
+mod lifecycle;
+mod prepare;
+mod served;
+mod status;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use serde_json::Value;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+
+use self::event::Event;
+use self::prepare::{Loader, chain};
+use self::served::Served;
+use crate::arrivals::{Arrival, Arrivals, VersionKey};
+use crate::config::{Config, ModelConfig, Policy};
+use crate::governor::{self, Verdict};
+use crate::limits;
+use crate::shell::children::Bounds;
+use crate::shell::engine::{RuntimeError, Search, init};
+use crate::shell::metrics::Metrics;
+use crate::shell::serve::{self, App};
+use crate::shell::slot::{Command, Commands, Notice, Repository};
+use crate::shell::store::{Quarantined, Store, StoreError};
+use crate::shell::watch;
+use crate::units::Digest;
+
+/// Reads the configuration anew; an error leaves the one in force.
+pub type Reread = Box<dyn Fn() -> Result<Config, String> + Send>;
+
+/// What the agent starts with.
+pub struct Setup {
+    pub config: Config,
+    /// The configuration's file, watched for changes; `None` where there is none.
+    pub config_file: Option<PathBuf>,
+    pub reread: Reread,
+    /// Facts of the box for the status, taken anew each time.
+    pub hardware: Box<dyn Fn() -> Value + Send>,
+}
+
+/// Why the agent could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("cannot listen on {address} for {purpose}: {source}; is another server running there?")]
+    Listen { address: SocketAddr, purpose: &'static str, source: std::io::Error },
+    #[error("cannot make the model directory {}: {source}", path.display())]
+    ModelDir { path: PathBuf, source: std::io::Error },
+    #[error("cannot listen for signals: {0}")]
+    Signals(std::io::Error),
+}
+
+struct Agent {
+    config: Config,
+    reread: Reread,
+    hardware: Box<dyn Fn() -> Value + Send>,
+    loader: Loader,
+    store: Store,
+    quarantine: BTreeMap<Digest, Quarantined>,
+    arrivals: Arrivals,
+    policies: BTreeMap<String, Policy>,
+    served: BTreeMap<String, Served>,
+    /// Versions that could not be served, for the status.
+    refused: BTreeMap<VersionKey, String>,
+    governor: governor::State,
+    verdicts: BTreeMap<String, Verdict>,
+    builds: VecDeque<VersionKey>,
+    building: Option<VersionKey>,
+    /// Trials and loads run one at a time: they must not squeeze what is being served.
+    loading: Arc<Semaphore>,
+    events: mpsc::Sender<Event>,
+    notices: mpsc::Sender<Notice>,
+    repository: Arc<Repository>,
+    metrics: Arc<Metrics>,
+    status: Arc<ArcSwap<Value>>,
+    look: Arc<Notify>,
+    started: Instant,
+    last_tick: Instant,
+    first_listing: bool,
+    preparing: usize,
+    config_file: Option<PathBuf>,
+    config_revision: u64,
+    config_error: Option<String>,
+}
+
+/// Serves until SIGTERM or SIGINT, then drains.
+///
+/// # Errors
+/// Where it cannot start: no ONNX Runtime, no state directory, a port that is taken.
+pub async fn run(setup: Setup) -> Result<(), AgentError> {
+    let config = setup.config;
+    let search = Search::new(config.runtime_library.clone(), &config.state_dir);
+    let runtime = init(&search)?;
+    let store = Store::open(&config.state_dir)?;
+    std::fs::create_dir_all(&config.model_dir)
+        .map_err(|source| AgentError::ModelDir { path: config.model_dir.clone(), source })?;
+    let http = listen(config.http_address, "requests").await?;
+    let metrics_listener = listen(config.metrics_address, "metrics").await?;
+    let (repository, commands) = Repository::new();
+    let metrics = Arc::new(Metrics::new(Arc::clone(&repository)));
+    let status = Arc::new(ArcSwap::from_pointee(Value::Null));
+    let shown = Arc::clone(&status);
+    let app = App::new(Arc::clone(&repository), Arc::new(move || Value::clone(&shown.load())));
+    let stop = CancellationToken::new();
+    let grace = Duration::from(config.drain_timeout);
+    let server = tokio::spawn(serve::serve(http, Arc::new(app), stop.clone(), grace));
+    let metrics_server =
+        tokio::spawn(serve::serve_metrics(metrics_listener, Arc::clone(&metrics), stop.clone()));
+    let (events, queue) = mpsc::channel(limits::AGENT_EVENTS);
+    let (notices, noticed) = mpsc::channel(limits::AGENT_EVENTS);
+    let library = runtime.library().path.clone();
+    let loader =
+        Loader { runtime, library, threads: 1, instances: 1, trial: trial_bounds(&config) };
+    let now = Instant::now();
+    tracing::info!(
+        http = %config.http_address, metrics = %config.metrics_address,
+        models = %config.model_dir.display(), "blochd serves"
+    );
+    let agent = Agent {
+        arrivals: Arrivals::new(config.arrivals.settle.into()),
+        quarantine: store.quarantined(),
+        config,
+        reread: setup.reread,
+        hardware: setup.hardware,
+        loader,
+        store,
+        policies: BTreeMap::new(),
+        served: BTreeMap::new(),
+        refused: BTreeMap::new(),
+        governor: governor::State::default(),
+        verdicts: BTreeMap::new(),
+        builds: VecDeque::new(),
+        building: None,
+        loading: Arc::new(Semaphore::new(1)),
+        events,
+        notices,
+        repository,
+        metrics,
+        status,
+        look: Arc::new(Notify::new()),
+        started: now,
+        last_tick: now,
+        first_listing: false,
+        preparing: 0,
+        config_file: setup.config_file,
+        config_revision: 1,
+        config_error: None,
+    };
+    agent.turn(queue, noticed, commands).await?;
+    // The listeners close only now: requests in flight were answered above.
+    stop.cancel();
+    let _ = tokio::join!(server, metrics_server);
+    Ok(())
+}
+
+async fn listen(address: SocketAddr, purpose: &'static str) -> Result<TcpListener, AgentError> {
+    let bound = TcpListener::bind(address).await;
+    bound.map_err(|source| AgentError::Listen { address, purpose, source })
+}
+
+fn trial_bounds(config: &Config) -> Bounds {
+    let memory = config.trial.memory.map(|memory| memory.0);
+    Bounds { timeout: config.trial.timeout.into(), memory, nice: 5 }
+}
+
+impl Agent {
+    /// The event loop.
+    async fn turn(
+        mut self,
+        mut queue: mpsc::Receiver<Event>,
+        mut noticed: mpsc::Receiver<Notice>,
+        mut commands: Commands,
+    ) -> Result<(), AgentError> {
+        let on = |kind| signal(kind).map_err(AgentError::Signals);
+        let mut terminate = on(SignalKind::terminate())?;
+        let mut interrupt = on(SignalKind::interrupt())?;
+        let mut hang_up = on(SignalKind::hangup())?;
+        // A directory that cannot be watched is still listed every so often.
+        let watcher = watch::watch(&self.config.model_dir, Arc::clone(&self.look));
+        if let Err(error) = &watcher {
+            tracing::warn!("cannot watch {}: {error}", self.config.model_dir.display());
+        }
+        let changed = Arc::new(Notify::new());
+        let _config_watcher = self.watch_config(&changed);
+        let mut tick = tokio::time::interval(limits::TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut rescan = tokio::time::interval(self.config.arrivals.rescan.into());
+        let look = Arc::clone(&self.look);
+        loop {
+            tokio::select! {
+                Some(event) = queue.recv() => self.event(event),
+                Some(notice) = noticed.recv() => self.event(Event::Notice(notice)),
+                Some(command) = commands.recv() => self.event(Event::Command(command)),
+                _ = tick.tick() => self.tick(),
+                _ = rescan.tick() => self.list(Duration::ZERO),
+                () = look.notified() => self.list(limits::LOOK_DELAY),
+                () = changed.notified() => self.event(Event::Reload),
+                _ = hang_up.recv() => self.event(Event::Reload),
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+            }
+        }
+        drop(watcher);
+        self.stop().await;
+        Ok(())
+    }
+
+    fn event(&mut self, event: Event) {
+        match event {
+            Event::Listed(files) => {
+                let now = self.started.elapsed();
+                for arrival in self.arrivals.observe(&files, now) {
+                    self.arrival(arrival);
+                }
+                if let Some(next) = self.arrivals.next_look() {
+                    self.list(next.saturating_sub(now).max(limits::LOOK_DELAY));
+                }
+                self.first_listing |= self.arrivals.next_look().is_none();
+            }
+            Event::NotListed(reason) => {
+                tracing::warn!("cannot list {}: {reason}", self.config.model_dir.display());
+            }
+            Event::Prepared { key, path, outcome } => self.prepared(key, path, outcome),
+            Event::Opened { key, digest, variant, outcome } => {
+                self.opened(&key, digest, &variant, outcome);
+            }
+            Event::Building { key, share, stage } => self.build_progress(&key, share, stage),
+            Event::Built { key, digest, outcome } => self.built(&key, digest, outcome),
+            Event::Drained { key, variant } => self.drained(&key, &variant),
+            Event::Notice(notice) => self.notice(&notice),
+            Event::Command(command) => self.command(command),
+            Event::Reload => self.reload(),
+        }
+    }
+
+    fn arrival(&mut self, arrival: Arrival) {
+        match arrival {
+            Arrival::Settled { key, file } => {
+                let newest = self.served.get(&key.model).map(|served| served.key.version);
+                if newest.is_some_and(|newest| newest > key.version) {
+                    tracing::info!(model = key.model, version = %key.version, "older than the version in service");
+                    return;
+                }
+                self.prepare(key, file);
+            }
+            Arrival::Removed { key } => self.removed(&key),
+            Arrival::Companions { model } => self.companions(&model),
+        }
+    }
+
+    /// Lists the model directory after a while, off the loop.
+    fn list(&self, after: Duration) {
+        let (events, dir) = (self.events.clone(), self.config.model_dir.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(after).await;
+            let listed = tokio::task::spawn_blocking(move || watch::list(&dir)).await;
+            let event = match listed {
+                Ok(Ok(files)) => Event::Listed(files),
+                Ok(Err(error)) => Event::NotListed(error.to_string()),
+                Err(error) => Event::NotListed(error.to_string()),
+            };
+            // The loop has ended: nobody wants to know.
+            let _ = events.send(event).await;
+        });
+    }
+
+    /// What a model is asked to be. A policy that does not fit the rest is told and left out.
+    fn model_config(&self, model: &str) -> ModelConfig {
+        let policy = self.policies.get(model);
+        self.config.model(model, policy).unwrap_or_else(|errors| {
+            tracing::error!(model, "its policy is left out: {errors}");
+            self.config.model(model, None).unwrap_or_else(|_| self.config.defaults.clone())
+        })
+    }
+
+    fn companions(&mut self, model: &str) {
+        let path = self.config.model_dir.join(model).join("policy.yaml");
+        match std::fs::read_to_string(&path) {
+            Ok(text) => match Policy::parse(&path.display().to_string(), &text) {
+                Ok(policy) => drop(self.policies.insert(model.to_owned(), policy)),
+                // The last good one stays in force.
+                Err(errors) => tracing::error!(model, "policy refused: {errors}"),
+            },
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                self.policies.remove(model);
+            }
+            Err(error) => tracing::error!(model, "cannot read {}: {error}", path.display()),
+        }
+        self.reconfigure(model);
+    }
+
+    /// Brings a served model to its configuration as it is now.
+    fn reconfigure(&mut self, model: &str) {
+        let config = self.model_config(model);
+        let Some(served) = self.served.get_mut(model) else { return };
+        if served.config == config {
+            return;
+        }
+        let sessions = |config: &ModelConfig| {
+            (config.instances, config.intra_op_threads, config.queue_length, config.request_timeout)
+        };
+        let ladder = served.config.ladder != config.ladder;
+        if sessions(&served.config) == sessions(&config) && !ladder {
+            served.config = config;
+            tracing::info!(model, "its policy changed");
+            self.open_missing(model);
+        } else {
+            // Sessions, queue and ladder are made anew, behind the version in service.
+            tracing::info!(model, "its policy changed; it is loaded again");
+            self.arrivals.forget(model);
+            self.look.notify_one();
+        }
+    }
+
+    fn watch_config(&self, changed: &Arc<Notify>) -> Option<notify::RecommendedWatcher> {
+        // The folder is watched: editors and fleets replace the file.
+        let dir = self.config_file.as_deref()?.parent().filter(|dir| *dir != Path::new(""));
+        watch::watch(dir.unwrap_or(Path::new(".")), Arc::clone(changed)).ok()
+    }
+
+    fn reload(&mut self) {
+        let new = match (self.reread)() {
+            Ok(new) => new,
+            Err(errors) => {
+                if self.config_error.as_ref() != Some(&errors) {
+                    tracing::error!(
+                        "the configuration is refused, the last good one holds: {errors}"
+                    );
+                }
+                self.config_error = Some(errors);
+                return;
+            }
+        };
+        self.config_error = None;
+        let diff = Config::diff(&self.config, &new);
+        if diff.is_empty() {
+            return;
+        }
+        for change in diff.restart() {
+            tracing::warn!(setting = change.path, "its change takes effect at the next start");
+        }
+        self.config = self.config.keeping_what_needs_a_restart(&new);
+        self.config_revision += 1;
+        tracing::info!(revision = self.config_revision, "the configuration was read again");
+        for model in self.served.keys().cloned().collect::<Vec<_>>() {
+            if diff.touches(&model) {
+                self.reconfigure(&model);
+            }
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        use crate::shell::slot::CommandError;
+        match command {
+            Command::Load { model, answer } => {
+                let root = self.config.model_dir.join(&model);
+                let bare = self.config.model_dir.join(format!("{model}.onnx"));
+                let known = crate::arrivals::is_name(&model) && (root.is_dir() || bare.is_file());
+                let outcome = match known {
+                    true => Ok(()),
+                    false => Err(CommandError::UnknownModel { model: model.clone() }),
+                };
+                if known {
+                    self.arrivals.forget(&model);
+                    self.look.notify_one();
+                }
+                self.answer_when_served(model, answer, outcome);
+            }
+            Command::Unload { model, answer } => {
+                let outcome = match self.served.get(&model).map(|served| served.key.clone()) {
+                    Some(key) => {
+                        self.unload(&key, "unloaded on request");
+                        Ok(())
+                    }
+                    None => Err(CommandError::UnknownModel { model }),
+                };
+                // The client may have gone.
+                let _ = answer.send(outcome);
+            }
+        }
+    }
+
+    async fn stop(mut self) {
+        tracing::info!("stopping: the requests in flight are answered first");
+        systemd(&[sd_notify::NotifyState::Stopping]);
+        self.repository.set_ready(false);
+        let drains = self.repository.close_all();
+        let grace = Duration::from(self.config.drain_timeout);
+        let all = async {
+            for drain in drains {
+                drain.done().await;
+            }
+        };
+        if tokio::time::timeout(grace, all).await.is_err() {
+            tracing::warn!("some requests were not answered within {grace:?}");
+        }
+        self.served.clear();
+    }
+}
+
+/// Tells systemd, where it listens.
+fn systemd(states: &[sd_notify::NotifyState]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!("cannot tell systemd: {}", chain(&error));
+    }
+}

@@ -1,0 +1,155 @@
+//! Loading and trying variants: what happens before anything is put into service.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::event::{Opened, Prepared, Unfit};
+use crate::limits;
+use crate::onnx::Engine;
+use crate::protocol::Signature;
+use crate::shell::children::{self, Bounds, ChildError};
+use crate::shell::engine::{EngineOptions, OrtEngine, Runtime};
+use crate::shell::models;
+use crate::shell::slot::Runner;
+use crate::units::Digest;
+
+/// How variants are loaded and tried.
+#[derive(Clone)]
+pub struct Loader {
+    pub runtime: Runtime,
+    pub library: PathBuf,
+    pub threads: usize,
+    pub instances: usize,
+    pub trial: Bounds,
+}
+
+/// What `blochd trial --json` says.
+#[derive(Debug, Deserialize)]
+struct TrialReport {
+    p50_us: f64,
+    p99_us: f64,
+}
+
+impl Loader {
+    fn engine(&self) -> OrtEngine {
+        let options = EngineOptions { intra_op_threads: self.threads, ..EngineOptions::default() };
+        OrtEngine::new(&self.runtime, options)
+    }
+
+    /// Device, provider and runtime version: what latencies hold for.
+    pub fn identity(&self) -> String {
+        self.engine().identity()
+    }
+
+    /// Reads, tries and loads a dense model.
+    pub async fn prepare(self, path: PathBuf) -> Result<Box<Prepared>, Unfit> {
+        let (file, loader) = (path.clone(), self.clone());
+        let digest = blocking(move || loader.digest(&file)).await?;
+        let (opened, signature) = self.open_variant(&path, digest).await?;
+        Ok(Box::new(Prepared { digest, signature, opened }))
+    }
+
+    /// Tries and loads a rung.
+    pub async fn open(self, path: PathBuf, digest: Digest) -> Result<Opened, Unfit> {
+        Ok(self.open_variant(&path, digest).await?.0)
+    }
+
+    /// Loads a variant again that has been tried before.
+    pub async fn reopen(
+        self,
+        path: PathBuf,
+        digest: Digest,
+    ) -> Result<Vec<Box<dyn Runner>>, Unfit> {
+        blocking(move || Ok(self.sessions(&path, digest)?.0)).await
+    }
+
+    fn digest(&self, path: &Path) -> Result<Digest, Unfit> {
+        let unfit = |reason: String, for_good| Unfit { digest: None, reason, for_good };
+        let model = models::load(path).map_err(|error| {
+            let bad = error.is_bad_data();
+            unfit(chain(&error), bad)
+        })?;
+        model.digest().map_err(|error| unfit(error.to_string(), true))
+    }
+
+    async fn open_variant(
+        &self,
+        path: &Path,
+        digest: Digest,
+    ) -> Result<(Opened, Signature), Unfit> {
+        let report = self.trial(path, digest).await?;
+        let (file, loader) = (path.to_owned(), self.clone());
+        let (sessions, signature) = blocking(move || loader.sessions(&file, digest)).await?;
+        let micros = |us: f64| Duration::from_secs_f64((us / 1e6).clamp(0.0, 3600.0));
+        let (p50, p99) = (micros(report.p50_us), micros(report.p99_us));
+        Ok((Opened { sessions, p50, p99 }, signature))
+    }
+
+    async fn trial(&self, path: &Path, digest: Digest) -> Result<TrialReport, Unfit> {
+        let arguments = vec![
+            "trial".to_owned(),
+            path.display().to_string(),
+            "--json".to_owned(),
+            format!("--runs={}", limits::TRIAL_RUNS),
+            format!("--threads={}", self.threads),
+            format!("--runtime={}", self.library.display()),
+        ];
+        let unfit = |reason: String, for_good| Unfit { digest: Some(digest), reason, for_good };
+        let line = children::run(arguments, &self.trial, &mut |_| {}).await.map_err(|error| {
+            // A child that could not even start says nothing about the model.
+            let for_good = !matches!(error, ChildError::Start { .. });
+            unfit(format!("its trial failed: {error}"), for_good)
+        })?;
+        serde_json::from_str(&line)
+            .map_err(|error| unfit(format!("its trial gave no report: {error}"), true))
+    }
+
+    fn sessions(
+        &self,
+        path: &Path,
+        digest: Digest,
+    ) -> Result<(Vec<Box<dyn Runner>>, Signature), Unfit> {
+        let unfit = |reason: String, for_good| Unfit { digest: Some(digest), reason, for_good };
+        let model = models::load(path).map_err(|error| unfit(chain(&error), false))?;
+        // Between the trial and now the file may have been replaced: never serve what was not tried.
+        if model.digest().ok() != Some(digest) {
+            return Err(unfit("the file changed while it was loaded".to_owned(), false));
+        }
+        let engine = self.engine();
+        let mut sessions: Vec<Box<dyn Runner>> = Vec::new();
+        let mut signature = None;
+        for _ in 0..self.instances {
+            let session = engine.open_live(&model).map_err(|error| unfit(chain(&error), true))?;
+            signature.get_or_insert_with(|| Signature::from(&session));
+            sessions.push(Box::new(session));
+        }
+        let signature =
+            signature.ok_or_else(|| unfit("no instance was asked for".into(), false))?;
+        Ok((sessions, signature))
+    }
+}
+
+/// Runs work that blocks off the event loop. A panic there is a failure of the variant only.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Unfit> + Send + 'static,
+) -> Result<T, Unfit> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
+        Err(Unfit { digest: None, reason: format!("loading it failed: {error}"), for_good: false })
+    })
+}
+
+/// An error with all of its causes.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}

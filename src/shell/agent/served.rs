@@ -1,0 +1,190 @@
+//! One model in service: its slot, its ladder and what stands by.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::arrivals::VersionKey;
+use crate::config::ModelConfig;
+use crate::governor::simulate::observe;
+use crate::governor::{ModelView, Observed, Policy, VariantView, Verdict};
+use crate::ladder::Manifest;
+use crate::shell::slot::{Runner, Slot, VariantInfo};
+use crate::units::{Digest, Percentile};
+
+/// One variant that could serve the model.
+pub struct Candidate {
+    pub info: VariantInfo,
+    pub path: PathBuf,
+    pub p50: Duration,
+    pub p99: Duration,
+    pub standby: Standby,
+}
+
+/// Whether a variant can be put into service at once.
+pub enum Standby {
+    /// Its sessions serve.
+    InService,
+    /// Its sessions are loaded and warm.
+    Loaded(Vec<Box<dyn Runner>>),
+    /// It is being loaded and tried.
+    Opening,
+    /// It is not loaded, because of this; it is tried again later.
+    Waiting(String),
+    /// It is not to be served, because of this.
+    Withdrawn(String),
+}
+
+impl Standby {
+    fn words(&self) -> (&'static str, Option<&str>) {
+        match self {
+            Self::InService => ("in service", None),
+            Self::Loaded(_) => ("ready", None),
+            Self::Opening => ("loading", None),
+            Self::Waiting(why) => ("waiting", Some(why)),
+            Self::Withdrawn(why) => ("withdrawn", Some(why)),
+        }
+    }
+}
+
+/// How far the ladder is.
+pub enum Build {
+    /// None is wanted, or none can be made.
+    None(String),
+    Queued,
+    Running {
+        share: f64,
+        stage: String,
+    },
+    Done(Box<Manifest>),
+    Failed(String),
+}
+
+/// One model in service.
+pub struct Served {
+    pub key: VersionKey,
+    pub path: PathBuf,
+    pub digest: Digest,
+    pub config: ModelConfig,
+    pub slot: Arc<Slot>,
+    /// Dense first, then falling in promised latency.
+    pub candidates: Vec<Candidate>,
+    pub current: usize,
+    pub switched: Instant,
+    pub fault: Option<String>,
+    pub build: Build,
+    pub swaps: u64,
+    pub last_because: Option<String>,
+}
+
+impl Served {
+    /// The percentile that the budget bounds; p99 where there is none.
+    fn percentile(&self) -> Percentile {
+        self.config.budget.map_or(Percentile::P99, |budget| budget.percentile)
+    }
+
+    fn promised(&self, candidate: &Candidate) -> Duration {
+        match self.percentile() {
+            Percentile::P50 => candidate.p50,
+            Percentile::P90 | Percentile::P95 | Percentile::P99 => candidate.p99,
+            Percentile::P999 | Percentile::Max => candidate.p99,
+        }
+    }
+
+    /// Latencies of the variant in service within the window, since it came into service.
+    fn latencies(&self, now: Instant) -> Vec<Duration> {
+        let window = Duration::from(self.config.governor.window);
+        let since = now.checked_sub(window).map_or(self.switched, |at| at.max(self.switched));
+        self.slot.current().stats().window(since).latency
+    }
+
+    /// What the governor is shown.
+    pub fn view(&self, now: Instant) -> ModelView {
+        let budget = self.config.budget.map(|budget| Duration::from(budget.limit));
+        let latencies = self.latencies(now);
+        let observed = match self.percentile() {
+            Percentile::P99 | Percentile::P999 | Percentile::Max => observe(latencies, budget),
+            below => {
+                let count = latencies.len();
+                let over = budget.map_or(0, |b| latencies.iter().filter(|l| **l > b).count());
+                Observed { count, over, latency: below.of(&latencies) }
+            }
+        };
+        let governor = &self.config.governor;
+        ModelView {
+            name: self.key.model.clone(),
+            variants: self
+                .candidates
+                .iter()
+                .map(|candidate| VariantView {
+                    name: candidate.info.name.clone(),
+                    promised: self.promised(candidate),
+                    quality: candidate.info.quality,
+                    ready: matches!(candidate.standby, Standby::Loaded(_) | Standby::InService),
+                })
+                .collect(),
+            current: self.current,
+            budget,
+            floor: self.config.quality_floor,
+            priority: self.config.priority,
+            policy: Policy {
+                dwell: governor.dwell.into(),
+                margin: governor.margin,
+                headroom: governor.headroom,
+                sustain: governor.sustain.into(),
+                probation: governor.probation.into(),
+            },
+            observed,
+            fault: self.fault.is_some(),
+        }
+    }
+
+    /// For `blochd status` and everybody who asks by HTTP.
+    pub fn status(&self, verdict: Option<&Verdict>, now: Instant) -> Value {
+        let ms = |duration: Duration| duration.as_secs_f64() * 1e3;
+        let latencies = self.latencies(now);
+        let totals = self.slot.totals();
+        let (build, why) = match &self.build {
+            Build::None(why) => ("none".to_owned(), Some(why.clone())),
+            Build::Queued => ("queued".to_owned(), None),
+            Build::Running { share, stage } => (format!("{stage} {:.0} %", 100.0 * share), None),
+            Build::Done(_) => ("done".to_owned(), None),
+            Build::Failed(why) => ("failed".to_owned(), Some(why.clone())),
+        };
+        let candidates = self.candidates.iter().map(|candidate| {
+            let (state, why) = candidate.standby.words();
+            json!({
+                "name": candidate.info.name, "ratio": candidate.info.ratio,
+                "quality": candidate.info.quality, "promised_p50_ms": ms(candidate.p50),
+                "promised_p99_ms": ms(candidate.p99), "state": state, "why": why,
+            })
+        });
+        let not_built = match &self.build {
+            Build::Done(manifest) => json!(manifest.not_built),
+            Build::None(_) | Build::Queued | Build::Running { .. } | Build::Failed(_) => json!([]),
+        };
+        json!({
+            "model": self.key.model, "version": self.key.version.0,
+            "digest": self.digest.to_string(),
+            "variant": self.candidates[self.current].info.name,
+            "ratio": self.candidates[self.current].info.ratio,
+            "budget": self.config.budget.map(|budget| json!({
+                "percentile": budget.percentile.to_string(), "limit_ms": ms(budget.limit.into()),
+            })),
+            "observed": {
+                "requests": latencies.len(),
+                "p50_ms": Percentile::P50.of(&latencies).map(ms),
+                "p99_ms": Percentile::P99.of(&latencies).map(ms),
+            },
+            "met": verdict.and_then(|verdict| verdict.met),
+            "slowdown": verdict.map(|verdict| verdict.slowdown),
+            "quality_floor": self.config.quality_floor,
+            "answered": totals.success, "failed": totals.failure,
+            "swaps": self.swaps, "last_swap_because": self.last_because,
+            "build": build, "build_why": why, "not_built": not_built,
+            "ladder": candidates.collect::<Vec<_>>(),
+        })
+    }
+}

@@ -1,0 +1,102 @@
+//! The agent's turn: the governor, the metrics, the status and the watchdog.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::{Agent, systemd};
+use crate::governor;
+
+impl Agent {
+    pub(super) fn tick(&mut self) {
+        let now = Instant::now();
+        let elapsed = now - self.last_tick;
+        self.last_tick = now;
+        let views: Vec<_> = self.served.values().map(|served| served.view(now)).collect();
+        let outcome = governor::step(&mut self.governor, &views, self.started.elapsed());
+        self.verdicts = outcome.verdicts;
+        if let Some(action) = &outcome.action {
+            self.switch(action);
+        }
+        self.tell_metrics(elapsed);
+        // Ready once, with the first listing served or refused: then every model is where it can be.
+        if self.first_listing && self.preparing == 0 && !self.repository.is_ready() {
+            self.repository.set_ready(true);
+            systemd(&[sd_notify::NotifyState::Ready]);
+        }
+        self.end_probations(now);
+        self.tell_status(now);
+        let states =
+            [sd_notify::NotifyState::Watchdog, sd_notify::NotifyState::Status(&self.one_line())];
+        systemd(&states);
+    }
+
+    fn tell_metrics(&self, elapsed: Duration) {
+        for (model, served) in &self.served {
+            let version = served.key.version;
+            let budget = served.config.budget.map(|budget| Duration::from(budget.limit));
+            self.metrics.budget(model, version, budget);
+            let Some(verdict) = self.verdicts.get(model) else { continue };
+            self.metrics.slowdown(model, version, Some(verdict.slowdown));
+            if let Some(met) = verdict.met {
+                self.metrics.budget_held(model, version, met, elapsed);
+            }
+        }
+    }
+
+    /// A variant that has served its probation without a fault is trusted.
+    fn end_probations(&self, now: Instant) {
+        for served in self.served.values() {
+            let probation = Duration::from(served.config.governor.probation);
+            if now.saturating_duration_since(served.switched) > probation {
+                served.slot.current().set_probation(false);
+            }
+        }
+    }
+
+    fn one_line(&self) -> String {
+        let models = self.served.values().map(|served| {
+            let variant = &served.candidates[served.current].info.name;
+            format!("{} {}: {variant}", served.key.model, served.key.version)
+        });
+        let all: Vec<String> = models.collect();
+        if all.is_empty() { "no model is served".to_owned() } else { all.join(", ") }
+    }
+
+    fn tell_status(&self, now: Instant) {
+        let models: Vec<_> = self
+            .served
+            .values()
+            .map(|served| served.status(self.verdicts.get(&served.key.model), now))
+            .collect();
+        let refused: Vec<_> = self
+            .refused
+            .iter()
+            .map(|(key, reason)| {
+                json!({"model": key.model, "version": key.version.0, "reason": reason})
+            })
+            .collect();
+        let quarantine: Vec<_> = self
+            .quarantine
+            .iter()
+            .map(|(digest, one)| {
+                let digest = digest.to_string();
+                json!({"digest": digest, "what": one.what, "reason": one.reason, "at": one.at})
+            })
+            .collect();
+        let status = json!({
+            "blochd": env!("CARGO_PKG_VERSION"),
+            "ready": self.repository.is_ready(),
+            "uptime_s": self.started.elapsed().as_secs(),
+            "config": {
+                "file": self.config_file.as_ref().map(|file| file.display().to_string()),
+                "revision": self.config_revision, "error": self.config_error,
+            },
+            "models": models, "refused": refused, "quarantine": quarantine,
+            "building": self.building.as_ref().map(|key| key.model.clone()),
+            "hardware": (self.hardware)(),
+        });
+        self.status.store(Arc::new(status));
+    }
+}

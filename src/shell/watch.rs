@@ -1,0 +1,74 @@
+//! The model directory: events that say "look again", and the listing itself.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
+use tokio::sync::Notify;
+
+use crate::arrivals::FileFact;
+use crate::limits;
+
+/// Watches `dir` and everything below it; `look` is notified of every change. Reads are not changes: our
+/// own loading of a model must not trigger itself.
+///
+/// # Errors
+/// Where the directory cannot be watched; periodic listings find its files all the same.
+pub fn watch(dir: &Path, look: Arc<Notify>) -> notify::Result<RecommendedWatcher> {
+    let handler = move |event: notify::Result<notify::Event>| {
+        let changed = match event {
+            Ok(event) => !matches!(event.kind, EventKind::Access(_)),
+            // An overflowing queue loses events: look.
+            Err(_) => true,
+        };
+        if changed {
+            look.notify_one();
+        }
+    };
+    let mut watcher = notify::recommended_watcher(handler)?;
+    watcher.watch(dir, RecursiveMode::Recursive)?;
+    Ok(watcher)
+}
+
+/// Lists the regular files below `dir`, with paths relative to it. Links are followed to files that lie
+/// below `dir` only; at most [`limits::REPOSITORY_FILES`] files and [`limits::REPOSITORY_DEPTH`] levels.
+///
+/// # Errors
+/// Where `dir` itself cannot be read. What vanishes or cannot be read below it is passed over.
+pub fn list(dir: &Path) -> io::Result<Vec<FileFact>> {
+    let root = dir.canonicalize()?;
+    let mut facts = Vec::new();
+    let mut open = vec![(root.clone(), String::new(), 0)];
+    while let Some((path, prefix, depth)) = open.pop() {
+        let entries = match fs::read_dir(&path) {
+            Ok(entries) => entries,
+            Err(error) if depth == 0 => return Err(error),
+            Err(_) => continue,
+        };
+        for entry in entries.flatten() {
+            let Some(name) = entry.file_name().to_str().map(str::to_owned) else { continue };
+            let relative = format!("{prefix}{name}");
+            let inside = entry.path().canonicalize().is_ok_and(|real| real.starts_with(&root));
+            let Ok(meta) = fs::metadata(entry.path()) else { continue };
+            if !inside {
+                continue;
+            }
+            if meta.is_dir() && depth < limits::REPOSITORY_DEPTH {
+                open.push((entry.path(), format!("{relative}/"), depth + 1));
+            } else if meta.is_file() && facts.len() < limits::REPOSITORY_FILES {
+                facts.push(FileFact {
+                    path: relative,
+                    size: meta.len(),
+                    modified_ns: i128::from(meta.mtime()) * 1_000_000_000
+                        + i128::from(meta.mtime_nsec()),
+                    inode: meta.ino(),
+                });
+            }
+        }
+    }
+    facts.sort();
+    Ok(facts)
+}
