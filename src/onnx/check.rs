@@ -91,10 +91,24 @@ fn check_inline(tensor: &TensorProto) -> Result<(), OnnxError> {
     if tensor.data_location == Some(DataLocation::EXTERNAL) {
         return Ok(());
     }
-    match &tensor.raw_data {
-        Some(raw) => check_size(tensor, raw.len() as u64),
-        None => Ok(()),
+    // Data that is not there must be found here: whoever trusts the shape would allocate for it.
+    check_size(tensor, inline_size(tensor))
+}
+
+/// Bytes of the elements that stand in the message, raw or in the field of their type.
+fn inline_size(tensor: &TensorProto) -> u64 {
+    if let Some(raw) = &tensor.raw_data {
+        return raw.len() as u64;
     }
+    let dtype = tensor.data_type.and_then(DType::from_onnx);
+    let count = match dtype {
+        Some(DType::F32) => tensor.float_data.len(),
+        Some(DType::F64) => tensor.double_data.len(),
+        Some(DType::I64) => tensor.int64_data.len(),
+        Some(DType::U32 | DType::U64) => tensor.uint64_data.len(),
+        Some(_) | None => tensor.int32_data.len(),
+    };
+    (count * dtype.and_then(DType::size).unwrap_or_default()) as u64
 }
 
 /// Product of the dimensions.
