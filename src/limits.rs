@@ -30,6 +30,23 @@ pub const LONGEST_QUEUE: usize = 65_536;
 /// Most rungs of a ladder: each takes minutes to make and has to be told apart by measurement.
 pub const LADDER_RATIOS: usize = 16;
 
+// ---- hardware, shell: probe ----
+
+/// Highest processor number plus one: Linux is built for at most 8,192.
+pub const CPU_NUMBERS: usize = 8192;
+
+/// Most bytes read of one file that the kernel shows; `/proc/cpuinfo` has 1.5 KiB a processor.
+pub const KERNEL_FILE_BYTES: u64 = 4 << 20;
+
+/// Most temperature sensors looked at.
+pub const THERMAL_ZONES: usize = 64;
+
+/// Most trip points of a sensor: the kernel's old bound was 12.
+pub const TRIP_POINTS: usize = 16;
+
+/// Most nested control groups looked at: systemd and a container runtime make about eight.
+pub const CGROUP_DEPTH: usize = 32;
+
 // ---- onnx ----
 
 /// Largest model file that is decoded. ONNX itself stops at 2 GiB a protobuf; weights beyond that

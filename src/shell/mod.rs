@@ -8,6 +8,7 @@ pub mod metrics;
 pub mod models;
 pub mod npz;
 pub mod places;
+pub mod probe;
 pub mod serve;
 pub mod slot;
 pub mod store;
