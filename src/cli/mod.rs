@@ -2,6 +2,7 @@
 //! its error into an exit code.
 
 mod prune;
+mod status;
 
 use std::process::ExitCode;
 
@@ -18,6 +19,7 @@ pub struct Args {
 #[derive(Debug, Subcommand)]
 enum Command {
     Prune(Box<prune::Prune>),
+    Status(status::Status),
     /// Print the licence and the notices that go with this program.
     License,
 }
@@ -63,6 +65,7 @@ impl<T, E: Into<anyhow::Error>> OrFail<T> for Result<T, E> {
 pub fn run(args: Args) -> ExitCode {
     let outcome: Result<(), Failure> = match args.command {
         Command::Prune(prune) => prune.run(),
+        Command::Status(status) => status.run(),
         Command::License => {
             print!("{}", include_str!("../../LICENSE"));
             Ok(())

@@ -1,0 +1,364 @@
+//! `blochd status`: what the agent on this box does now.
+
+use std::fmt::Write as _;
+use std::io::{IsTerminal, Write as _};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use clap::Args;
+use serde_json::Value;
+
+use super::{Code, Failure, OrFail};
+
+/// Show the models that an agent serves, their budgets, ladders, and the box.
+///
+/// Exit code 69 where no agent answers.
+#[derive(Debug, Args)]
+pub struct Status {
+    /// Where the agent serves.
+    #[arg(long, env = "BLOCHD_URL", default_value = "http://127.0.0.1:8000")]
+    url: String,
+    /// Show it again every second, until interrupted.
+    #[arg(long, short)]
+    watch: bool,
+    /// Print the agent's answer as it is.
+    #[arg(long)]
+    json: bool,
+}
+
+/// How long the agent may take to answer, in seconds.
+const PATIENCE: Duration = Duration::from_secs(5);
+const EVERY: Duration = Duration::from_secs(1);
+/// Largest answer that is taken: a thousand models with their ladders.
+const ANSWER_BYTES: u64 = 16 << 20;
+
+impl Status {
+    pub fn run(self) -> Result<(), Failure> {
+        let config = ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).build();
+        let client = ureq::Agent::new_with_config(config);
+        loop {
+            let shown = self.ask(&client).map(|status| self.show(&status));
+            if !self.watch {
+                return shown.and_then(|text| print(&text)).code(Code::Unavailable);
+            }
+            // An agent that restarts is waited for.
+            let text = shown.unwrap_or_else(|error| format!("{error:#}\n"));
+            let clear = if std::io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
+            if print(&format!("{clear}{text}")).is_err() {
+                // Whoever read this has gone.
+                return Ok(());
+            }
+            std::thread::sleep(EVERY);
+        }
+    }
+
+    fn ask(&self, client: &ureq::Agent) -> anyhow::Result<Value> {
+        let url = format!("{}/v2/blochd/status", self.url.trim_end_matches('/'));
+        let failed = || format!("no agent answers at {}; is `blochd run` running there?", self.url);
+        let mut answer = client.get(&url).call().with_context(failed)?;
+        let body = answer.body_mut().with_config().limit(ANSWER_BYTES);
+        let status: Value = body.read_json().with_context(failed)?;
+        if status.get("models").is_none() {
+            return Err(anyhow!("what answers at {} is no blochd that has started", self.url));
+        }
+        Ok(status)
+    }
+
+    fn show(&self, status: &Value) -> String {
+        if self.json { format!("{status:#}\n") } else { render(status) }
+    }
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    Ok(out.flush()?)
+}
+
+/// The status for people.
+fn render(status: &Value) -> String {
+    let mut text = head(status);
+    let models: Vec<&Value> = array(&status["models"]).collect();
+    if models.is_empty() {
+        text.push_str("\nNo model is served.\n");
+    } else {
+        text.push('\n');
+        text.push_str(&table(&models));
+    }
+    for model in models {
+        text.push_str(&ladder(model));
+    }
+    for refused in array(&status["refused"]) {
+        let (model, version) = (word(&refused["model"]), &refused["version"]);
+        let _ = write!(text, "\n{model} version {version} is not served: ");
+        text.push_str(&printable(&word(&refused["reason"])));
+        text.push('\n');
+    }
+    text
+}
+
+fn head(status: &Value) -> String {
+    let ready = if status["ready"] == true { "ready" } else { "not ready" };
+    let uptime = Duration::from_secs(status["uptime_s"].as_u64().unwrap_or(0));
+    let config = &status["config"];
+    let file = config["file"].as_str().map_or("no configuration file".to_owned(), printable);
+    let mut text = format!(
+        "blochd {}  {ready}  up {}  {file}, revision {}\n",
+        word(&status["blochd"]),
+        span(uptime),
+        word(&config["revision"]),
+    );
+    if let Some(error) = config["error"].as_str() {
+        let _ = writeln!(text, "The configuration file is refused, the last good one holds:");
+        for line in error.lines() {
+            let _ = writeln!(text, "  {}", printable(line));
+        }
+    }
+    text.push_str(&hardware(&status["hardware"]));
+    text
+}
+
+fn hardware(host: &Value) -> String {
+    let cpu = &host["cpu"];
+    let mut parts = Vec::new();
+    if let Some(model) = cpu["model"].as_str() {
+        parts.push(printable(model));
+    }
+    if let Some(cores) = cpu["logical_cores"].as_u64() {
+        parts.push(format!("{cores} cores"));
+    }
+    if let Some(cpus) = host["limits"]["cpus"].as_f64() {
+        parts.push(format!("limited to {cpus:.1}"));
+    }
+    if let Some(load) = host["load"]["one"].as_f64() {
+        parts.push(format!("load {load:.2}"));
+    }
+    let memory = &host["memory"];
+    if let (Some(free), Some(all)) = (memory["available"].as_f64(), memory["total"].as_f64()) {
+        let gib = f64::from(1 << 30);
+        parts.push(format!("{:.1} of {:.1} GiB free", free / gib, all / gib));
+    }
+    let hottest = array(&host["thermal"]).filter_map(|zone| zone["celsius"].as_f64());
+    if let Some(hottest) = hottest.reduce(f64::max) {
+        parts.push(format!("{hottest:.0} °C"));
+    }
+    for device in array(&host["devices"]) {
+        parts.push(format!("{} {}", word(&device["vendor"]), word(&device["model"])));
+    }
+    if parts.is_empty() { String::new() } else { format!("{}\n", parts.join(", ")) }
+}
+
+const COLUMNS: [&str; 9] = [
+    "MODEL",
+    "VERSION",
+    "VARIANT",
+    "BUDGET",
+    "P99",
+    "MET",
+    "SLOWDOWN",
+    "ANSWERED/FAILED",
+    "LADDER",
+];
+
+fn table(models: &[&Value]) -> String {
+    let mut rows = vec![COLUMNS.map(str::to_owned)];
+    rows.extend(models.iter().map(|model| row(model)));
+    aligned(&rows, &[0, 2, 8])
+}
+
+fn row(model: &Value) -> [String; 9] {
+    let budget = &model["budget"];
+    let limit = budget["limit_ms"]
+        .as_f64()
+        .map(|limit| format!("{} ≤ {}", word(&budget["percentile"]), millis(limit)));
+    let met = match model["met"].as_bool() {
+        Some(true) => "yes",
+        Some(false) => "NO",
+        None => "-",
+    };
+    let slowdown = model["slowdown"].as_f64().map(|factor| format!("×{factor:.2}"));
+    let build = word(&model["build"]);
+    let why = model["build_why"].as_str().map(|why| format!(": {}", printable(why)));
+    [
+        word(&model["model"]),
+        word(&model["version"]),
+        word(&model["variant"]),
+        or_dash(limit),
+        or_dash(model["observed"]["p99_ms"].as_f64().map(millis)),
+        met.to_owned(),
+        or_dash(slowdown),
+        format!("{}/{}", word(&model["answered"]), word(&model["failed"])),
+        format!("{build}{}", why.unwrap_or_default()),
+    ]
+}
+
+/// The variants of a model, where there is more than one or something to say of it.
+fn ladder(model: &Value) -> String {
+    let variants: Vec<&Value> = array(&model["ladder"]).collect();
+    let not_built: Vec<&Value> = array(&model["not_built"]).collect();
+    if variants.len() < 2 && not_built.is_empty() {
+        return String::new();
+    }
+    let names = ["", "RATIO", "QUALITY", "P50", "P99", "STATE"];
+    let mut rows = vec![names.map(str::to_owned)];
+    rows[0][0] = format!("{} ladder", word(&model["model"]));
+    for variant in variants {
+        let number = |name: &str| variant[name].as_f64();
+        let state = word(&variant["state"]);
+        let why = variant["why"].as_str().map(|why| format!(": {}", printable(why)));
+        let mark = if variant["name"] == model["variant"] { "▸" } else { " " };
+        rows.push([
+            format!("{mark} {}", word(&variant["name"])),
+            or_dash(number("ratio").map(|ratio| format!("{ratio:.2}"))),
+            or_dash(number("quality").map(|quality| format!("{:.1} %", 100.0 * quality))),
+            or_dash(number("promised_p50_ms").map(millis)),
+            or_dash(number("promised_p99_ms").map(millis)),
+            format!("{state}{}", why.unwrap_or_default()),
+        ]);
+    }
+    let mut text = format!("\n{}", aligned(&rows, &[0, 5]));
+    for missed in not_built {
+        let reachable = missed["reachable"].as_f64();
+        let reachable = reachable.map(|ratio| format!(" ({ratio:.2} can be reached)"));
+        let because = printable(&word(&missed["because"]));
+        let asked = word(&missed["asked"]);
+        let _ = writeln!(text, "  {asked} not built: {because}{}", reachable.unwrap_or_default());
+    }
+    text
+}
+
+/// Rows in columns, numbers to the right, texts (`left`) to the left.
+fn aligned<const N: usize>(rows: &[[String; N]], left: &[usize]) -> String {
+    let width = |at: usize| rows.iter().map(|row| row[at].chars().count()).max().unwrap_or(0);
+    let widths: [usize; N] = std::array::from_fn(width);
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (at, cell) in row.iter().enumerate() {
+            let fill = " ".repeat(widths[at] - cell.chars().count());
+            let cell =
+                if left.contains(&at) { format!("{cell}{fill}") } else { format!("{fill}{cell}") };
+            line.push_str(&cell);
+            line.push_str("  ");
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+fn array(value: &Value) -> impl Iterator<Item = &Value> {
+    value.as_array().into_iter().flatten()
+}
+
+fn word(value: &Value) -> String {
+    match value {
+        Value::String(text) => printable(text),
+        Value::Null => "-".to_owned(),
+        Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => value.to_string(),
+    }
+}
+
+/// Names and reasons come from files and from far away: none may steer the terminal.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+fn or_dash(text: Option<String>) -> String {
+    text.unwrap_or_else(|| "-".to_owned())
+}
+
+fn millis(ms: f64) -> String {
+    match ms {
+        ms if ms >= 100.0 => format!("{ms:.0} ms"),
+        ms if ms >= 1.0 => format!("{ms:.1} ms"),
+        ms => format!("{:.0} µs", 1e3 * ms),
+    }
+}
+
+fn span(time: Duration) -> String {
+    let seconds = time.as_secs();
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{minutes} min {} s", seconds % 60),
+        3600..86_400 => format!("{hours} h {minutes} min"),
+        _ => format!("{days} d {hours} h"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn status() -> Value {
+        json!({
+            "blochd": "0.1.0", "ready": true, "uptime_s": 3725,
+            "config": {"file": "/etc/blochd/agent.yaml", "revision": 2, "error": null},
+            "hardware": {
+                "cpu": {"model": "Some CPU", "logical_cores": 4}, "limits": {"cpus": 2.0},
+                "memory": {"total": 8u64 << 30, "available": 3u64 << 30},
+                "load": {"one": 0.5}, "thermal": [{"celsius": 41.0}, {"celsius": 63.2}],
+            },
+            "models": [{
+                "model": "digits", "version": 1, "variant": "r0.75",
+                "budget": {"percentile": "p99", "limit_ms": 40.0},
+                "observed": {"requests": 9, "p50_ms": 20.0, "p99_ms": 31.25},
+                "met": true, "slowdown": 1.5, "answered": 900, "failed": 0,
+                "build": "done", "build_why": null,
+                "not_built": [{"asked": 0.3, "because": "below the floor", "reachable": 0.41}],
+                "ladder": [
+                    {"name": "dense", "ratio": 1.0, "quality": 1.0, "promised_p50_ms": 0.5,
+                     "promised_p99_ms": 30.0, "state": "ready", "why": null},
+                    {"name": "r0.75", "ratio": 0.757, "quality": 0.981, "promised_p50_ms": 0.4,
+                     "promised_p99_ms": 22.0, "state": "in service", "why": null},
+                ],
+            }],
+            "refused": [{"model": "bad", "version": 3, "reason": "model.onnx: \u{1b}[2Jtruncated"}],
+        })
+    }
+
+    #[test]
+    fn shows_what_serves_the_budget_the_ladder_and_the_box() {
+        let expected = "\
+blochd 0.1.0  ready  up 1 h 2 min  /etc/blochd/agent.yaml, revision 2
+Some CPU, 4 cores, limited to 2.0, load 0.50, 3.0 of 8.0 GiB free, 63 °C
+
+MODEL   VERSION  VARIANT       BUDGET      P99  MET  SLOWDOWN  ANSWERED/FAILED  LADDER
+digits        1  r0.75    p99 ≤ 40.0 ms  31.2 ms  yes     ×1.50            900/0  done
+
+digits ladder  RATIO  QUALITY     P50      P99  STATE
+  dense         1.00  100.0 %  500 µs  30.0 ms  ready
+▸ r0.75         0.76   98.1 %  400 µs  22.0 ms  in service
+  0.3 not built: below the floor (0.41 can be reached)
+
+bad version 3 is not served: model.onnx:  [2Jtruncated
+";
+        let squeezed = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let shown = render(&status());
+        assert_eq!(squeezed(&shown), squeezed(expected));
+        let line = |word: &str| shown.lines().find(|line| line.contains(word)).unwrap();
+        let place = |line: &str, word: &str| line.find(word).unwrap();
+        assert_eq!(place(line("VARIANT"), "VARIANT"), place(line("×1.50"), "r0.75"));
+    }
+
+    #[test]
+    fn an_agent_without_models_and_an_answer_without_fields_are_shown_all_the_same() {
+        assert!(render(&json!({"models": []})).contains("No model is served."));
+        assert!(render(&json!({"models": [{}]})).contains("MODEL"));
+    }
+
+    #[test]
+    fn a_refused_configuration_is_told_with_its_reasons() {
+        let mut status = status();
+        status["config"]["error"] = json!("agent.yaml:3:5: no such key\nagent.yaml:4:1: too small");
+        assert!(render(&status).contains("  agent.yaml:4:1: too small\n"));
+    }
+
+    #[test]
+    fn nothing_that_comes_from_outside_steers_the_terminal() {
+        assert!(!render(&status()).contains('\u{1b}'));
+    }
+}
