@@ -43,7 +43,12 @@ pub struct Prune {
     #[arg(long)]
     eval: Option<PathBuf>,
     /// Latency ratios to dense.
-    #[arg(long, value_delimiter = ',', default_values_t = [0.9, 0.75, 0.6, 0.5], value_parser = ratio)]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_values_t = [0.9, 0.75, 0.6, 0.5],
+        value_parser = ratio,
+    )]
     ratios: Vec<f64>,
     /// How channels are chosen.
     #[arg(long, value_enum, default_value_t = MethodArg::Obs)]
@@ -390,8 +395,8 @@ fn print_table(manifest: &Manifest) {
     }
     if manifest.calibration.source == CalibrationSource::Synthetic {
         println!(
-            "No samples were given: these rungs are fitted on made-up noise. Give --calibration for \
-             rungs that hold on real data."
+            "No samples were given: these rungs are fitted on made-up noise. Give --calibration \
+             for rungs that hold on real data."
         );
     }
     if !manifest.frozen.is_empty() {

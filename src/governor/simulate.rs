@@ -217,7 +217,8 @@ mod tests {
             factor in 0.8..4.0f64, budget in 12u64..40, seed in any::<u64>(),
         ) {
             let slowdown = |_: Duration| factor;
-            let run = simulate(model(budget, 0.9), &scene(&slowdown, seed), Duration::from_secs(400));
+            let length = Duration::from_secs(400);
+            let run = simulate(model(budget, 0.9), &scene(&slowdown, seed), length);
             let late = run.switches.iter().filter(|s| s.at > Duration::from_secs(60));
             prop_assert!(late.count() <= 1, "{:?}", run.switches);
         }

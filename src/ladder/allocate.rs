@@ -119,7 +119,10 @@ mod tests {
         /// Against trying everything: enough is saved, and nobody who saves clearly more loses less.
         #[test]
         fn saves_enough_at_the_least_loss(
-            raw in prop::collection::vec(prop::collection::vec((0.0..10.0f64, 0.0..5.0f64), 1..4), 1..5),
+            raw in prop::collection::vec(
+                prop::collection::vec((0.0..10.0f64, 0.0..5.0f64), 1..4),
+                1..5,
+            ),
             share in 0.05..0.95f64,
         ) {
             let items: Vec<Vec<Choice>> = raw.iter().map(|item| {

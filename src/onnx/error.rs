@@ -19,7 +19,8 @@ pub enum OnnxError {
     WrittenTwice { value: String, first: String, second: String },
     /// A node stands before the node whose output it reads, or nothing produces the value.
     #[error(
-        "node {node:?} ({op}) reads value {value:?}, which no input, weight or earlier node provides"
+        "node {node:?} ({op}) reads value {value:?}, which no input, weight or earlier node \
+         provides"
     )]
     Unordered { node: String, op: String, value: String },
     /// The tensor's data does not have the size that its shape asks for.
@@ -30,8 +31,8 @@ pub enum OnnxError {
     TensorShape { tensor: String, shape: Vec<i64> },
     /// A path in the file leads out of the model's folder.
     #[error(
-        "tensor {tensor:?} keeps its data in {location:?}, which is not a plain path below the model's \
-         folder; external data must lie beside the model"
+        "tensor {tensor:?} keeps its data in {location:?}, which is not a plain path below the \
+         model's folder; external data must lie beside the model"
     )]
     ExternalPath { tensor: String, location: String },
     /// The external file is missing or shorter than the tensor's place in it.

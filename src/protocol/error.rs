@@ -65,7 +65,15 @@ pub enum RequestError {
     #[error(
         "input '{input}': {got} bytes of binary data, expected {expected} for {datatype} {shape}"
     )]
-    BinarySize { input: String, got: usize, expected: usize, datatype: &'static str, shape: String },
+    BinarySize {
+        input: String,
+        /// Bytes.
+        got: usize,
+        /// Bytes.
+        expected: usize,
+        datatype: &'static str,
+        shape: String,
+    },
     /// The length prefixes of BYTES elements do not add up, or a BOOL is neither 0 nor 1.
     #[error("input '{input}': {what}")]
     Binary { input: String, what: String },

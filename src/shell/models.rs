@@ -28,8 +28,8 @@ pub enum LoadError {
     Onnx { path: PathBuf, source: OnnxError },
     /// External data that leads out of the model's folder through a link.
     #[error(
-        "{}: external data {location:?} is a link to {}, outside the model's folder; put the data itself \
-         beside the model",
+        "{}: external data {location:?} is a link to {}, outside the model's folder; put the data \
+         itself beside the model",
         path.display(),
         target.display()
     )]

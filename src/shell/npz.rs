@@ -162,8 +162,8 @@ fn field<'t>(text: &'t str, name: &str) -> Option<&'t str> {
 fn element(descr: &str) -> Result<(DType, usize, bool), String> {
     let unknown = || {
         format!(
-            "has elements of type {descr:?}; floats, integers, booleans and texts (f2 f4 f8 i1 i2 i4 i8 \
-             u1 u2 u4 u8 b1 U) are handled"
+            "has elements of type {descr:?}; floats, integers, booleans and texts (f2 f4 f8 i1 i2 \
+             i4 i8 u1 u2 u4 u8 b1 U) are handled"
         )
     };
     let (order, kind) = match descr.split_at_checked(1) {

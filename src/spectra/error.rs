@@ -10,8 +10,8 @@ pub enum SpectraError {
     NotFinite,
     /// The small side is above the program's bound.
     #[error(
-        "the matrix is {} × {}: its smaller side is above the limit of {limit}, whose eigenvalues take \
-         minutes",
+        "the matrix is {} × {}: its smaller side is above the limit of {limit}, whose eigenvalues \
+         take minutes",
         shape.0, shape.1
     )]
     TooLarge { shape: (usize, usize), limit: usize },

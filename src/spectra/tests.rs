@@ -111,7 +111,9 @@ proptest! {
 
     #[test]
     fn a_state_ignores_scale_rotation_and_permutation(
-        m in any_matrix(12), scale in 0.01f32..100.0, vectors in prop::collection::vec(-1.0f64..1.0, 24)
+        m in any_matrix(12),
+        scale in 0.01f32..100.0,
+        vectors in prop::collection::vec(-1.0f64..1.0, 24),
     ) {
         let own = values(&plain(m.clone()));
         let Some(state) = State::of(&own) else { return Ok(()) };
@@ -162,7 +164,8 @@ proptest! {
         let reached = frobenius(&(&w1 - best * faer::Scale(n1 / n2)));
         prop_assert!((reached - stated).abs() < 1e-7 * n1, "{reached} {stated}");
         // … and undercut by no other rotation.
-        let (q, r) = (orthogonal(rows, &q[..rows * 2.min(12 / rows)]), orthogonal(cols, &r[..cols]));
+        let q = orthogonal(rows, &q[..rows * 2.min(12 / rows)]);
+        let r = orthogonal(cols, &r[..cols]);
         let other = frobenius(&(&w1 - q * &w2 * r * faer::Scale(n1 / n2)));
         prop_assert!(other >= stated - 1e-9 * n1);
     }

@@ -260,7 +260,8 @@ impl Agent {
             Arrival::Settled { key, file } => {
                 let newest = self.served.get(&key.model).map(|served| served.key.version);
                 if newest.is_some_and(|newest| newest > key.version) {
-                    tracing::info!(model = key.model, version = %key.version, "older than the version in service");
+                    let (model, version) = (&key.model, key.version);
+                    tracing::info!(model, %version, "older than the version in service");
                     return;
                 }
                 self.prepare(key, file);

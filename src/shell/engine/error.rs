@@ -50,8 +50,8 @@ impl fmt::Display for Looked {
 pub enum RuntimeError {
     /// No place holds a usable library.
     #[error(
-        "no usable ONNX Runtime (1.{} or newer) was found; looked at:{}\nrun `blochd runtime fetch` to \
-         install one, or `blochd runtime import WHEEL` without network",
+        "no usable ONNX Runtime (1.{} or newer) was found; looked at:{}\nrun `blochd runtime \
+         fetch` to install one, or `blochd runtime import WHEEL` without network",
         ort::MINOR_VERSION,
         list(looked)
     )]
