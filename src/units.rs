@@ -5,6 +5,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::limits::MODEL_NAME_BYTES;
+
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// BLAKE3 digest (32 bytes) of some content; printed and serialised as 64 hexadecimal digits.
@@ -62,8 +64,8 @@ pub enum UnitError {
     Percentile(String),
     /// Not a name that can be a folder and a part of a URL.
     #[error(
-        "{0:?} is no name of a model: it must have 1 to 128 bytes, not begin with a dot, \
-             not begin or end with a space, and hold no slash, backslash or control character"
+        "{0:?} is no name of a model: it has 1 to 128 letters (a-z, A-Z), digits, dots, dashes and \
+         underscores, and does not begin with a dot"
     )]
     ModelName(String),
 }
@@ -78,17 +80,14 @@ impl FromStr for Digest {
     }
 }
 
-/// Longest name of a model, bytes: file systems stop at 255, and suffixes are put behind it.
-const MODEL_NAME_BYTES: usize = 128;
-
-/// Whether `name` can name a model: a single visible folder, and a part of a URL.
+/// Whether `name` can name a model: it stands in a URL, a file name and a metric's label as it is.
 ///
 /// # Errors
 /// [`UnitError::ModelName`] with the rule.
 pub fn check_model_name(name: &str) -> Result<(), UnitError> {
-    let bad = |c: char| c.is_control() || c == '/' || c == '\\';
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     let fits = (1..=MODEL_NAME_BYTES).contains(&name.len());
-    if fits && !name.starts_with('.') && name.trim() == name && !name.contains(bad) {
+    if fits && name.bytes().all(plain) && !name.starts_with('.') {
         return Ok(());
     }
     Err(UnitError::ModelName(name.chars().take(MODEL_NAME_BYTES).collect()))

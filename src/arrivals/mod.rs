@@ -9,8 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::limits;
-use crate::units::Version;
+use crate::units::{Version, check_model_name};
 
 /// One file as the directory's listing tells.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -180,11 +179,7 @@ fn version_of(text: &str) -> Option<Version> {
 
 /// Names that can stand in a URL, a file name and a metric's label as they are.
 pub fn is_name(name: &str) -> bool {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-    !name.is_empty()
-        && name.len() <= limits::MODEL_NAME_BYTES
-        && name.bytes().all(allowed)
-        && !name.starts_with('.')
+    check_model_name(name).is_ok()
 }
 
 /// What editors and copying programs write first.
