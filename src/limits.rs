@@ -229,8 +229,11 @@ pub const RESPONSE_POSITIONS: usize = 1024;
 
 // ---- governor ----
 
-/// Requests above the budget that break it; a single one may have met a page fault or a timer.
-pub const BROKEN_REQUESTS: usize = 2;
+/// Fewest requests above the budget that break it; single ones may have met a page fault or a timer.
+pub const BROKEN_REQUESTS: usize = 3;
+
+/// Share of windows in which chance alone may make a budget that is just held look broken.
+pub const BROKEN_CHANCE: f64 = 0.002;
 
 /// Fewest observed requests from which a slowdown is taken.
 pub const OBSERVED_MIN: usize = 5;

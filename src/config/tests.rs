@@ -118,8 +118,8 @@ fn all_errors_are_reported_at_once_each_at_its_place() {
          [0.9, 0.75, 0.6, 0.5]",
         "10:5: unknown key `qualty_floor`; did you mean `quality_floor`?",
         "11:19: \"many\" is not a whole number; write a whole number from 1 to 65536",
-        "12:3: \".hidden\" is no name of a model: it has 1 to 128 letters (a-z, A-Z), digits, dots, \
-         dashes and underscores, and does not begin with a dot; rename the model",
+        "12:3: \".hidden\" is no name of a model: it has 1 to 128 letters (a-z, A-Z), digits, \
+         dots, dashes and underscores, and does not begin with a dot; rename the model",
         "14:1: `log_level` stands here for the second time; the first is in line 2: keep one",
     ];
     let expected: Vec<String> =

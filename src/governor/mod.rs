@@ -8,10 +8,14 @@
 //! floor. An upward switch that had to be taken back makes the next attempt wait longer, because a slowdown
 //! that was measured on a fast variant under a squeeze need not hold for a slower one.
 
+mod estimate;
 mod policy;
+#[cfg(test)]
+mod queue;
 pub mod simulate;
 mod types;
 
+pub use estimate::observe;
 pub use policy::step;
 pub use types::{
     Action, Because, ModelView, Observed, Outcome, Policy, State, VariantView, Verdict,

@@ -18,7 +18,7 @@ pub fn step(state: &mut State, models: &[ModelView], now: Duration) -> Outcome {
         let memory = state.models.entry(model.name.clone()).or_insert_with(|| Memory::new(now));
         memory.observe(model, now);
         let met = model.budget.filter(|_| model.observed.count > 0);
-        let met = met.map(|budget| !is_broken(&model.observed, budget));
+        let met = met.map(|_| !is_broken(&model.observed));
         let verdict = Verdict { slowdown: memory.slowdown, met };
         outcome.verdicts.insert(model.name.clone(), verdict);
         if outcome.action.is_none()
@@ -31,9 +31,9 @@ pub fn step(state: &mut State, models: &[ModelView], now: Duration) -> Outcome {
     outcome
 }
 
-/// Whether the budget is broken: the percentile lies above it, and not because of one request alone.
-fn is_broken(observed: &Observed, budget: Duration) -> bool {
-    observed.over >= limits::BROKEN_REQUESTS && observed.latency.is_some_and(|l| l > budget)
+/// Whether more requests lie above the budget than chance explains.
+fn is_broken(observed: &Observed) -> bool {
+    observed.over >= observed.breaking.max(limits::BROKEN_REQUESTS)
 }
 
 impl Memory {
@@ -42,6 +42,9 @@ impl Memory {
             slowdown: 1.0,
             seen: now,
             switched: None,
+            over: 0,
+            rises: [None; 2],
+            broken_since: None,
             went_up: false,
             fits_since: None,
             failures: 0,
@@ -53,6 +56,11 @@ impl Memory {
     fn observe(&mut self, model: &ModelView, now: Duration) {
         let elapsed = now.saturating_sub(self.seen).as_secs_f64();
         self.seen = now;
+        if model.observed.over > self.over {
+            self.rises = [self.rises[1], Some(now)];
+        }
+        self.over = model.observed.over;
+        self.broken_since = is_broken(&model.observed).then(|| self.broken_since.unwrap_or(now));
         let share = 1.0 - 0.5f64.powf(elapsed / limits::SLOWDOWN_HALF_LIFE.as_secs_f64());
         let promised = model.variants.get(model.current).map_or(0.0, |v| v.promised.as_secs_f64());
         let target = match model.observed.latency {
@@ -102,8 +110,7 @@ impl Memory {
         let cost = |index: usize, factor: f64| {
             model.variants[index].promised.as_secs_f64() * self.slowdown * factor
         };
-        let broken = is_broken(&model.observed, budget);
-        if broken {
+        if self.is_broken_for_long(model, now) {
             self.fits_since = None;
             let faster = |index: usize| model.variants[index].promised < current.promised;
             let fitting = best(&|i| faster(i) && cost(i, model.policy.margin) <= limit);
@@ -129,6 +136,15 @@ impl Memory {
         (now.saturating_sub(since) >= wait).then_some((to, Because::Headroom))
     }
 
+    /// One stall makes all requests of that moment slow, however many they are. So those above the budget
+    /// must have come at two looks, or have been there for longer than a stall stays in the window.
+    fn is_broken_for_long(&self, model: &ModelView, now: Duration) -> bool {
+        let age = |at: Duration| now.saturating_sub(at);
+        let twice = self.rises[0].is_some_and(|at| age(at) <= model.policy.window);
+        let lasting = self.broken_since.is_some_and(|at| age(at) > model.policy.window);
+        is_broken(&model.observed) && (twice || lasting)
+    }
+
     fn switched(&mut self, model: &ModelView, to: usize, because: Because, now: Duration) {
         let soon = |at: Duration| now.saturating_sub(at) < model.policy.probation;
         if because == Because::Budget && self.went_up && self.switched.is_some_and(soon) {
@@ -138,6 +154,9 @@ impl Memory {
         }
         self.went_up = model.variants[to].promised > model.variants[model.current].promised;
         self.switched = Some(now);
+        self.over = 0;
+        self.rises = [None; 2];
+        self.broken_since = None;
         self.fits_since = None;
     }
 }

@@ -6,7 +6,8 @@ use std::time::Duration;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{Action, ModelView, Observed, State, step};
+use super::{Action, ModelView, State, observe, step};
+use crate::units::Percentile;
 
 /// One switch of a simulated run.
 #[derive(Debug, Clone, PartialEq)]
@@ -59,7 +60,8 @@ pub fn simulate(mut model: ModelView, scene: &Scene, length: Duration) -> Run {
         }
         let from = since.max(now.saturating_sub(scene.window));
         let recent = run.requests.iter().rev().take_while(|(at, _, _)| *at >= from);
-        model.observed = observe(recent.map(|(_, _, took)| *took).collect(), model.budget);
+        model.observed =
+            observe(recent.map(|(_, _, took)| *took).collect(), model.budget, Percentile::P99);
         if let Some(action) = step(&mut state, std::slice::from_ref(&model), now).action {
             let switch = Switch { at: now, from: model.current, action: action.clone() };
             run.switches.push(switch);
@@ -71,20 +73,11 @@ pub fn simulate(mut model: ModelView, scene: &Scene, length: Duration) -> Run {
     run
 }
 
-/// What the governor is shown of a stretch of p99 latencies: the slowest but one, where there are enough.
-pub fn observe(mut latencies: Vec<Duration>, budget: Option<Duration>) -> Observed {
-    latencies.sort_unstable();
-    let count = latencies.len();
-    let over = budget.map_or(0, |budget| latencies.iter().filter(|l| **l > budget).count());
-    let rank = ((count as f64 * 0.99).ceil() as usize).min(count.saturating_sub(1)).max(1);
-    Observed { count, over, latency: latencies.get(rank - 1).copied() }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::{Because, Policy, VariantView};
+    use super::super::{Because, Observed, Policy, VariantView};
     use super::*;
 
     fn model(budget_ms: u64, floor: f64) -> ModelView {
@@ -107,6 +100,7 @@ mod tests {
             floor,
             priority: 0,
             policy: Policy {
+                window: Duration::from_secs(2),
                 dwell: Duration::from_secs(5),
                 margin: 1.1,
                 headroom: 1.25,

@@ -25,13 +25,17 @@ pub struct Observed {
     pub count: usize,
     /// Of these, above the budget.
     pub over: usize,
-    /// Latency at the budget's percentile, without the single slowest request where that alone decides.
+    /// This many above it break it: more than chance explains, see `governor::observe`.
+    pub breaking: usize,
+    /// Latency at the budget's percentile, without the slowest requests where too few would decide.
     pub latency: Option<Duration>,
 }
 
 /// How eagerly variants are changed.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Policy {
+    /// Requests of this last stretch of time are shown.
+    pub window: Duration,
     /// Least time between two switches.
     pub dwell: Duration,
     /// A variant fits where promised × slowdown × margin ≤ budget; at least 1.
@@ -126,6 +130,12 @@ pub(super) struct Memory {
     pub slowdown: f64,
     pub seen: Duration,
     pub switched: Option<Duration>,
+    /// Requests above the budget at the last look.
+    pub over: usize,
+    /// When it was last seen that there were more of them than at the look before.
+    pub rises: [Option<Duration>; 2],
+    /// Since when the budget has been broken at every look.
+    pub broken_since: Option<Duration>,
     /// The last switch went to a better variant.
     pub went_up: bool,
     /// Since when a better variant has fitted.

@@ -8,8 +8,7 @@ use serde_json::{Value, json};
 
 use crate::arrivals::VersionKey;
 use crate::config::ModelConfig;
-use crate::governor::simulate::observe;
-use crate::governor::{ModelView, Observed, Policy, VariantView, Verdict};
+use crate::governor::{ModelView, Policy, VariantView, Verdict, observe};
 use crate::ladder::Manifest;
 use crate::shell::slot::{Runner, Slot, VariantInfo};
 use crate::units::{Digest, Percentile};
@@ -104,14 +103,7 @@ impl Served {
     pub fn view(&self, now: Instant) -> ModelView {
         let budget = self.config.budget.map(|budget| Duration::from(budget.limit));
         let latencies = self.latencies(now);
-        let observed = match self.percentile() {
-            Percentile::P99 | Percentile::P999 | Percentile::Max => observe(latencies, budget),
-            below => {
-                let count = latencies.len();
-                let over = budget.map_or(0, |b| latencies.iter().filter(|l| **l > b).count());
-                Observed { count, over, latency: below.of(&latencies) }
-            }
-        };
+        let observed = observe(latencies, budget, self.percentile());
         let governor = &self.config.governor;
         ModelView {
             name: self.key.model.clone(),
@@ -130,6 +122,7 @@ impl Served {
             floor: self.config.quality_floor,
             priority: self.config.priority,
             policy: Policy {
+                window: governor.window.into(),
                 dwell: governor.dwell.into(),
                 margin: governor.margin,
                 headroom: governor.headroom,
