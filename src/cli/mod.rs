@@ -3,6 +3,8 @@
 
 mod prune;
 mod status;
+mod run;
+mod trial;
 
 use std::process::ExitCode;
 
@@ -18,8 +20,10 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Run(run::Run),
     Prune(Box<prune::Prune>),
     Status(status::Status),
+    Trial(trial::Trial),
     /// Print the licence and the notices that go with this program.
     License,
 }
@@ -61,11 +65,20 @@ impl<T, E: Into<anyhow::Error>> OrFail<T> for Result<T, E> {
     }
 }
 
+/// A size of a free axis as a flag: `NAME=SIZE`.
+fn named_size(text: &str) -> Result<(String, usize), String> {
+    let (name, size) = text.split_once('=').ok_or("write NAME=SIZE")?;
+    let size: usize = size.parse().map_err(|_| format!("{size:?} is not a size"))?;
+    if size == 0 { Err("a size is at least 1".to_owned()) } else { Ok((name.to_owned(), size)) }
+}
+
 /// Carries out the command; prints its failure, with every cause, to standard error.
 pub fn run(args: Args) -> ExitCode {
     let outcome: Result<(), Failure> = match args.command {
+        Command::Run(run) => run.run(),
         Command::Prune(prune) => prune.run(),
         Command::Status(status) => status.run(),
+        Command::Trial(trial) => trial.run(),
         Command::License => {
             print!("{}", include_str!("../../LICENSE"));
             Ok(())

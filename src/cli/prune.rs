@@ -72,7 +72,7 @@ pub struct Prune {
     #[arg(long, default_value_t = blochd::limits::CALIBRATION_SAMPLES)]
     samples: usize,
     /// Size of a free axis of an input, when samples are made up: `--shape height=640`.
-    #[arg(long = "shape", value_parser = named_size)]
+    #[arg(long = "shape", value_parser = super::named_size)]
     shapes: Vec<(String, usize)>,
     /// Threads of ONNX Runtime.
     #[arg(long, default_value_t = 1)]
@@ -135,12 +135,6 @@ fn share(text: &str) -> Result<f64, String> {
     } else {
         Err("write a number from 0 to 1".to_owned())
     }
-}
-
-fn named_size(text: &str) -> Result<(String, usize), String> {
-    let (name, size) = text.split_once('=').ok_or("write NAME=SIZE")?;
-    let size: usize = size.parse().map_err(|_| format!("{size:?} is not a size"))?;
-    if size == 0 { Err("a size is at least 1".to_owned()) } else { Ok((name.to_owned(), size)) }
 }
 
 impl Prune {
