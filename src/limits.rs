@@ -280,3 +280,8 @@ pub const TRIAL_RUNS: usize = 20;
 
 /// Memory that must stay available on the box when a variant is loaded beside the one in service.
 pub const MEMORY_RESERVE: u64 = 256 << 20;
+
+// ---- shell: supply ----
+
+/// Largest library that is taken out of a wheel; providers for accelerators reach some hundred MB.
+pub const LIBRARY_BYTES: u64 = 1 << 30;

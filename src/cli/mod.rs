@@ -4,6 +4,7 @@
 mod prune;
 mod status;
 mod run;
+mod runtime;
 mod trial;
 
 use std::process::ExitCode;
@@ -21,6 +22,7 @@ pub struct Args {
 #[derive(Debug, Subcommand)]
 enum Command {
     Run(run::Run),
+    Runtime(runtime::Runtime),
     Prune(Box<prune::Prune>),
     Status(status::Status),
     Trial(trial::Trial),
@@ -76,6 +78,7 @@ fn named_size(text: &str) -> Result<(String, usize), String> {
 pub fn run(args: Args) -> ExitCode {
     let outcome: Result<(), Failure> = match args.command {
         Command::Run(run) => run.run(),
+        Command::Runtime(runtime) => runtime.run(),
         Command::Prune(prune) => prune.run(),
         Command::Status(status) => status.run(),
         Command::Trial(trial) => trial.run(),

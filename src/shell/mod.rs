@@ -12,4 +12,5 @@ pub mod probe;
 pub mod serve;
 pub mod slot;
 pub mod store;
+pub mod supply;
 pub mod watch;

@@ -19,7 +19,7 @@ use ort::environment::Environment;
 use ort::logging::LogLevel;
 
 pub use error::{Looked, RuntimeError, Unusable};
-pub use library::{Located, Origin, Search};
+pub use library::{Located, Origin, Search, inspect, locate};
 pub use session::{Cancel, Dim, EngineOptions, LiveSession, ValueInfo};
 
 use crate::onnx::{Engine, ExecError, Model, Session, Shapes};

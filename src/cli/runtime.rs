@@ -1,0 +1,123 @@
+//! `blochd runtime`: fetches, imports and lists ONNX Runtime.
+
+use std::collections::BTreeSet;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use blochd::shell::engine::{Search, inspect, locate};
+use blochd::shell::places;
+use blochd::shell::supply::{self, Installed, RUNTIME_VERSION};
+use clap::{Args, Subcommand};
+use indicatif::ProgressBar;
+use serde_json::json;
+
+use super::{Code, Failure, OrFail};
+
+/// Get ONNX Runtime, or see which one is used.
+#[derive(Debug, Args)]
+pub struct Runtime {
+    #[command(subcommand)]
+    what: What,
+    /// Where runtimes are kept.
+    #[arg(long, global = true)]
+    state_dir: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Download the pinned ONNX Runtime with pip, check it and install its libraries.
+    Fetch {
+        /// The version.
+        #[arg(long, default_value = RUNTIME_VERSION)]
+        version: String,
+        /// How pip is called.
+        #[arg(long, value_name = "COMMAND")]
+        pip: Option<String>,
+    },
+    /// Install from a wheel, or from a folder with the libraries, without network.
+    Import {
+        /// The wheel or folder.
+        from: PathBuf,
+        /// Take libraries whose hash this program does not list.
+        #[arg(long)]
+        allow_unlisted: bool,
+    },
+    /// Show every ONNX Runtime on this machine, and which one is used.
+    List,
+}
+
+impl Runtime {
+    pub fn run(self) -> Result<(), Failure> {
+        let state = self.state_dir.unwrap_or_else(places::state_dir);
+        match self.what {
+            What::Fetch { version, pip } => {
+                let spinner = std::io::stderr().is_terminal().then(ProgressBar::new_spinner);
+                if let Some(spinner) = &spinner {
+                    spinner.set_message(format!("fetching ONNX Runtime {version} with pip"));
+                    spinner.enable_steady_tick(Duration::from_millis(120));
+                }
+                let installed = supply::fetch(&state, &version, pip.as_deref());
+                if let Some(spinner) = spinner {
+                    spinner.finish_and_clear();
+                }
+                installed_says(&installed.code(Code::Unavailable)?, self.json)
+            }
+            What::Import { from, allow_unlisted } => {
+                let installed = supply::import(&state, &from, allow_unlisted).code(Code::Data)?;
+                installed_says(&installed, self.json)
+            }
+            What::List => list(&Search::new(None, &state), self.json),
+        }
+    }
+}
+
+fn installed_says(installed: &Installed, as_json: bool) -> Result<(), Failure> {
+    if as_json {
+        println!("{}", serde_json::to_string(installed).code(Code::Software)?);
+    } else {
+        let how = if installed.already { "is there already in" } else { "was installed in" };
+        println!("ONNX Runtime {} {how} {}", installed.version, installed.dir.display());
+    }
+    Ok(())
+}
+
+fn list(search: &Search, as_json: bool) -> Result<(), Failure> {
+    let used = locate(search);
+    let used_path = used.as_ref().ok().map(|located| located.path.clone());
+    let mut shown = BTreeSet::new();
+    let mut lines = Vec::new();
+    for (origin, path) in search.candidates() {
+        let real = path.canonicalize().unwrap_or_else(|_| path.clone());
+        if !shown.insert(real) {
+            continue;
+        }
+        let found = inspect(&path, origin);
+        let in_use = found.as_ref().is_ok_and(|found| Some(&found.path) == used_path.as_ref());
+        if as_json {
+            lines.push(match &found {
+                Ok(found) => json!({"in_use": in_use, "library": found}),
+                Err(error) => json!({"in_use": false, "path": path, "error": error.to_string()}),
+            });
+            continue;
+        }
+        let mark = if in_use { "*" } else { " " };
+        match found {
+            Ok(found) => println!(
+                "{mark} {:8} {}  ({}; {})",
+                found.version,
+                found.path.display(),
+                found.origin,
+                found.providers.join(", ")
+            ),
+            Err(error) => println!("{mark} -        {}  (not usable: {error})", path.display()),
+        }
+    }
+    if as_json {
+        println!("{}", json!(lines));
+    }
+    used.map(|_| ()).code(Code::Unavailable)
+}
