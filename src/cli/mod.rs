@@ -1,10 +1,11 @@
 //! The command line: one file a subcommand. Each turns its arguments into one call of the library and
 //! its error into an exit code.
 
+mod demo;
 mod prune;
-mod status;
 mod run;
 mod runtime;
+mod status;
 mod trial;
 
 use std::process::ExitCode;
@@ -21,6 +22,13 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Demo(demo::Demo),
+    /// The demo's client.
+    #[command(hide = true)]
+    DemoClient(demo::Load),
+    /// The demo's competing load.
+    #[command(hide = true)]
+    DemoBurn,
     Run(run::Run),
     Runtime(runtime::Runtime),
     Prune(Box<prune::Prune>),
@@ -77,6 +85,12 @@ fn named_size(text: &str) -> Result<(String, usize), String> {
 /// Carries out the command; prints its failure, with every cause, to standard error.
 pub fn run(args: Args) -> ExitCode {
     let outcome: Result<(), Failure> = match args.command {
+        Command::Demo(demo) => demo.run(),
+        Command::DemoClient(load) => load.run().code(Code::Software),
+        Command::DemoBurn => {
+            demo::burn();
+            Ok(())
+        }
         Command::Run(run) => run.run(),
         Command::Runtime(runtime) => runtime.run(),
         Command::Prune(prune) => prune.run(),
