@@ -149,9 +149,10 @@ pub const BLOCK_NODES: usize = 256;
 
 // ---- surgery ----
 
-/// Rows of calibration data that one fit draws at least: enough for a 3×3 convolution over 256 channels.
-/// More change nothing on the networks that were measured, 4,096 nearly nothing, 1,024 collapse.
-pub const ROWS_PER_FIT: usize = 16_384;
+/// Rows of calibration data that one fit draws at least, and rows an unknown. On the networks that were
+/// measured, twice as many change nothing, half as many nearly nothing; 1,024 collapse.
+pub const ROWS_PER_FIT: usize = 8_192;
+pub const ROWS_PER_UNKNOWN: usize = 10;
 
 /// Most bytes of such rows at a time.
 pub const FIT_BYTES: usize = 512 << 20;

@@ -456,7 +456,11 @@ impl<'a> Bench<'a> {
         let (model, repairs) = model;
         let found = outputs(task.engine, &model, self.held_out)?;
         let agreement = agreement(&self.dense_outputs, &found, |_| true);
-        let timings = self.compare(&model, task.options.seconds)?;
+        let mut timings = self.compare(&model, task.options.seconds)?;
+        if (timings.ratio(1) / asked - 1.0).abs() > limits::RATIO_TOLERANCE {
+            // The cut was as fast as asked when it was planned: one of the two was disturbed.
+            timings = self.compare(&model, 2.0 * task.options.seconds)?;
+        }
         let figures = self.figures(&model, &timings, agreement, 1)?;
         let rung = Rung {
             name: format!("r{asked}"),

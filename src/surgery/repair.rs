@@ -209,11 +209,11 @@ impl Repair<'_> {
     }
 }
 
-/// Rows to draw for `unknowns` columns: at least [`limits::ROWS_PER_FIT`], seven an unknown, and no more
-/// than memory allows.
+/// Rows to draw for `unknowns` columns: at least [`limits::ROWS_PER_FIT`],
+/// [`limits::ROWS_PER_UNKNOWN`] an unknown, and no more than memory allows.
 pub fn rows_wanted(unknowns: usize) -> usize {
     let by_memory = limits::FIT_BYTES / (4 * unknowns.max(1));
-    limits::ROWS_PER_FIT.max(7 * unknowns).min(by_memory)
+    limits::ROWS_PER_FIT.max(limits::ROWS_PER_UNKNOWN * unknowns).min(by_memory)
 }
 
 /// The tensor without the indices `gone` on `axis`.

@@ -277,7 +277,10 @@ impl Agent {
         served.candidates[0].p50 = micros(manifest.dense.p50_us);
         served.candidates[0].p99 = micros(manifest.dense.p99_us);
         for rung in &manifest.rungs {
-            let p99 = micros(rung.figures.p99_us);
+            // Ratios were compared run by run; single percentiles took in whatever else the box did.
+            let share = rung.figures.ratio;
+            let p50 = micros(manifest.dense.p50_us * share);
+            let p99 = micros(manifest.dense.p99_us * share);
             let known = self.quarantine.get(&rung.digest).map(|q| q.reason.clone());
             let standby = match known {
                 Some(reason) => Standby::Withdrawn(reason),
@@ -292,7 +295,7 @@ impl Agent {
                     promised: Some(p99),
                 },
                 path: dir.join(&rung.file),
-                p50: micros(rung.figures.p50_us),
+                p50,
                 p99,
                 standby,
             });
