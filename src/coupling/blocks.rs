@@ -29,8 +29,8 @@ pub fn blocks(graph: &Graph, coupling: &Coupling, shapes: &Shapes) -> Vec<Block>
     adds.filter_map(|add| {
         let (a, b) = (graph.input(add, 0)?, graph.input(add, 1)?);
         let same = shapes.get(a)? == shapes.get(b)?;
-        let found = same
-            .then(|| [(a, b), (b, a)])?
+        let pairs = if same { [(a, b), (b, a)] } else { return None };
+        let found = pairs
             .into_iter()
             .find_map(|(shortcut, end)| Some((shortcut, branch(graph, shortcut, end, add)?)));
         let (shortcut, branch) = found?;

@@ -369,7 +369,9 @@ impl<'a> Bench<'a> {
         items: &[Vec<super::allocate::Choice>],
     ) -> Result<Option<(Plan, f64)>, LadderError> {
         let mut needed = self.dense_us * (1.0 - asked);
-        let (mut too_slow, mut too_fast): (Option<(f64, f64)>, Option<(f64, f64)>) = (None, None);
+        // The nearest plans on either side: what they were asked to save, and their measured ratio.
+        let mut too_slow: Option<(f64, f64)> = None;
+        let mut too_fast: Option<(f64, f64)> = None;
         let mut best: Option<(Plan, f64)> = None;
         let mut seen: BTreeSet<String> = BTreeSet::new();
         for _ in 0..limits::PLAN_CORRECTIONS {
@@ -385,9 +387,8 @@ impl<'a> Bench<'a> {
                     _ => best.as_ref().map_or(1.0, |(_, ratio)| *ratio),
                 }
             };
-            let ratio_now = ratio;
             let off = |ratio: f64| (ratio / asked - 1.0).abs();
-            if new && best.as_ref().is_none_or(|(_, ratio)| off(*ratio) > off(ratio_now)) {
+            if new && best.as_ref().is_none_or(|(_, nearest)| off(*nearest) > off(ratio)) {
                 best = Some((candidate, ratio));
             }
             if off(ratio) <= limits::RATIO_GOOD_ENOUGH {

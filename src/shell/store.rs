@@ -64,10 +64,9 @@ impl Store {
         })?;
         // What an interrupted build left is of no use to the next one.
         for entry in fs::read_dir(&ladders).into_iter().flatten().flatten() {
-            if entry.file_name().to_string_lossy().ends_with(".building") {
-                if let Err(error) = fs::remove_dir_all(entry.path()) {
-                    tracing::warn!("cannot remove {}: {error}", entry.path().display());
-                }
+            let unfinished = entry.file_name().to_string_lossy().ends_with(".building");
+            if unfinished && let Err(error) = fs::remove_dir_all(entry.path()) {
+                tracing::warn!("cannot remove {}: {error}", entry.path().display());
             }
         }
         Ok(store)

@@ -35,8 +35,8 @@ const NOTICES: [&str; 2] = ["LICENSE", "ThirdPartyNotices.txt"];
 #[derive(Debug, thiserror::Error)]
 pub enum SupplyError {
     #[error(
-        "no Python with pip was found (tried {tried}); install python3-pip, or bring a wheel and run \
-         `blochd runtime import WHEEL`"
+        "no Python with pip was found (tried {tried}); install python3-pip, or bring a wheel and \
+         run `blochd runtime import WHEEL`"
     )]
     NoPip { tried: String },
     #[error("{command} failed: {said}")]
@@ -44,9 +44,9 @@ pub enum SupplyError {
     #[error("{} is no wheel of ONNX Runtime: {reason}", path.display())]
     NotAWheel { path: PathBuf, reason: String },
     #[error(
-        "{} in {} has SHA-256 {found}, which is not in the list of this program (expected {expected}); \
-         the file is damaged, or it is not the published one. `runtime import --allow-unlisted` takes \
-         it all the same",
+        "{} in {} has SHA-256 {found}, which is not in the list of this program (expected \
+         {expected}); the file is damaged, or it is not the published one. `runtime import \
+         --allow-unlisted` takes it all the same",
         library, path.display()
     )]
     Unlisted { path: PathBuf, library: String, found: String, expected: String },

@@ -25,7 +25,7 @@ pub const HELD_OUT: u32 = 5;
 
 /// Whether a sample is held out from fitting.
 pub fn is_held_out(sample: u32) -> bool {
-    sample % HELD_OUT == 0
+    sample.is_multiple_of(HELD_OUT)
 }
 
 /// How operators behind a cut are repaired.

@@ -124,9 +124,7 @@ impl Demo {
         say("calm");
         self.act(&agent, &mut client, &mut story, begin, CALM, None)?;
         story.squeeze_from = begin.elapsed().as_secs_f64();
-        say(
-            "squeeze: other processes take the CPU, one more every two seconds until dense is too slow",
-        );
+        say("squeeze: one more process every two seconds takes the CPU, until dense is too slow");
         let mut squeeze = Vec::new();
         let most = 4 * thread::available_parallelism().map_or(1, usize::from);
         while story.moments.last().is_none_or(|now| now.variant == "dense") && squeeze.len() < most
@@ -234,7 +232,8 @@ impl Agent {
         let text = format!(
             "model_dir: {0}/models\nstate_dir: {0}/state\nhttp_address: 127.0.0.1:{1}\n\
              metrics_address: 127.0.0.1:{2}\nruntime_library: {3}\ndefaults:\n{4}  \
-             intra_op_threads: 1\n  quality_floor: 0.9\n  governor:\n    sustain: 3s\n    dwell: 4s\n  \
+             intra_op_threads: 1\n  quality_floor: 0.9\n  governor:\n    \
+             sustain: 3s\n    dwell: 4s\n  \
              ladder:\n    ratios: [0.75, 0.5]\n  calibration:\n    samples: 128\n",
             self.dir.display(),
             self.port,

@@ -58,8 +58,8 @@ impl Moment {
             None => "-",
         };
         format!(
-            "{:5.1} s  {:8} ratio {:.2}  p99 {p99:>7} ms  budget {met:8} slowdown {:.2}  sent {sent}, \
-             failed {failed}",
+            "{:5.1} s  {:8} ratio {:.2}  p99 {p99:>7} ms  budget {met:8} slowdown {:.2}  sent \
+             {sent}, failed {failed}",
             self.at, self.variant, self.ratio, self.slowdown
         )
     }
@@ -180,8 +180,8 @@ pub fn html(story: &Story) -> String {
          --band:#4d3a17;--line:#ff7b72}}}}body{{font:15px/1.5 system-ui,sans-serif;color:var(--fg);\
          background:var(--bg);max-width:980px;margin:2rem auto;padding:0 1rem}}svg{{width:100%;\
          height:auto}}text{{fill:var(--fg);font-size:12px}}pre{{overflow-x:auto}}\
-         </style><h1>blochd demo</h1><p>Every dot is one request: when it was sent and how long its \
-         answer took, coloured by the variant that answered. The red line is the budget (p99), the \
+         </style><h1>blochd demo</h1><p>Every dot is one request: when it was sent and how long \
+         its answer took, coloured by the variant that answered. The red line is the budget (p99), the \
          shaded stretch the squeeze.</p>{}<pre>{body}</pre><h2>The ladder</h2><pre>{}</pre></html>",
         plot(story),
         ladder(&story.ladder)
