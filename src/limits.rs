@@ -286,3 +286,50 @@ pub const MEMORY_RESERVE: u64 = 256 << 20;
 
 /// Largest library that is taken out of a wheel; providers for accelerators reach some hundred MB.
 pub const LIBRARY_BYTES: u64 = 1 << 30;
+// ---- redundancy ----
+
+/// Distance up to which a report lists pairs of channels, radians: beyond it the best substitute errs by
+/// half of the channel (sin 0.52 = 0.5).
+pub const REPORT_REACH: f64 = 0.52;
+
+/// Most pairs of one layer that a report lists.
+pub const REPORT_EDGES: usize = 2000;
+
+/// Most channels whose correlation matrix is decomposed for the report: about two seconds.
+pub const DIRECTION_CHANNELS: usize = 2048;
+
+/// Most pairs of layers that are compared: each is a product of calibration rows with two weights and a
+/// decomposition of outputs × outputs.
+pub const LAYER_PAIRS: usize = 128;
+
+/// Rows of calibration data that layers are compared on.
+pub const LAYER_PAIR_ROWS: usize = 2048;
+
+/// Widest input (columns of the matrix) of layers that are compared on data: keeps their rows below
+/// 36 MiB a layer.
+pub const LAYER_PAIR_COLUMNS: usize = 4608;
+
+/// Layers whose rows are gathered in one pass over the samples: at most 300 MiB at a time.
+pub const LAYER_PAIR_PASS: usize = 8;
+
+// ---- shell: spectra cache ----
+
+/// Most bytes of kept spectra. A spectrum takes 0.2 to 64 KiB: some ten thousand layers.
+pub const SPECTRA_CACHE_BYTES: u64 = 32 << 20;
+
+/// A temporary file of the cache older than this was left by a process that died.
+pub const SPECTRA_CACHE_STALE_SECS: u64 = 3600;
+
+// ---- redundancy: the page ----
+
+/// Layers on the page of a report; further ones are in the JSON.
+pub const PAGE_LAYERS: usize = 2000;
+
+/// Points of all spectra on the page: 128 each up to 400 layers, 20 bytes each.
+pub const PAGE_POINTS: usize = 50_000;
+
+/// Pairs of channels of all layers on the page, 20 bytes each.
+pub const PAGE_EDGES: usize = 40_000;
+
+/// Longest name on the page, characters.
+pub const PAGE_NAME: usize = 160;

@@ -2,6 +2,7 @@
 //! its error into an exit code.
 
 mod demo;
+mod analyze;
 mod prune;
 mod run;
 mod runtime;
@@ -31,6 +32,7 @@ enum Command {
     DemoBurn,
     Run(run::Run),
     Runtime(runtime::Runtime),
+    Analyze(Box<analyze::Analyze>),
     Prune(Box<prune::Prune>),
     Status(status::Status),
     Trial(trial::Trial),
@@ -93,6 +95,7 @@ pub fn run(args: Args) -> ExitCode {
         }
         Command::Run(run) => run.run(),
         Command::Runtime(runtime) => runtime.run(),
+        Command::Analyze(analyze) => analyze.run(),
         Command::Prune(prune) => prune.run(),
         Command::Status(status) => status.run(),
         Command::Trial(trial) => trial.run(),

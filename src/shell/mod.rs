@@ -14,3 +14,4 @@ pub mod slot;
 pub mod store;
 pub mod supply;
 pub mod watch;
+pub mod spectra_cache;

@@ -55,6 +55,8 @@ pub enum Unanalysed {
     ControlFlow,
     /// The weight is quantised or of a type that is no floating-point one.
     NotFloat,
+    /// The weight is a constant that other nodes convert when the model runs (a cast, a dequantisation).
+    Converted,
     /// It holds a weight but is no linear map of its input (a table, a recurrent cell).
     NotLinear,
 }
@@ -65,6 +67,7 @@ impl std::fmt::Display for Unanalysed {
             Self::UnknownOperator => "unknown operator: what it computes is not specified by ONNX",
             Self::ControlFlow => "control flow: its body is a graph of its own",
             Self::NotFloat => "its weight is not of a floating-point type",
+            Self::Converted => "its weight is converted when the model runs",
             Self::NotLinear => "holds weights but is no linear map of its input",
         })
     }
@@ -188,13 +191,16 @@ fn passed_over(graph: &Graph, node: NodeId) -> Option<Unanalysed> {
     if ["If", "Loop", "Scan"].contains(&op.as_str()) {
         return Some(Unanalysed::ControlFlow);
     }
+    let linear = ["Conv", "ConvTranspose", "Gemm", "MatMul"].contains(&op.as_str());
+    if linear && graph.input(node, 1).is_some_and(|name| is_converted(graph, name)) {
+        return Some(Unanalysed::Converted);
+    }
     let names = graph.node(node).input.iter().map(String::as_str);
     let wide = |name: &&str| {
         let dims = graph.weight_dims(name).unwrap_or_default();
         dims.iter().filter(|dim| **dim > 1).count() > 1
     };
     let weight = names.into_iter().find(wide)?;
-    let linear = ["Conv", "ConvTranspose", "Gemm", "MatMul"].contains(&op.as_str());
     let quantised = ["QLinearConv", "QLinearMatMul", "ConvInteger", "MatMulInteger"];
     let float = graph
         .weight_dtype(weight)
@@ -204,6 +210,22 @@ fn passed_over(graph: &Graph, node: NodeId) -> Option<Unanalysed> {
     }
     let holds = ["Gather", "LSTM", "GRU", "RNN", "Einsum", "Conv", "ConvTranspose", "Gemm"];
     (float && holds.contains(&op.as_str())).then_some(Unanalysed::NotLinear)
+}
+
+/// Whether a value is computed from constants alone by nodes that only convert.
+fn is_converted(graph: &Graph, value: &str) -> bool {
+    const CONVERTERS: [&str; 6] =
+        ["Cast", "DequantizeLinear", "Identity", "Reshape", "Transpose", "Unsqueeze"];
+    let mut at = value;
+    // A chain of conversions is as long as the graph at most, since nodes stand in order.
+    while let Some(node) = graph.producer(at).filter(|_| graph.weight(at).is_none()) {
+        let Some(input) = graph.input(node, 0) else { return false };
+        if !CONVERTERS.contains(&graph.op(node).as_str()) {
+            return false;
+        }
+        at = input;
+    }
+    at != value && graph.weight(at).is_some()
 }
 
 impl Layer {

@@ -1,0 +1,326 @@
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::onnx::Matrix;
+use crate::onnx::Model;
+use crate::spectra::response::{ChannelMoments, Response};
+use crate::spectra::rows::Rows;
+use crate::spectra::{Augment, NoStore, Spectrum, State, Store};
+use crate::units::Digest;
+
+const EXTENT: Extent = Extent { reach: 0.52, edges: 100 };
+
+/// Deterministic, well-spread numbers without a generator.
+fn noise(i: usize, j: usize) -> f64 {
+    ((i * 37 + j * 101 + i * j * 13) % 97) as f64 / 48.5 - 1.0
+}
+
+fn response(rows: &[Vec<f64>]) -> Response {
+    let n = rows[0].len();
+    let mut both = [ChannelMoments::new(n), ChannelMoments::new(n)];
+    for (i, row) in rows.iter().enumerate() {
+        both[usize::from(i % 5 == 4)].add(row);
+    }
+    let [fit, held_out] = both;
+    Response { fit, held_out }
+}
+
+/// Four channels: 1 = −2·(0) + 3, 2 independent, 3 constant.
+fn small() -> Response {
+    let rows: Vec<Vec<f64>> =
+        (0..100).map(|i| vec![noise(i, 1), 3.0 - 2.0 * noise(i, 1), noise(i, 7), 4.0]).collect();
+    response(&rows)
+}
+
+proptest! {
+    #[test]
+    fn every_member_is_within_the_threshold_of_its_representative_and_stands_once(
+        points in prop::collection::vec(0.0f64..1.0, 1..60), threshold in 0.0f64..0.4
+    ) {
+        let d = |i: usize, j: usize| (points[i] - points[j]).abs();
+        let clusters = cover(points.len(), threshold, d, d);
+        let mut seen: Vec<usize> = clusters.iter().flat_map(|c| c.members.clone()).collect();
+        seen.sort_unstable();
+        prop_assert_eq!(seen, (0..points.len()).collect::<Vec<_>>());
+        for cluster in &clusters {
+            prop_assert!(cluster.members.contains(&cluster.representative));
+            let far = cluster.members.iter().map(|i| d(*i, cluster.representative));
+            prop_assert_eq!(cluster.radius, far.fold(0.0, f64::max));
+            prop_assert!(cluster.radius <= threshold);
+        }
+        // Representatives of a greedy cover are never nearer than needed: two singletons are far apart.
+        let single: Vec<usize> =
+            clusters.iter().filter(|c| c.members.len() == 1).map(|c| c.representative).collect();
+        for (at, i) in single.iter().enumerate() {
+            for j in &single[at + 1..] {
+                prop_assert!(d(*i, *j) > threshold);
+            }
+        }
+        prop_assert_eq!(cover(points.len(), threshold, d, d), clusters);
+    }
+}
+
+#[test]
+fn the_medoid_represents_and_not_whoever_was_found_first() {
+    let points: [f64; 5] = [0.0, 0.4, 0.5, 0.6, 1.0];
+    let d = |i: usize, j: usize| (points[i] - points[j]).abs();
+    let clusters = cover(5, 0.5, d, d);
+    assert_eq!(clusters.len(), 1);
+    assert_eq!(clusters[0].representative, 2);
+}
+
+#[test]
+fn a_scaled_and_shifted_copy_is_represented_without_error() {
+    let graph = response_graph(&small(), None, 0.1, EXTENT);
+    assert_eq!(graph.by, Metric::Response);
+    assert_eq!(graph.clusters.len(), 3);
+    let [one] = graph.certificates[..] else { panic!("{:?}", graph.certificates) };
+    assert_eq!(one.removed.min(one.represented_by), 0);
+    assert_eq!(one.removed.max(one.represented_by), 1);
+    assert!(one.d_response.unwrap() < 1e-6 && one.relative.unwrap() < 1e-6);
+    assert!(one.measured.unwrap() < 1e-6, "on rows that the fit did not see");
+    assert_eq!(graph.edges.len(), 1);
+}
+
+#[test]
+fn a_constant_channel_represents_nobody() {
+    let graph = response_graph(&small(), None, 1.5, EXTENT);
+    let of = |channel: usize| graph.clusters.iter().find(|c| c.members.contains(&channel)).unwrap();
+    assert_eq!(of(3).members, [3]);
+}
+
+#[test]
+fn the_bound_of_a_certificate_is_the_error_on_the_rows_it_was_fitted_on() {
+    let rows: Vec<Vec<f64>> =
+        (0..500).map(|i| vec![noise(i, 1), noise(i, 1) + 0.2 * noise(i, 9), noise(i, 5)]).collect();
+    let response = response(&rows);
+    let graph = response_graph(&response, None, 0.3, EXTENT);
+    let [one] = graph.certificates[..] else { panic!("{:?}", graph.certificates) };
+    assert!(
+        response.fit.norm(one.removed) < response.fit.norm(one.represented_by),
+        "of two the smaller goes: its error costs less"
+    );
+    let substitute = response.fit.substitute(one.removed, one.represented_by);
+    let fitted = response.fit.error_of(one.removed, one.represented_by, substitute);
+    assert!((one.bound.unwrap() - fitted).abs() < 1e-12);
+    assert!((one.relative.unwrap() - one.d_response.unwrap().sin()).abs() < 1e-12);
+    let measured = one.measured.unwrap();
+    assert!(measured > 0.5 * fitted && measured < 2.0 * fitted, "{measured} {fitted}");
+}
+
+#[test]
+fn edges_beyond_the_bound_are_counted_and_the_nearest_stay() {
+    let states: Vec<Option<State>> =
+        (0..40).map(|i| State::of(&[1.0, 0.01 * f64::from(i)])).collect();
+    let graph = spectral_graph(&states, 0.1, Extent { reach: 0.52, edges: 10 });
+    assert_eq!(graph.edges.len(), 10);
+    assert_eq!(graph.left_out, 40 * 39 / 2 - 10);
+    let all = spectral_graph(&states, 0.1, Extent { reach: 0.52, edges: 1000 });
+    assert_eq!(all.edges[..10], graph.edges[..]);
+}
+
+#[test]
+fn channels_without_weights_are_near_nobody() {
+    let states = [State::of(&[1.0]), None, State::of(&[2.0]), None];
+    let graph = spectral_graph(&states, 0.1, EXTENT);
+    let members: Vec<&[usize]> = graph.clusters.iter().map(|c| c.members.as_slice()).collect();
+    assert_eq!(members, [&[0, 2][..], &[1], &[3]]);
+}
+
+fn rows(count: usize, inputs: usize) -> Rows {
+    Rows {
+        inputs,
+        outputs: 0,
+        x: (0..count * inputs).map(|k| noise(k / inputs, k % inputs + 3) as f32).collect(),
+        y: Vec::new(),
+        sample: (0..count as u32).collect(),
+    }
+}
+
+fn weights(outputs: usize, inputs: usize, seed: usize) -> Matrix {
+    let at = |k: usize| noise(k / inputs + seed, k % inputs) as f32;
+    Matrix { rows: outputs, cols: inputs, data: (0..outputs * inputs).map(at).collect() }
+}
+
+#[test]
+fn a_scaled_layer_substitutes_the_other_and_a_rotated_one_only_after_rotating_back() {
+    let (a, rows) = (weights(3, 5, 1), rows(200, 5));
+    let scaled = Matrix { data: a.data.iter().map(|v| v * -0.5).collect(), ..a.clone() };
+    let found = compare_rows(&a, &scaled, &rows).unwrap().unwrap();
+    assert!(found.d_data < 1e-3 && found.error < 1e-3, "{found:?}");
+    let mut rotated = a.clone();
+    rotated.data.rotate_left(5);
+    let found = compare_rows(&a, &rotated, &rows).unwrap().unwrap();
+    assert!(found.d_data < 1e-3 && found.error > 0.3, "{found:?}");
+    let other = compare_rows(&a, &weights(3, 5, 50), &rows).unwrap().unwrap();
+    assert!(other.d_data > 0.1, "{other:?}");
+    let nothing = Matrix { data: vec![0.0; 15], ..a.clone() };
+    assert_eq!(compare_rows(&a, &nothing, &rows).unwrap(), None);
+}
+
+fn fixture(name: &str) -> Model {
+    let path = format!("{}/tests/models/fixtures/{name}.onnx", env!("CARGO_MANIFEST_DIR"));
+    Model::decode(std::fs::read(path).unwrap().into()).unwrap()
+}
+
+const OPTIONS: Options = Options { augment: Augment::Affine, threshold: 0.1 };
+
+#[derive(Default)]
+struct Memory {
+    kept: BTreeMap<Digest, Spectrum>,
+    /// After so many entries the run is cut off.
+    room: Option<usize>,
+}
+
+impl Store for Memory {
+    fn get(&mut self, key: &Digest) -> Option<Spectrum> {
+        self.kept.get(key).cloned()
+    }
+
+    fn put(&mut self, key: &Digest, spectrum: &Spectrum) {
+        if self.room.is_none_or(|room| self.kept.len() < room) {
+            self.kept.insert(*key, spectrum.clone());
+        }
+    }
+}
+
+fn run(model: &Model, store: &mut dyn Store) -> Analysis {
+    analyze(model, &OPTIONS, store, None, None, &mut |_| {}).unwrap()
+}
+
+#[test]
+fn a_second_run_reuses_every_spectrum_and_reports_the_same() {
+    let model = fixture("residual");
+    let mut store = Memory::default();
+    let mut first = run(&model, &mut store);
+    let mut second = run(&model, &mut store);
+    assert_eq!((first.reused, second.computed), (0, 0));
+    assert_eq!(second.reused, second.layers.len());
+    for analysis in [&mut first, &mut second] {
+        (analysis.reused, analysis.computed) = (0, 0);
+        analysis.layers.iter_mut().for_each(|layer| layer.reused = false);
+    }
+    let text = |analysis: &Analysis| serde_json::to_string(analysis).unwrap();
+    assert_eq!(text(&first), text(&second));
+    assert_eq!(report::html("m", &first), report::html("m", &second));
+}
+
+#[test]
+fn an_interrupted_run_goes_on_where_it_stopped() {
+    let model = fixture("vgg_chain");
+    let mut store = Memory { room: Some(2), ..Memory::default() };
+    let whole = run(&model, &mut store);
+    store.room = None;
+    let again = run(&model, &mut store);
+    assert_eq!(again.reused, 2);
+    assert_eq!(again.computed, whole.layers.len() - 2);
+}
+
+#[test]
+fn operators_that_cannot_be_analysed_are_named_and_stop_nothing() {
+    for (name, op) in
+        [("custom_op", "SpinNetwork"), ("if_node", "If"), ("f16_weights_cast", "Conv")]
+    {
+        let found = run(&fixture(name), &mut NoStore);
+        assert!(found.passed_over.iter().any(|node| node.op.contains(op)), "{name}: {found:?}");
+    }
+}
+
+#[test]
+fn every_sound_fixture_has_a_spectrum_in_every_layer() {
+    let dir = format!("{}/tests/models/fixtures", env!("CARGO_MANIFEST_DIR"));
+    let mut seen = 0;
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|e| e != "onnx") {
+            continue;
+        }
+        let model = Model::decode(std::fs::read(&path).unwrap().into()).unwrap();
+        for layer in run(&model, &mut NoStore).layers {
+            assert_eq!(layer.problem, None, "{}", path.display());
+            assert_eq!(layer.values.len(), layer.matrix.0.min(layer.matrix.1));
+            assert!(layer.values.is_sorted_by(|a, b| a >= b) && layer.sigma1 > 0.0);
+            assert!(layer.effective_rank <= layer.values.len() as f64 + 1e-9);
+            seen += 1;
+        }
+    }
+    assert!(seen > 50, "{seen}");
+}
+
+#[test]
+fn equal_weights_are_found_by_content_wherever_they_stand() {
+    let model = fixture("vgg_chain");
+    let (layers, _) = crate::spectra::layers(&crate::onnx::Graph::new(&model));
+    let operators: Vec<_> = layers.iter().filter_map(|layer| layer.operator()).collect();
+    let same = |a: usize, b: usize| {
+        (operators[a].outputs, operators[a].row_len())
+            == (operators[b].outputs, operators[b].row_len())
+    };
+    let pair = (0..operators.len())
+        .flat_map(|a| (a + 1..operators.len()).map(move |b| (a, b)))
+        .find(|(a, b)| same(*a, *b));
+    let Some((a, b)) = pair else { return assert!(run(&model, &mut NoStore).identical.is_empty()) };
+    let mut proto = model.proto().clone();
+    let graph = proto.graph.get_or_insert_default();
+    let of = |name: &str| graph.initializer.iter().position(|t| t.name.as_deref() == Some(name));
+    let (from, to) = (of(&operators[a].weight).unwrap(), of(&operators[b].weight).unwrap());
+    graph.initializer[to].raw_data = graph.initializer[from].raw_data.clone();
+    let found = run(&Model::from_proto(proto).unwrap(), &mut NoStore).identical;
+    assert_eq!(found.len(), 1);
+    assert!(!found[0].shared && found[0].saves_bytes > 0, "{found:?}");
+}
+
+#[test]
+fn the_response_is_taken_behind_a_decomposed_activation() {
+    let model = fixture("constants_hardswish");
+    let graph = crate::onnx::Graph::new(&model);
+    let operators = crate::onnx::operators(&graph);
+    let first = &operators[0];
+    let value = response_value(&graph, first);
+    assert_ne!(value, first.output);
+    assert!(operators.iter().any(|operator| operator.input == value), "{value}");
+}
+
+#[test]
+fn a_hostile_name_cannot_leave_its_place_on_the_page() {
+    let mut analysis = run(&fixture("mlp_gemm"), &mut NoStore);
+    let evil = "</script><script>alert(1)</script>{{data}}";
+    analysis.layers[0].name = evil.to_owned();
+    let page = report::html(evil, &analysis);
+    assert!(!page.contains("<script>alert"));
+    assert_eq!(page.matches("</script>").count(), 2);
+    assert!(
+        !page.contains("http://") || page.matches("http://").count() == 1,
+        "only SVG's name space"
+    );
+    assert!(!page.contains("https://"));
+}
+
+#[test]
+fn a_page_stays_small_whatever_the_model() {
+    let mut analysis = run(&fixture("vgg_chain"), &mut NoStore);
+    let mut wide = analysis.layers[0].clone();
+    wide.name = "x".repeat(100_000);
+    wide.values = (0..4096).map(|i| 1.0 / f64::from(i + 1)).collect();
+    let states: Vec<Option<State>> =
+        (0..300).map(|i| State::of(&[1.0, 1e-3 * f64::from(i)])).collect();
+    let graph = spectral_graph(&states, 0.1, Extent { reach: 0.52, edges: 2000 });
+    wide.graph = Some(ChannelReport {
+        by: graph.by,
+        value: None,
+        states: None,
+        redundancy: 0.5,
+        nearest: graph.nearest,
+        directions: None,
+        clusters: graph.clusters,
+        certificates: graph.certificates,
+        edges: graph.edges,
+        edges_left_out: graph.left_out,
+    });
+    analysis.layers = vec![wide; 5000];
+    let page = report::html("big", &analysis);
+    assert!(page.len() < 3 << 20, "{} bytes", page.len());
+    assert!(page.contains("3000 further layers"));
+}
