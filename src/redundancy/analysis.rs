@@ -16,7 +16,7 @@ use crate::limits;
 use crate::onnx::{Engine, ExecError, Graph, Model, OnnxError, Operator, Shapes, Tensor};
 use crate::spectra::response::{ChannelMoments, Probe, Response, measure};
 use crate::spectra::{
-    Augment, Layer, PassedOver, Precision, SpectraError, Spectrum, State, Store, effective_rank,
+    Augment, Layer, PassedOver, Precision, SpectraError, Spectrum, Store, effective_rank,
     energy_rank, layers, numerical_rank, singular, spectrum, stable_rank,
 };
 use crate::units::Digest;
@@ -333,11 +333,10 @@ fn channel_report(
         Ok(states) if !wide => states,
         _ => None,
     };
-    let (from, states): (Option<StatesFrom>, Option<Vec<Option<State>>>) = states.unzip();
-    let made: RedundancyGraph = match (responses.get(&value), &states) {
-        (Some(response), states) => {
-            response_graph(response, states.as_deref(), options.threshold, extent)
-        }
+    let from = states.as_ref().map(|found| found.from);
+    let states = states.as_ref().map(|found| found.states.as_slice());
+    let made: RedundancyGraph = match (responses.get(&value), states) {
+        (Some(response), states) => response_graph(response, states, options.threshold, extent),
         (None, Some(states)) => spectral_graph(states, options.threshold, extent),
         (None, None) => return None,
     };

@@ -218,6 +218,14 @@ pub enum StatesFrom {
     Reader,
 }
 
+/// The spectral states of a layer's channels.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ChannelStates {
+    pub from: StatesFrom,
+    /// One a channel; `None` for a channel whose weights are all zero.
+    pub states: Vec<Option<State>>,
+}
+
 /// Spectral states of a layer's output channels; `None` where neither the layer nor its `reader` (the
 /// operator that alone reads the channels one by one, if there is one) has kernels with more than one tap.
 ///
@@ -227,12 +235,12 @@ pub fn channel_states(
     graph: &Graph,
     operator: &Operator,
     reader: Option<&Operator>,
-) -> Result<Option<(StatesFrom, Vec<Option<State>>)>, SpectraError> {
+) -> Result<Option<ChannelStates>, SpectraError> {
     let per_group = operator.inputs / operator.group();
     if operator.taps() > 1 && per_group > 1 {
         let data = operator.matrix(graph)?.data;
         let states = states(&data, per_group, operator.taps())?;
-        return Ok(Some((StatesFrom::Kernels, states)));
+        return Ok(Some(ChannelStates { from: StatesFrom::Kernels, states }));
     }
     let fits = |reader: &&Operator| {
         reader.taps() > 1 && reader.group() == 1 && reader.inputs == operator.outputs
@@ -240,7 +248,7 @@ pub fn channel_states(
     let Some(reader) = reader.filter(fits) else { return Ok(None) };
     let data = by_input(graph, reader)?;
     let states = states(&data, reader.outputs, reader.taps())?;
-    Ok(Some((StatesFrom::Reader, states)))
+    Ok(Some(ChannelStates { from: StatesFrom::Reader, states }))
 }
 
 fn states(data: &[f32], rows: usize, cols: usize) -> Result<Vec<Option<State>>, SpectraError> {

@@ -20,8 +20,8 @@ pub use analysis::{
 };
 pub use cover::{Cluster, cover};
 pub use graph::{
-    Certificate, Edge, Extent, Metric, RedundancyGraph, StatesFrom, channel_states, response_graph,
-    spectral_graph,
+    Certificate, ChannelStates, Edge, Extent, Metric, RedundancyGraph, StatesFrom, channel_states,
+    response_graph, spectral_graph,
 };
 pub use layer_pairs::{Identical, LayerPair, PairRows, compare_rows};
 pub use signal::response_value;

@@ -11,7 +11,7 @@ pub mod places;
 pub mod probe;
 pub mod serve;
 pub mod slot;
+pub mod spectra_cache;
 pub mod store;
 pub mod supply;
 pub mod watch;
-pub mod spectra_cache;
