@@ -21,12 +21,24 @@ pub(super) struct Atoms {
     axes: BTreeMap<String, Vec<Option<Axis>>>,
     parent: Vec<u32>,
     frozen: BTreeMap<u32, Reason>,
+    /// For each atom the last turn in which a rule spoke of it.
+    spoken: Vec<u32>,
+    turn: u32,
+    /// Axes that must lose as many indices as each other, whichever cut is made.
+    equal: Vec<(Option<Axis>, Option<Axis>, Reason)>,
 }
 
 impl Atoms {
     /// Atoms for every value whose shape is known and every constant.
     pub fn new(graph: &Graph, shapes: &Shapes) -> Self {
-        let mut atoms = Self { axes: BTreeMap::new(), parent: Vec::new(), frozen: BTreeMap::new() };
+        let mut atoms = Self {
+            axes: BTreeMap::new(),
+            parent: Vec::new(),
+            frozen: BTreeMap::new(),
+            spoken: Vec::new(),
+            turn: 0,
+            equal: Vec::new(),
+        };
         for (name, value) in shapes {
             atoms.add(name, &value.shape);
         }
@@ -54,6 +66,7 @@ impl Atoms {
                     return unknown;
                 }
                 self.parent.extend(first as u32..end as u32);
+                self.spoken.resize(end, 0);
                 Some(Axis { first: first as u32, length })
             })
             .collect();
@@ -99,8 +112,68 @@ impl Atoms {
         root
     }
 
+    /// Begins the turn of one node: its rule has to speak of every atom of its values.
+    pub fn begin(&mut self) {
+        self.turn += 1;
+    }
+
+    /// Ends the turn: what the rule joined with nothing, freed not and froze not, is frozen. A rule can
+    /// forget an axis; that costs width, never correctness.
+    pub fn close<'v>(&mut self, values: impl Iterator<Item = &'v str>, reason: &Reason) {
+        for value in values {
+            let axes = self.axes.get(value).cloned().unwrap_or_default();
+            for axis in axes.into_iter().flatten() {
+                for atom in axis.first..axis.first + axis.length as u32 {
+                    if self.spoken[atom as usize] != self.turn {
+                        let root = self.root(atom);
+                        self.frozen.entry(root).or_insert_with(|| reason.clone());
+                    }
+                }
+            }
+        }
+    }
+
+    /// States that this node lets `count` indices from `start` come and go as they please.
+    pub fn free(&mut self, axis: Axis, start: usize, count: usize) {
+        let end = (start + count).min(axis.length);
+        let atoms = axis.first as usize + start.min(end)..axis.first as usize + end;
+        self.spoken[atoms].fill(self.turn);
+    }
+
+    /// States that the length of one axis is read from the other.
+    pub fn same_length(&mut self, a: Option<Axis>, b: Option<Axis>, otherwise: &Reason) {
+        self.equal.push((a, b, otherwise.clone()));
+    }
+
+    /// Once all is joined: axes that must be of the same length hold the same classes equally often, or
+    /// stay as they are.
+    pub fn settle_lengths(&mut self) {
+        for (a, b, reason) in std::mem::take(&mut self.equal) {
+            let mut classes = |axis: Option<Axis>| -> Option<Vec<u32>> {
+                let axis = axis?;
+                let atoms = axis.first..axis.first + axis.length as u32;
+                let mut roots: Vec<u32> = atoms.map(|atom| self.root(atom)).collect();
+                roots.sort_unstable();
+                Some(roots)
+            };
+            if classes(a) != classes(b) {
+                a.into_iter().chain(b).for_each(|axis| self.freeze(axis, &reason));
+            }
+        }
+    }
+
+    /// Whether every atom of the axis is frozen by now.
+    pub fn is_frozen(&mut self, axis: Axis) -> bool {
+        (axis.first..axis.first + axis.length as u32).all(|atom| {
+            let root = self.root(atom);
+            self.frozen.contains_key(&root)
+        })
+    }
+
     /// Puts two atoms into one class. What froze either freezes both.
     pub fn union(&mut self, a: u32, b: u32) {
+        self.spoken[a as usize] = self.turn;
+        self.spoken[b as usize] = self.turn;
         let (a, b) = (self.root(a), self.root(b));
         if a == b {
             return;
@@ -130,6 +203,7 @@ impl Atoms {
     /// Freezes all atoms of an axis.
     pub fn freeze(&mut self, axis: Axis, reason: &Reason) {
         for atom in axis.first..axis.first + axis.length as u32 {
+            self.spoken[atom as usize] = self.turn;
             let root = self.root(atom);
             self.frozen.entry(root).or_insert_with(|| reason.clone());
         }

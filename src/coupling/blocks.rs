@@ -28,6 +28,11 @@ pub fn blocks(graph: &Graph, coupling: &Coupling, shapes: &Shapes) -> Vec<Block>
     let adds = (0..graph.nodes().len()).filter(|id| graph.op(*id) == "Add");
     adds.filter_map(|add| {
         let (a, b) = (graph.input(add, 0)?, graph.input(add, 1)?);
+        // What the graph returns, or a control-flow body reads by name, cannot go by another name.
+        let by_name = |used: &Use| !matches!(used, Use::Input { .. });
+        if graph.uses(graph.node(add).output.first()?).iter().any(by_name) {
+            return None;
+        }
         let same = shapes.get(a)? == shapes.get(b)?;
         let pairs = if same { [(a, b), (b, a)] } else { return None };
         let found = pairs

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::atoms::Atoms;
 use super::rules::relate;
 use super::types::{Consumer, Coupling, Frozen, Group, GroupId, Place, Producer, Reason};
-use crate::onnx::{Graph, Operator, OperatorKind, Shapes, operators};
+use crate::onnx::{Graph, NodeId, Operator, OperatorKind, Shapes, operators};
 
 /// The places of one class: (number of the axis) → indices.
 type Members = BTreeMap<usize, Vec<u32>>;
@@ -13,9 +13,9 @@ type Members = BTreeMap<usize, Vec<u32>>;
 /// Finds the coupled groups of a model. `shapes` are those of one request, every axis known if possible.
 pub fn couple(graph: &Graph, shapes: &Shapes) -> Coupling {
     let mut atoms = Atoms::new(graph, shapes);
-    relate(graph, &mut atoms);
+    relate(graph, shapes, &mut atoms);
     let linear = operators(graph);
-    let (opened, frozen) = opened(graph, &linear, &mut atoms);
+    let (opened, mut frozen) = opened(graph, &linear, &mut atoms);
     let axes: Vec<(String, usize)> =
         atoms.all().map(|(value, axis, _)| (value.to_owned(), axis)).collect();
     let mut members: BTreeMap<u32, Members> = BTreeMap::new();
@@ -37,10 +37,32 @@ pub fn couple(graph: &Graph, shapes: &Shapes) -> Coupling {
         alike.into_values().filter_map(|classes| group(graph, &linear, &axes, classes)).collect();
     let first = |group: &Group| group.producers.iter().map(|producer| producer.node).min();
     groups.sort_by_key(|group| (first(group), group.places.first().map(|p| p.index.clone())));
-    for (number, group) in groups.iter_mut().enumerate() {
-        group.id = GroupId(number);
-    }
+    let (groups, tied): (Vec<Group>, Vec<Group>) =
+        groups.into_iter().partition(|group| group.width > 1);
+    frozen.extend(tied.into_iter().flat_map(|group| {
+        group.producers.into_iter().map(|producer| Frozen {
+            what: graph.label(producer.node),
+            width: producer.outputs.iter().map(Vec::len).sum(),
+            because: Reason::Indivisible,
+        })
+    }));
+    let groups = numbered(groups);
     Coupling { groups, frozen }
+}
+
+/// Gives every group its number, and a name of its own.
+fn numbered(groups: Vec<Group>) -> Vec<Group> {
+    let mut begun: BTreeMap<String, usize> = BTreeMap::new();
+    let named = groups.into_iter().enumerate().map(|(number, mut group)| {
+        let turn = begun.entry(group.name.clone()).or_default();
+        *turn += 1;
+        if *turn > 1 {
+            group.name = format!("{}#{turn}", group.name);
+        }
+        group.id = GroupId(number);
+        group
+    });
+    named.collect()
 }
 
 /// The classes that an operator writes and nothing freezes, and what is frozen of each operator.
@@ -131,6 +153,18 @@ fn group(
 fn is_sum(graph: &Graph, value: &str) -> bool {
     graph.producer(value).is_some_and(|node| {
         graph.op(node) == "Add"
-            && graph.node(node).input.iter().all(|input| graph.weight(input).is_none())
+            && graph.node(node).input.iter().all(|input| !is_constant(graph, input))
     })
+}
+
+/// Whether a value is a constant, or one reshaped or cast before its use.
+fn is_constant(graph: &Graph, value: &str) -> bool {
+    let reshaped = |node: NodeId| {
+        let op = graph.op(node);
+        matches!(
+            op.as_str(),
+            "Reshape" | "Cast" | "Identity" | "Unsqueeze" | "Squeeze" | "Transpose"
+        ) && graph.input(node, 0).is_some_and(|input| graph.weight(input).is_some())
+    };
+    graph.weight(value).is_some() || graph.producer(value).is_some_and(reshaped)
 }

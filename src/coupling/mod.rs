@@ -9,8 +9,11 @@
 mod atoms;
 mod blocks;
 mod groups;
+mod linear;
 mod rearrange;
+mod reshape;
 mod rules;
+pub(crate) mod sizes;
 mod types;
 
 pub use blocks::{Block, blocks};

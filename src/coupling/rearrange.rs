@@ -1,4 +1,4 @@
-//! Rules of the operators that move indices about: concatenation, splitting, slicing, padding, reshaping,
+//! Rules of the operators that move indices about: concatenation, splitting, slicing, padding, gathering,
 //! transposition and reduction.
 
 use super::atoms::{Atoms, Axis};
@@ -6,7 +6,7 @@ use super::rules::Node;
 use super::types::Reason;
 
 /// Freezes all axes of the first input and of all outputs.
-fn freeze_data(node: &Node, atoms: &mut Atoms, reason: &Reason) {
+pub(super) fn freeze_data(node: &Node, atoms: &mut Atoms, reason: &Reason) {
     for value in node.input(0).into_iter().chain(node.outputs()) {
         atoms.freeze_value(value, reason);
     }
@@ -41,7 +41,7 @@ fn join_stretch(
     }
 }
 
-fn length_of(atoms: &Atoms, value: &str, axis: usize) -> Option<usize> {
+pub(super) fn length_of(atoms: &Atoms, value: &str, axis: usize) -> Option<usize> {
     match atoms.axes(value)?.get(axis)? {
         None => Some(1),
         Some(axis) if axis.length > 0 => Some(axis.length),
@@ -82,8 +82,10 @@ pub(super) fn split(node: &Node, atoms: &mut Atoms) {
     let Some(input) = node.input(0) else { return };
     let rank = atoms.rank(input).unwrap_or(0);
     let axis = node.axis_of(node.int("axis").unwrap_or(0), rank);
+    // An output without a name has no shape here: where the others begin is unknown.
+    let outputs = &node.graph.node(node.id).output;
     let lengths: Option<Vec<usize>> =
-        axis.and_then(|axis| node.outputs().map(|value| length_of(atoms, value, axis)).collect());
+        axis.and_then(|axis| outputs.iter().map(|value| length_of(atoms, value, axis)).collect());
     let (Some(axis), Some(lengths), Ok(_)) = (axis, lengths, node.list(1, "split")) else {
         return freeze_data(node, atoms, &node.rearranged());
     };
@@ -119,8 +121,19 @@ pub(super) fn slice(node: &Node, atoms: &mut Atoms) {
                 // What is left out is bound to nothing here and may go on its own; a single index that
                 // is taken out stays.
                 match (slice.step, to) {
-                    (1, Some(_)) => join_stretch(node, atoms, (from, start), (to, 0), kept),
-                    (1, None) => freeze_one(atoms, from, start, &node.rearranged()),
+                    (1, _) if start + kept > length => {
+                        from.into_iter()
+                            .chain(to)
+                            .for_each(|a| atoms.freeze(a, &node.rearranged()));
+                    }
+                    (1, Some(_)) => {
+                        from.into_iter().for_each(|axis| atoms.free(axis, 0, length));
+                        join_stretch(node, atoms, (from, start), (to, 0), kept);
+                    }
+                    (1, None) => {
+                        from.into_iter().for_each(|axis| atoms.free(axis, 0, length));
+                        freeze_one(atoms, from, start, &node.rearranged());
+                    }
                     _ => from.into_iter().chain(to).for_each(|axis| {
                         atoms.freeze(axis, &node.rearranged());
                     }),
@@ -177,6 +190,7 @@ pub(super) fn pad(node: &Node, atoms: &mut Atoms) {
             }
             // The places that the pad fills belong to nobody but the result: they may go with it.
             (Some(length), Ok(before)) if from.is_some() && pads[axis + rank] >= 0 => {
+                to.into_iter().for_each(|axis| atoms.free(axis, 0, axis.length));
                 join_stretch(node, atoms, (from, 0), (to, before), length);
             }
             _ => from.into_iter().chain(to).for_each(|axis| {
@@ -201,16 +215,33 @@ pub(super) fn transpose(node: &Node, atoms: &mut Atoms) {
 /// Squeeze and Unsqueeze: the axes of length one fall away or come in, the others keep their order.
 pub(super) fn squeeze(node: &Node, atoms: &mut Atoms) {
     let Some(input) = node.input(0) else { return };
-    let real = |value: &str| -> Vec<Axis> {
-        atoms.axes(value).unwrap_or_default().iter().copied().flatten().collect()
+    let (longer, shorter) =
+        if node.op == "Squeeze" { (input, node.output()) } else { (node.output(), input) };
+    let rank = atoms.rank(longer).unwrap_or(0);
+    // A Squeeze that names no axes would swallow one that a cut leaves at length one.
+    let named = node.list(1, "axes").ok().flatten();
+    let axes: Option<Vec<usize>> =
+        named.and_then(|axes| axes.iter().map(|axis| node.axis_of(*axis, rank)).collect());
+    let Some(axes) = axes.filter(|axes| !axes.is_empty()) else {
+        return freeze_data(node, atoms, &node.rearranged());
     };
-    let (from, to) = (real(input), real(node.output()));
-    if from.len() == to.len() {
-        for (a, b) in from.into_iter().zip(to) {
-            atoms.join(Some(a), Some(b), &node.rearranged());
-        }
-    } else {
-        freeze_data(node, atoms, &node.rearranged());
+    for (number, axis) in (0..rank).filter(|axis| !axes.contains(axis)).enumerate() {
+        let (a, b) = (atoms.axis(longer, axis), atoms.axis(shorter, number));
+        atoms.join(a, b, &node.rearranged());
+    }
+}
+
+/// The axis that is picked from stays whole; the axes around it pass.
+pub(super) fn gather(node: &Node, atoms: &mut Atoms) {
+    let (Some(data), Some(indices)) = (node.input(0), node.input(1)) else { return };
+    let rank = atoms.rank(data).unwrap_or(0);
+    let picked = atoms.rank(indices).unwrap_or(0);
+    let axis = node.axis_of(node.int("axis").unwrap_or(0), rank);
+    let Some(axis) = axis else { return freeze_data(node, atoms, &node.along()) };
+    for number in (0..rank).filter(|number| *number != axis) {
+        let behind = if number < axis { number } else { number - 1 + picked };
+        let (a, b) = (atoms.axis(data, number), atoms.axis(node.output(), behind));
+        atoms.join(a, b, &node.rearranged());
     }
 }
 
@@ -236,84 +267,5 @@ pub(super) fn reduce(node: &Node, atoms: &mut Atoms) {
             atoms.join(from, to, &node.rearranged());
             position += 1;
         }
-    }
-}
-
-/// Reshape and Flatten: input and output axes are matched in stretches of equal size. An axis that stays
-/// as it is passes; where axes merge, the first of them (channels, in the channels-first layout) takes its
-/// merged indices with it; where one splits, the parts go with it. The other axes of such a stretch stay.
-pub(super) fn reshape(node: &Node, atoms: &mut Atoms) {
-    let Some(input) = node.input(0) else { return };
-    let output = node.output();
-    let known_target = node.op == "Flatten"
-        || node.input(1).is_some_and(|target| node.graph.ints(target).is_some());
-    let lengths = |value: &str| -> Option<Vec<usize>> {
-        (0..atoms.rank(value)?).map(|axis| length_of(atoms, value, axis)).collect()
-    };
-    let (Some(from), Some(to), true) = (lengths(input), lengths(output), known_target) else {
-        return freeze_data(node, atoms, &node.rearranged());
-    };
-    for (a, b) in stretches(&from, &to) {
-        let of = |atoms: &Atoms, value: &str, range: &std::ops::Range<usize>| -> Vec<Axis> {
-            range.clone().filter_map(|axis| atoms.axis(value, axis)).collect()
-        };
-        let (left, right) = (of(atoms, input, &a), of(atoms, output, &b));
-        match (left.as_slice(), right.as_slice()) {
-            ([], []) => {}
-            ([one], [other]) => atoms.join(Some(*one), Some(*other), &node.rearranged()),
-            ([first, rest @ ..], [whole]) | ([whole], [first, rest @ ..]) => {
-                let inner: usize = rest.iter().map(|axis| axis.length).product();
-                for index in 0..whole.length {
-                    atoms.union(first.first + (index / inner) as u32, whole.first + index as u32);
-                }
-                rest.iter().for_each(|axis| atoms.freeze(*axis, &node.rearranged()));
-            }
-            (many, others) => many.iter().chain(others).for_each(|axis| {
-                atoms.freeze(*axis, &node.rearranged());
-            }),
-        }
-    }
-}
-
-/// Shortest ranges of input and output axes that hold the same number of elements.
-fn stretches(
-    from: &[usize],
-    to: &[usize],
-) -> Vec<(std::ops::Range<usize>, std::ops::Range<usize>)> {
-    let mut found = Vec::new();
-    let (mut i, mut j) = (0, 0);
-    while i < from.len() && j < to.len() {
-        let (first_i, first_j) = (i, j);
-        let (mut a, mut b) = (from[i], to[j]);
-        i += 1;
-        j += 1;
-        while a != b {
-            if a < b && i < from.len() {
-                a *= from[i];
-                i += 1;
-            } else if b < a && j < to.len() {
-                b *= to[j];
-                j += 1;
-            } else {
-                break;
-            }
-        }
-        found.push((first_i..i, first_j..j));
-    }
-    found
-}
-
-#[cfg(test)]
-mod tests {
-    use super::stretches;
-
-    #[test]
-    fn axes_are_matched_in_the_shortest_stretches() {
-        assert_eq!(stretches(&[2, 8, 4, 4], &[2, 128]), [(0..1, 0..1), (1..4, 1..2)]);
-        assert_eq!(
-            stretches(&[2, 8, 16], &[2, 2, 4, 16]),
-            [(0..1, 0..1), (1..2, 1..3), (2..3, 3..4)]
-        );
-        assert_eq!(stretches(&[6, 4], &[4, 6]), [(0..2, 0..2)]);
     }
 }

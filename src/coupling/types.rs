@@ -24,9 +24,10 @@ pub struct Coupling {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Group {
     pub id: GroupId,
-    /// Label of the first operator that writes the group.
+    /// Label of the first operator that writes the group; where several groups begin in one operator,
+    /// `label#2`, `label#3`, … for the further ones.
     pub name: String,
-    /// Number of channels.
+    /// Number of channels, at least two.
     pub width: usize,
     /// Every axis of a value or constant that holds the channels.
     pub places: Vec<Place>,
@@ -97,6 +98,8 @@ pub enum Reason {
     SizeRead { node: String },
     /// The runtime does not tell the shape of the value.
     NoShape { value: String, node: String },
+    /// All channels hang together: none can go alone.
+    Indivisible,
 }
 
 impl fmt::Display for Reason {
@@ -115,6 +118,7 @@ impl fmt::Display for Reason {
                 write!(f, "{op} (node {node:?}) rearranges it in a way that a cut would change")
             }
             Self::SizeRead { node } => write!(f, "node {node:?} reads the number of channels"),
+            Self::Indivisible => write!(f, "its channels all hang together"),
             Self::NoShape { value, node } => {
                 write!(f, "the shape of {value:?} at node {node:?} is not known")
             }

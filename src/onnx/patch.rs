@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::check::label;
 use super::proto::attribute_proto::AttributeType;
+use super::proto::tensor_shape_proto::{Dimension, dimension::Value as Size};
+use super::proto::type_proto::Value as Kind;
 use super::proto::{AttributeProto, GraphProto, NodeProto, TensorProto, ValueInfoProto};
 use super::walk::subgraphs;
 use super::{Graph, Model, NodeId, OnnxError};
@@ -140,6 +142,7 @@ fn set_constant(
         }
     };
     let slot = slot.ok_or_else(|| OnnxError::Edit(format!("constant {name:?} is not there")))?;
+    let reshaped = slot.dims != tensor.dims;
     // The message's own name, documentation, metadata and unknown fields stay.
     slot.dims.clone_from(&tensor.dims);
     slot.data_type = tensor.data_type;
@@ -152,7 +155,21 @@ fn set_constant(
     slot.double_data.clone_from(&tensor.double_data);
     slot.uint64_data.clone_from(&tensor.uint64_data);
     slot.string_data.clone_from(&tensor.string_data);
+    if reshaped {
+        redeclare(graph, name, tensor);
+    }
     Ok(())
+}
+
+/// Before IR version 4 every initializer is listed as a graph input too, with its shape.
+fn redeclare(graph: &mut GraphProto, name: &str, tensor: &TensorProto) {
+    let listed = graph.input.iter_mut().find(|input| input.name.as_deref() == Some(name));
+    let declared = listed.and_then(|input| input.r#type.as_option_mut());
+    if let Some(Kind::TensorType(declared)) = declared.and_then(|found| found.value.as_mut()) {
+        let size =
+            |dim: &i64| Dimension { value: Some(Size::DimValue(*dim)), ..Default::default() };
+        declared.shape.get_or_insert_default().dim = tensor.dims.iter().map(size).collect();
+    }
 }
 
 /// Names of all values that lead to a graph output.
@@ -187,6 +204,12 @@ fn sweep(graph: &mut GraphProto, alive_before: &BTreeSet<String>) {
         let outputs = || node.output.iter().filter(|value| !value.is_empty());
         !(outputs().any(died) && outputs().all(|name| !alive_now.contains(name)))
     });
+    // Before IR version 4 an initializer is listed as an input too: without it callers would have to
+    // give the input.
+    let listed =
+        graph.initializer.iter().filter_map(|tensor| tensor.name.clone()).filter(|n| died(n));
+    let listed: BTreeSet<String> = listed.collect();
+    graph.input.retain(|input| !input.name.as_ref().is_some_and(|name| listed.contains(name)));
     graph.initializer.retain(|tensor| !tensor.name.as_ref().is_some_and(died));
     graph.value_info.retain(|info| !info.name.as_ref().is_some_and(died));
 }

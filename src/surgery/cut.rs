@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::coupling::sizes::{Origin, Size, Sizes};
 use crate::coupling::{Coupling, GroupId};
 use crate::onnx::proto::TensorProto;
 use crate::onnx::{
@@ -27,6 +28,10 @@ pub enum CutError {
     Constant { name: String, problem: String },
     #[error("node {node:?} ({op}) cannot be told of the cut: {problem}")]
     Node { node: String, op: String, problem: String },
+    #[error("the coupling was not made from this model: {0}")]
+    Mismatch(String),
+    #[error("the cut model is not what was asked for (a defect of blochd): {0}")]
+    Postcondition(String),
     #[error(transparent)]
     Onnx(#[from] OnnxError),
 }
@@ -77,8 +82,9 @@ pub fn apply(
     let graph = Graph::new(model);
     let mut patch = Patch::default();
     for ((value, axis), indices) in &gone {
+        check_fits(&graph, shapes, value, *axis, indices)?;
+        patch.forget.insert(value.clone());
         if graph.weight(value).is_none() {
-            patch.forget.insert(value.clone());
             continue;
         }
         let current = match patch.constants.get(value) {
@@ -87,11 +93,92 @@ pub fn apply(
         };
         patch.constants.insert(value.clone(), slice(value, &current, *axis, indices)?);
     }
-    let tell = Tell { graph: &graph, shapes, gone: &gone };
+    let sizes = Sizes::new(&graph, shapes);
+    let tell = Tell { graph: &graph, shapes, gone: &gone, sizes: &sizes };
     for node in 0..graph.nodes().len() {
         tell.node(node, &mut patch)?;
     }
-    Ok(patch.apply(model)?)
+    keep_names(&graph, &mut patch);
+    let cut = patch.apply(model)?;
+    check_result(&graph, &Graph::new(&cut), &gone)?;
+    Ok(cut)
+}
+
+/// A list of numbers that all of its readers have exchanged for lists of their own would fall away, and a
+/// Constant node with it: the first of the new lists goes by the old one's name instead.
+fn keep_names(graph: &Graph, patch: &mut Patch) {
+    let mut exchanged: BTreeMap<&str, Vec<(NodeId, usize)>> = BTreeMap::new();
+    for (node, input) in patch.inputs.keys() {
+        if let Some(old) = graph.input(*node, *input) {
+            exchanged.entry(old).or_default().push((*node, *input));
+        }
+    }
+    for (old, readers) in exchanged {
+        if readers.len() < graph.uses(old).len() {
+            continue;
+        }
+        let Some(first) = readers.first().and_then(|reader| patch.inputs.get(reader)).cloned()
+        else {
+            continue;
+        };
+        let Some(list) = patch.constants.remove(&first) else { continue };
+        patch.inputs.remove(&readers[0]);
+        for reader in &readers[1..] {
+            let same = patch.inputs.get(reader).filter(|name| {
+                patch.constants.get(*name).is_some_and(|other| other.raw_data == list.raw_data)
+            });
+            if let Some(name) = same.cloned() {
+                patch.constants.remove(&name);
+                patch.inputs.remove(reader);
+            }
+        }
+        patch.constants.insert(old.to_owned(), list);
+    }
+}
+
+/// That a place lies within the model's value.
+fn check_fits(
+    graph: &Graph,
+    shapes: &Shapes,
+    value: &str,
+    axis: usize,
+    indices: &BTreeSet<usize>,
+) -> Result<(), CutError> {
+    let length = match graph.weight_dims(value) {
+        Some(dims) => dims.get(axis).copied(),
+        None => shapes.get(value).and_then(|found| found.shape.get(axis).copied().flatten()),
+    };
+    match (length, indices.last()) {
+        (Some(length), Some(last)) if *last < length && indices.len() < length => Ok(()),
+        (Some(_) | None, _) => Err(CutError::Mismatch(format!(
+            "axis {axis} of {value:?} has {length:?} indices where index {:?} of {} is to go",
+            indices.last(),
+            indices.len()
+        ))),
+    }
+}
+
+/// That every constant has lost exactly what the cut names, and no node fell away.
+fn check_result(before: &Graph, after: &Graph, gone: &Gone) -> Result<(), CutError> {
+    let wrong = |what: String| Err(CutError::Postcondition(what));
+    if before.nodes().len() != after.nodes().len() {
+        let (old, new) = (before.nodes().len(), after.nodes().len());
+        return wrong(format!("{old} nodes became {new}"));
+    }
+    for (name, _) in before.weights() {
+        let Some(mut expected) = before.weight_dims(name) else { continue };
+        for (axis, length) in expected.iter_mut().enumerate() {
+            *length -= gone.get(&(name.to_owned(), axis)).map_or(0, BTreeSet::len);
+        }
+        match after.weight_dims(name) {
+            Some(found) if found != expected => {
+                return wrong(format!("{name:?} is {found:?}, not {expected:?}"));
+            }
+            // A list of sizes that was replaced for its only reader is gone with it.
+            Some(_) | None => {}
+        }
+    }
+    Ok(())
 }
 
 /// A constant with its elements as raw data.
@@ -136,6 +223,7 @@ struct Tell<'a> {
     graph: &'a Graph<'a>,
     shapes: &'a Shapes,
     gone: &'a Gone,
+    sizes: &'a Sizes,
 }
 
 impl Tell<'_> {
@@ -144,7 +232,8 @@ impl Tell<'_> {
         let output = self.graph.node(id).output.first().map_or("", String::as_str);
         match self.graph.op(id).as_str() {
             "Conv" | "ConvTranspose" => self.group(id, input, patch),
-            "Reshape" => self.reshape(id, output, patch),
+            "Reshape" | "Expand" => self.target(id, 1, output, patch),
+            "Resize" => self.target(id, 3, output, patch),
             "Split" => self.split(id, patch),
             "Slice" => self.slice(id, input, output, patch),
             "Pad" => self.pad(id, output, patch),
@@ -179,25 +268,92 @@ impl Tell<'_> {
         Ok(())
     }
 
-    /// Replaces a constant list of integers at input `number` of the node by a list of its own.
+    /// Replaces a constant list of integers at input `number` of the node by a list of its own, of the
+    /// same element type.
     fn set_list(&self, id: NodeId, number: usize, values: &[i64], patch: &mut Patch) {
-        let label = self.graph.label(id);
-        let name = format!("{label}.input{number}.blochd");
-        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        patch.constants.insert(name.clone(), tensor(&name, DType::I64, &[values.len()], bytes));
+        let old = self.graph.input(id, number);
+        let narrow = old.and_then(|old| self.graph.weight_dtype(old)) == Some(DType::I32);
+        let (dtype, bytes): (_, Vec<u8>) = if narrow {
+            (DType::I32, values.iter().flat_map(|value| (*value as i32).to_le_bytes()).collect())
+        } else {
+            (DType::I64, values.iter().flat_map(|value| value.to_le_bytes()).collect())
+        };
+        // An output's name is unique in the graph; a node's name need not be.
+        let of = self.graph.node(id).output.iter().find(|output| !output.is_empty());
+        let base = format!("{}.input{number}.blochd", of.map_or("", String::as_str));
+        let taken = |name: &str| {
+            self.graph.weight(name).is_some()
+                || self.shapes.contains_key(name)
+                || patch.constants.contains_key(name)
+        };
+        let mut name = base.clone();
+        let mut turn = 2;
+        while taken(&name) {
+            name = format!("{base}{turn}");
+            turn += 1;
+        }
+        patch.constants.insert(name.clone(), tensor(&name, dtype, &[values.len()], bytes));
         patch.inputs.insert((id, number), name);
     }
 
-    fn reshape(&self, id: NodeId, output: &str, patch: &mut Patch) -> Result<(), CutError> {
-        let Some(target) = self.graph.input(id, 1) else { return Ok(()) };
-        let Some(mut sizes) = self.graph.ints(target) else { return Ok(()) };
-        let before = sizes.clone();
-        for (axis, size) in sizes.iter_mut().enumerate().filter(|(_, size)| **size > 0) {
-            *size -= self.removed(output, axis).map_or(0, |gone| gone.len() as i64);
+    /// The numbers among input `number` that are lengths of the output's axes (aligned at the end) lose
+    /// what the axes lose: in a list of the node's own, or where the graph takes them from.
+    fn target(
+        &self,
+        id: NodeId,
+        number: usize,
+        output: &str,
+        patch: &mut Patch,
+    ) -> Result<(), CutError> {
+        let rank = self.shapes.get(output).map_or(0, |value| value.shape.len());
+        if (0..rank).all(|axis| self.removed(output, axis).is_none()) {
+            return Ok(());
         }
-        if sizes != before {
-            self.set_list(id, 1, &sizes, patch);
+        let Some(list) = self.graph.input(id, number) else { return Ok(()) };
+        let unseen = || self.refuse(id, "its sizes cannot be followed");
+        let sizes = self.sizes.of(self.graph, list).ok_or_else(unseen)?;
+        let first = rank.checked_sub(sizes.len()).ok_or_else(unseen)?;
+        let mut own = self.graph.weight(list).and_then(|_| self.graph.ints(list));
+        let mut changed = false;
+        for (index, size) in sizes.iter().enumerate() {
+            let Size::Known { value, origin } = size else { continue };
+            let gone = self.removed(output, first + index).map_or(0, BTreeSet::len) as i64;
+            let length = self.length(output, first + index);
+            if gone == 0 || usize::try_from(*value).ok() != length {
+                continue;
+            }
+            match (&mut own, origin) {
+                (Some(own), _) => own[index] -= gone,
+                (None, Some(origin)) => self.set_number(origin, *value - gone, patch)?,
+                (None, None) => return Err(unseen()),
+            }
+            changed = true;
         }
+        if let Some(own) = own.filter(|_| changed) {
+            self.set_list(id, number, &own, patch);
+        }
+        Ok(())
+    }
+
+    /// Changes one number of a constant that nothing else reads.
+    fn set_number(&self, origin: &Origin, value: i64, patch: &mut Patch) -> Result<(), CutError> {
+        let name = &origin.constant;
+        let mut current = match patch.constants.get(name) {
+            Some(tensor) => tensor.clone(),
+            None => plain(self.graph, name)?,
+        };
+        let mut raw = current.raw_data.take().unwrap_or_default().to_vec();
+        let size = self.graph.weight_dtype(name).and_then(DType::size).unwrap_or_default();
+        let place = origin.index * size..(origin.index + 1) * size;
+        let wrong = || CutError::Constant {
+            name: name.clone(),
+            problem: format!("has no integer number {}", origin.index),
+        };
+        let target = raw.get_mut(place).ok_or_else(wrong)?;
+        let bytes = value.to_le_bytes();
+        target.copy_from_slice(bytes.get(..size).ok_or_else(wrong)?);
+        current.raw_data = Some(raw.into());
+        patch.constants.insert(name.clone(), current);
         Ok(())
     }
 

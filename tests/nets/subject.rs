@@ -1,0 +1,224 @@
+//! A model under test: run it, cut it, and compare the cut with what it should compute.
+
+use std::collections::BTreeMap;
+
+use blochd::coupling::{Coupling, Group, couple};
+use blochd::onnx::{
+    DType, Engine, Graph, Matrix, Model, Operator, Patch, Session, Shapes, Tensor, operators,
+};
+use blochd::shell::engine::{Dim, EngineOptions, LiveSession, OrtEngine, Runtime, Search, init};
+use blochd::shell::places;
+use blochd::surgery::{Cut, apply};
+
+use super::nets::Chance;
+
+pub fn runtime() -> Runtime {
+    init(&Search::new(None, &places::state_dir())).unwrap_or_else(|error| panic!("{error}"))
+}
+
+pub fn engine() -> OrtEngine {
+    OrtEngine::new(&runtime(), EngineOptions::default())
+}
+
+/// A model, its shapes at one request, and what couples in it.
+pub struct Subject {
+    pub model: Model,
+    pub shapes: Shapes,
+    pub coupling: Coupling,
+    pub inputs: Vec<(String, Tensor)>,
+}
+
+/// Sizes of free dimensions by name; others are 2.
+pub type Free<'a> = &'a [(&'a str, usize)];
+
+impl Subject {
+    pub fn new(model: Model, free: Free, seed: u64) -> Self {
+        let session = LiveSession::open_model(&runtime(), &model, &EngineOptions::default());
+        let session = session.unwrap_or_else(|error| panic!("{error}\n{}", listing(&model)));
+        let mut chance = Chance(seed);
+        let mut fixed = BTreeMap::new();
+        let mut inputs = Vec::new();
+        for info in session.inputs() {
+            let declared =
+                model.graph().input.iter().find(|i| i.name.as_deref() == Some(&info.name));
+            if declared.is_none() || Graph::new(&model).weight(&info.name).is_some() {
+                continue;
+            }
+            let size = |(axis, dim): (usize, &Dim)| match dim {
+                Dim::Fixed(size) => *size,
+                Dim::Free(name) => {
+                    let at = format!("{axis}");
+                    let found = free.iter().find(|(n, _)| n == name || *n == at);
+                    let size = found.map_or(2, |(_, size)| *size);
+                    fixed.insert(name.clone(), size);
+                    size
+                }
+            };
+            let shape: Vec<usize> = info.shape.iter().enumerate().map(size).collect();
+            let values: Vec<f32> =
+                (0..shape.iter().product()).map(|_| chance.real() * 1.5).collect();
+            let mut made = Tensor::from_f32(&shape, &values);
+            if info.dtype == DType::F16 {
+                let bytes = blochd::onnx::values::float_bytes(DType::F16, &values).unwrap();
+                made = Tensor { dtype: DType::F16, shape, data: bytes.into() };
+            }
+            inputs.push((info.name.clone(), made));
+        }
+        let shapes = engine().shapes(&model, &fixed).unwrap();
+        let coupling = couple(&Graph::new(&model), &shapes);
+        Self { model, shapes, coupling, inputs }
+    }
+
+    pub fn run(&self, model: &Model) -> Vec<Tensor> {
+        let session = LiveSession::open_model(&runtime(), model, &EngineOptions::default());
+        let mut session = session.unwrap_or_else(|error| panic!("{error}\n{}", listing(model)));
+        let inputs: Vec<(&str, &Tensor)> =
+            self.inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+        Session::run(&mut session, &inputs)
+            .unwrap_or_else(|error| panic!("{error}\n{}", listing(model)))
+    }
+
+    pub fn apply(&self, cut: &Cut) -> Model {
+        apply(&self.model, &self.coupling, &self.shapes, cut)
+            .unwrap_or_else(|error| panic!("{error}\n{}", listing(&self.model)))
+    }
+
+    /// A random legal cut: of every group, with the given chance, a random part.
+    pub fn cut(&self, chance: &mut Chance) -> Cut {
+        let mut cut = Cut::default();
+        for group in &self.coupling.groups {
+            if chance.below(4) > 0 {
+                let gone = 1 + chance.below(group.width - 1);
+                let mut channels: Vec<usize> = (0..group.width).collect();
+                (0..gone).for_each(|at| channels.swap(at, at + chance.below(group.width - at)));
+                cut.removed.insert(group.id, channels[..gone].iter().copied().collect());
+            }
+        }
+        cut
+    }
+
+    pub fn group_of(&self, producer: &str) -> Option<&Group> {
+        self.coupling.groups.iter().find(|group| {
+            let graph = Graph::new(&self.model);
+            group.producers.iter().any(|p| graph.label(p.node) == producer)
+        })
+    }
+
+    /// The dense model in which the producers of the cut's channels have no weights for them.
+    pub fn emptied(&self, cut: &Cut) -> Model {
+        let mut rows: BTreeMap<usize, Vec<u32>> = BTreeMap::new();
+        for (id, removed) in &cut.removed {
+            for producer in &self.coupling.groups[id.0].producers {
+                let gone = removed.iter().flat_map(|channel| &producer.outputs[*channel]);
+                rows.entry(producer.node).or_default().extend(gone);
+            }
+        }
+        self.with_zero_rows(&rows)
+    }
+
+    /// The dense model in which the operators at `nodes` compute nothing but zero.
+    pub fn without_rows(&self, nodes: &[usize]) -> Model {
+        let linear = operators(&Graph::new(&self.model));
+        let all = linear.iter().filter(|operator| nodes.contains(&operator.node));
+        let rows = all.map(|operator| (operator.node, (0..operator.outputs as u32).collect()));
+        self.with_zero_rows(&rows.collect())
+    }
+
+    fn with_zero_rows(&self, rows: &BTreeMap<usize, Vec<u32>>) -> Model {
+        let graph = Graph::new(&self.model);
+        let mut patch = Patch::default();
+        for operator in operators(&graph) {
+            let Some(rows) = rows.get(&operator.node) else { continue };
+            let mut matrix = operator.matrix(&graph).unwrap();
+            for row in rows.iter().map(|row| *row as usize) {
+                matrix.data[row * matrix.cols..(row + 1) * matrix.cols].fill(0.0);
+            }
+            let made = operator.weight_tensor(&graph, &matrix).unwrap();
+            patch.constants.insert(operator.weight.clone(), made);
+        }
+        patch.apply(&self.model).unwrap()
+    }
+
+    /// The dense model in which nobody hears the channels of `cut`: the readers' weights for them are
+    /// zero. What a cut model computes must be the same.
+    pub fn silenced(&self, cut: &Cut) -> Model {
+        let graph = Graph::new(&self.model);
+        let linear = operators(&graph);
+        let mut changed: BTreeMap<usize, (&Operator, Matrix)> = BTreeMap::new();
+        for (id, removed) in &cut.removed {
+            let group = &self.coupling.groups[id.0];
+            for reader in &group.consumers {
+                let operator = linear.iter().find(|o| o.node == reader.node).unwrap();
+                let (_, matrix) = changed
+                    .entry(reader.node)
+                    .or_insert_with(|| (operator, operator.matrix(&graph).unwrap()));
+                for input in removed.iter().flat_map(|channel| &reader.inputs[*channel]) {
+                    let taps = operator.taps();
+                    let columns = *input as usize * taps..(*input as usize + 1) * taps;
+                    for row in matrix.data.chunks_mut(matrix.cols) {
+                        row[columns.clone()].fill(0.0);
+                    }
+                }
+            }
+        }
+        let mut patch = Patch::default();
+        for (operator, matrix) in changed.into_values() {
+            let made = operator.weight_tensor(&graph, &matrix).unwrap();
+            let before = patch.constants.insert(operator.weight.clone(), made);
+            // A weight that two nodes share was silenced for both alike: the channels are the same.
+            assert!(before.is_none() || graph.uses(&operator.weight).len() > 1);
+        }
+        patch.apply(&self.model).unwrap()
+    }
+}
+
+/// The graph as text, for the message of a failure.
+pub fn listing(model: &Model) -> String {
+    let graph = Graph::new(model);
+    let line = |id: usize| {
+        let node = graph.node(id);
+        let dims = |name: &String| match graph.weight_dims(name) {
+            Some(dims) => format!("{name}{dims:?}"),
+            None => name.clone(),
+        };
+        let inputs: Vec<String> = node.input.iter().map(dims).collect();
+        format!("{id} {} ({}) -> {}", graph.op(id), inputs.join(", "), node.output.join(", "))
+    };
+    (0..graph.nodes().len()).map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// Largest difference, relative to the largest value.
+pub fn difference(a: &[Tensor], b: &[Tensor]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    let one = |(a, b): (&Tensor, &Tensor)| {
+        assert_eq!((a.dtype, &a.shape), (b.dtype, &b.shape), "an output changed its type or shape");
+        let (Some(x), Some(y)) = (a.to_f32(), b.to_f32()) else {
+            return if a == b { 0.0 } else { f32::INFINITY };
+        };
+        let scale = x.iter().chain(&y).fold(1e-3f32, |most, value| most.max(value.abs()));
+        x.iter().zip(&y).fold(0f32, |most, (x, y)| most.max((x - y).abs() / scale))
+    };
+    a.iter().zip(b).map(one).fold(0.0, f32::max)
+}
+
+/// Cut and silenced dense model must agree, and a second cut of the same model must be the same bytes.
+pub fn check_cut(subject: &Subject, cut: &Cut, tolerance: f32) -> f32 {
+    let model = subject.apply(cut);
+    let graph = Graph::new(&model);
+    let before = Graph::new(&subject.model);
+    assert_eq!(graph.nodes().len(), before.nodes().len(), "a node came or went");
+    for id in 0..graph.nodes().len() {
+        assert_eq!(graph.label(id), before.label(id));
+        assert_eq!(graph.node(id).output, before.node(id).output);
+    }
+    let again = subject.apply(cut);
+    assert!(model.encode_inline().unwrap() == again.encode_inline().unwrap(), "not deterministic");
+    let error = difference(&subject.run(&model), &subject.run(&subject.silenced(cut)));
+    assert!(
+        error < tolerance,
+        "the cut model differs by {error} from the silenced one\n{cut:?}\n{}\n{:#?}",
+        listing(&subject.model),
+        subject.coupling.groups
+    );
+    error
+}
