@@ -82,7 +82,7 @@ fn grouped(
     for number in 0..group {
         let mut all = sides.iter().flat_map(|(axis, channels)| {
             let each = channels / group;
-            axis.into_iter().flat_map(move |axis| {
+            axis.iter().flat_map(move |axis| {
                 (number * each..(number + 1) * each).map(move |i| axis.first + i as u32)
             })
         });

@@ -1,5 +1,8 @@
 //! Small random networks over the operators that coupling has rules for.
 
+// Each test file uses a part of it.
+#![allow(dead_code)]
+
 use blochd::onnx::proto::attribute_proto::AttributeType;
 use blochd::onnx::proto::tensor_shape_proto::{Dimension, dimension::Value as Size};
 use blochd::onnx::proto::type_proto::{Tensor as TensorType, Value as Kind};
@@ -109,6 +112,13 @@ impl Net {
         Self { chance, graph, opset, ir, constant_nodes, shared_zeros, quiet: false }
     }
 
+    /// An empty graph in the commonest style.
+    pub fn plain(seed: u64) -> Self {
+        let mut net = Self::new(seed);
+        (net.opset, net.ir, net.constant_nodes, net.shared_zeros) = (17, 8, false, false);
+        net
+    }
+
     pub fn input(&mut self, c: usize, h: usize, w: usize) -> Image {
         let dims = [None, Some(c), Some(h), Some(w)];
         self.graph.input.push(declared("input", &dims));
@@ -173,11 +183,9 @@ impl Net {
         self.nodes(kind, inputs, 1, attrs).remove(0)
     }
 
-    /// A node of a domain of its own.
-    pub fn foreign(&mut self, domain: &str, kind: &str, inputs: &[&str]) -> String {
-        let name = self.node(kind, inputs, Vec::new());
-        self.graph.node.last_mut().unwrap().domain = Some(domain.to_owned());
-        name
+    /// Gives the last node another name.
+    pub fn rename_last(&mut self, name: &str) {
+        self.graph.node.last_mut().unwrap().name = Some(name.to_owned());
     }
 
     fn constant(&mut self, made: TensorProto) -> String {

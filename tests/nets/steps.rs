@@ -86,7 +86,7 @@ fn depthwise(net: &mut Net, x: &Image) -> Image {
 }
 
 fn grouped(net: &mut Net, x: &Image) -> Image {
-    let group = if x.c % 2 == 0 { 2 } else { 1 };
+    let group = if x.c.is_multiple_of(2) { 2 } else { 1 };
     let c = group * net.chance.pick(&[2, 3]);
     let y = net.conv(x, c, 3, 1, group);
     net.activation(&y)
@@ -111,7 +111,7 @@ fn squeeze_excite(net: &mut Net, x: &Image) -> Image {
 }
 
 fn split_and_join(net: &mut Net, x: &Image) -> Image {
-    let first = if x.c % 2 == 0 { x.c / 2 } else { 1 };
+    let first = if x.c.is_multiple_of(2) { x.c / 2 } else { 1 };
     let sizes = [first, x.c - first];
     let parts = net.split(&x.name, &sizes);
     let mut parts: Vec<Image> =
@@ -142,7 +142,7 @@ fn conv_transpose(net: &mut Net, x: &Image) -> Image {
     if x.h > 8 {
         return wider(net, x);
     }
-    let group = if x.c % 2 == 0 { net.chance.pick(&[1, 2]) } else { 1 };
+    let group = if x.c.is_multiple_of(2) { net.chance.pick(&[1, 2]) } else { 1 };
     let each = net.chance.pick(&[2, 3]);
     let weight = net.weight(&[x.c, each, 2, 2]);
     let attrs = vec![attr_ints("strides", &[2, 2]), attr_int("group", group as i64)];

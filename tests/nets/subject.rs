@@ -1,10 +1,14 @@
 //! A model under test: run it, cut it, and compare the cut with what it should compute.
 
+// Each test file uses a part of it.
+#![allow(dead_code)]
+
 use std::collections::BTreeMap;
 
 use blochd::coupling::{Coupling, Group, couple};
 use blochd::onnx::{
-    DType, Engine, Graph, Matrix, Model, Operator, Patch, Session, Shapes, Tensor, operators,
+    DType, Engine, Graph, Matrix, Model, Operator, Patch, Session, Shapes, Tensor, ValueType,
+    operators, with_outputs,
 };
 use blochd::shell::engine::{Dim, EngineOptions, LiveSession, OrtEngine, Runtime, Search, init};
 use blochd::shell::places;
@@ -65,8 +69,35 @@ impl Subject {
             inputs.push((info.name.clone(), made));
         }
         let shapes = engine().shapes(&model, &fixed).unwrap();
-        let coupling = couple(&Graph::new(&model), &shapes);
-        Self { model, shapes, coupling, inputs }
+        let coupling = Coupling::default();
+        let mut subject = Self { model, shapes, coupling, inputs };
+        subject.fill_shapes();
+        subject.coupling = couple(&Graph::new(&subject.model), &subject.shapes);
+        subject
+    }
+
+    /// Where the runtime cannot tell a shape beforehand it is what one run makes it.
+    fn fill_shapes(&mut self) {
+        let graph = Graph::new(&self.model);
+        let written = graph.nodes().iter().flat_map(|node| &node.output);
+        let known = |name: &String| {
+            graph.weight(name).is_some()
+                || self.shapes.get(name).is_some_and(|found| !found.shape.contains(&None))
+        };
+        let open: Vec<&str> =
+            written.filter(|name| !name.is_empty() && !known(name)).map(String::as_str).collect();
+        let outputs = graph.model().graph().output.len();
+        let extended = with_outputs(&self.model, open.iter().copied()).unwrap();
+        let names = extended.graph().output.iter().map(|output| output.name.clone().unwrap());
+        let found: Vec<(String, ValueType)> = names
+            .zip(self.run(&extended))
+            .skip(outputs)
+            .map(|(name, made)| {
+                let shape = made.shape.iter().copied().map(Some).collect();
+                (name, ValueType { dtype: made.dtype, shape })
+            })
+            .collect();
+        self.shapes.extend(found);
     }
 
     pub fn run(&self, model: &Model) -> Vec<Tensor> {
