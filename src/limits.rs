@@ -253,10 +253,24 @@ pub const MODEL_NAME_BYTES: usize = 128;
 // ---- shell: children ----
 
 /// Longest line that is taken from a child's standard output.
-pub const CHILD_LINE_BYTES: u64 = 1 << 20;
+pub const CHILD_LINE_BYTES: usize = 1 << 20;
 
 /// Last words of a child on standard error that are kept for the reason.
 pub const CHILD_SAID_BYTES: usize = 4096;
+
+/// Most lines that are taken from a child: a build of an hour tells some ten thousand steps.
+pub const CHILD_LINES: usize = 1_000_000;
+
+// ---- shell: store ----
+
+/// Quarantined variants that are remembered: a box sees a few in its life.
+pub const QUARANTINE_ENTRIES: usize = 1024;
+
+/// Damaged files and folders that are kept for a person to look at.
+pub const DAMAGED_KEPT: usize = 16;
+
+/// Ladders that are kept on disk; those in use always are. Each is about as large as three dense models.
+pub const LADDERS_KEPT: usize = 32;
 
 // ---- shell: watch, agent ----
 
@@ -275,6 +289,14 @@ pub const LOOK_DELAY: std::time::Duration = std::time::Duration::from_millis(50)
 
 /// Events that may wait for the agent. Each stands for work that it started itself.
 pub const AGENT_EVENTS: usize = 256;
+
+/// Share of a budget from which on a build makes place for serving.
+pub const NEAR_BUDGET: f64 = 0.8;
+
+/// A build is paused no longer than this at a stretch, and then runs for at least the second time: on a
+/// box that is always near its budgets it is the ladder that helps.
+pub const BUILD_PAUSE: std::time::Duration = std::time::Duration::from_secs(5);
+pub const BUILD_RUN: std::time::Duration = std::time::Duration::from_secs(15);
 
 /// Runs of a variant in its trial.
 pub const TRIAL_RUNS: usize = 20;

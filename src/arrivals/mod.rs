@@ -110,6 +110,11 @@ impl Arrivals {
         all.filter(|watched| !watched.told).map(|watched| watched.since + self.settle).min()
     }
 
+    /// Whether the last listing held any version of a model.
+    pub fn knows(&self, model: &str) -> bool {
+        self.versions.keys().any(|key| key.model == model)
+    }
+
     /// Tells a version again as soon as it is settled, as if it had just come.
     pub fn forget(&mut self, model: &str) {
         self.versions.retain(|key, _| key.model != model);

@@ -453,6 +453,48 @@ def hostile():
     }
 
 
+def hangs():
+    """A sound graph that never ends: a Loop without a trip count whose condition stays true."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["again"], ["again.out"], name="keep_on"),
+            helper.make_node("Identity", ["carried"], ["carried.out"], name="carry"),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("round", TensorProto.INT64, []),
+            helper.make_tensor_value_info("again", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("carried", F32, [1, 4]),
+        ],
+        [
+            helper.make_tensor_value_info("again.out", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("carried.out", F32, [1, 4]),
+        ],
+    )
+    true = numpy_helper.from_array(np.asarray(True), "true")
+    loop = helper.make_node("Loop", ["", "true", "input"], ["output"], name="loop", body=body)
+    return serialise(whole("hangs", [loop], [true], [1, 4]))
+
+
+def eats_memory():
+    """A sound graph of a few bytes that asks for 64 GiB."""
+    shape = numpy_helper.from_array(np.asarray([1 << 34], np.int64), "shape")
+    nodes = [
+        helper.make_node("Expand", ["input", "shape"], ["wide"], name="expand"),
+        helper.make_node("ReduceMax", ["wide"], ["output"], name="reduce", keepdims=1),
+    ]
+    return serialise(whole("eats_memory", nodes, [shape], [1]))
+
+
+def whole(name, nodes, tensors, shape):
+    given = [helper.make_tensor_value_info("input", F32, shape)]
+    found = [helper.make_tensor_value_info("output", F32, shape)]
+    graph = helper.make_graph(nodes, name, given, found, tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
 # ---------------------------------------------------------------------------------------- output
 
 
@@ -503,6 +545,8 @@ def main():
         except Exception as error:  # whatever ONNX Runtime says; shown, not judged
             verdict = " ".join(str(error).split())[:110]
         print(f"bad/{name}: {len(data)} bytes; ONNX Runtime: {verdict}")
+    for build in [hangs, eats_memory]:  # not run here: that is their point
+        write(out / "runaway" / f"{build.__name__}.onnx", build())
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ use crate::arrivals::{FileFact, VersionKey};
 use crate::protocol::Signature;
 use crate::shell::children::ChildError;
 use crate::shell::slot::{Command, Notice, Runner};
+use crate::shell::store::LadderId;
 use crate::units::Digest;
 
 /// One event.
@@ -22,7 +23,7 @@ pub enum Event {
     /// The builder has got so far (0 to 1) with a version.
     Building { key: VersionKey, share: f64, stage: String },
     /// The builder has ended.
-    Built { key: VersionKey, digest: Digest, outcome: Result<(), ChildError> },
+    Built { key: VersionKey, id: LadderId, outcome: Result<(), ChildError> },
     /// A variant's last request is answered and its sessions are freed.
     Drained { key: VersionKey, variant: String },
     /// A session failed.

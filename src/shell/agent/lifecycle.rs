@@ -1,25 +1,27 @@
 //! What becomes of a version: prepared, served, given a ladder, swapped, removed.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::sync::oneshot;
+use tokio::sync::watch;
 
+use super::Agent;
 use super::event::{Event, Opened, Prepared, Unfit};
 use super::prepare::Loader;
 use super::served::{Build, Candidate, Served, Standby};
-use super::{Agent, trial_bounds};
 use crate::arrivals::VersionKey;
 use crate::governor;
-use crate::ladder::Manifest;
+use crate::ladder::manifest::CalibrationSource;
 use crate::limits;
-use crate::shell::children::{self, Bounds, ChildError};
+use crate::shell::children::builder::{BuildEvent, BuildJob, build};
+use crate::shell::children::{ChildError, Wish, this_program};
 use crate::shell::slot::{
     CommandError, Drain, Entry, Fault, ModelState, Notice, Runner, Slot, SlotOptions, VariantInfo,
 };
-use crate::shell::store::Quarantined;
+use crate::shell::store::{
+    BuildState, InService, Ladder, LadderId, LadderRecord, ModelRecord, Quarantined,
+};
 use crate::units::Digest;
 
 /// Name of the variant that the operator gave.
@@ -33,7 +35,11 @@ impl Agent {
         let mut loader = self.loader.clone();
         loader.instances = config.instances.max(1);
         loader.threads = config.intra_op_threads.count(cores, loader.instances);
-        loader.trial = trial_bounds(&self.config);
+        loader.trial_timeout = self.config.trial.timeout.into();
+        loader.trial_memory = self.config.trial.memory.map(|memory| memory.0);
+        let quarantined = self.store.quarantined().iter();
+        let reasons = quarantined.map(|(digest, why)| (*digest, why.reason.clone()));
+        loader.quarantined = Arc::new(reasons.collect());
         loader
     }
 
@@ -63,11 +69,9 @@ impl Agent {
         outcome: Result<Box<Prepared>, Unfit>,
     ) {
         self.preparing -= 1;
+        let model = key.model.clone();
         match outcome {
-            Ok(prepared) => match self.quarantine.get(&prepared.digest).map(|q| q.reason.clone()) {
-                Some(reason) => self.refuse(&key, &format!("it is quarantined: {reason}")),
-                None => self.put_into_service(key, path, *prepared),
-            },
+            Ok(prepared) => self.put_into_service(key, path, *prepared),
             Err(unfit) => {
                 let reason = unfit.reason.clone();
                 self.refuse(&key, &reason);
@@ -76,6 +80,25 @@ impl Agent {
                     self.put_into_quarantine(digest, what, reason);
                 }
             }
+        }
+        self.answer_loads(&model);
+    }
+
+    /// Tells those who asked for a model to be loaded what came of it.
+    fn answer_loads(&mut self, model: &str) {
+        let Some(waiting) = self.loads.remove(model) else { return };
+        let served = self.served.get(model).map(|served| &served.key);
+        let mut refused = self.refused.iter().rev().filter(|(key, _)| key.model == model);
+        let failure = refused.find(|(key, _)| served.is_none_or(|s| s.version <= key.version));
+        for answer in waiting {
+            let outcome = match failure {
+                Some((_, reason)) => {
+                    Err(CommandError::Failed(format!("failed to load '{model}': {reason}")))
+                }
+                None => Ok(()),
+            };
+            // The client may have gone.
+            let _ = answer.send(outcome);
         }
     }
 
@@ -91,11 +114,9 @@ impl Agent {
     }
 
     fn put_into_quarantine(&mut self, digest: Digest, what: String, reason: String) {
-        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        let at = since.map_or(0, |since| since.as_secs());
-        self.quarantine.insert(digest, Quarantined { what, reason, at });
-        if let Err(error) = self.store.keep_quarantine(&self.quarantine) {
-            tracing::error!("the quarantine holds until the next start only: {error}");
+        let at = seconds_since_1970();
+        if let Err(error) = self.store.put_quarantine(digest, Quarantined { what, reason, at }) {
+            tracing::error!("a variant that failed is not remembered as such: {error}");
         }
     }
 
@@ -147,6 +168,7 @@ impl Agent {
             build: Build::None("no ladder is wanted".to_owned()),
             swaps: 0,
             last_because: None,
+            calibration: self.calibration_of(&key.model),
         };
         let previous = self.served.insert(key.model.clone(), served);
         if let Some(previous) = previous.filter(|previous| previous.key != key) {
@@ -160,67 +182,104 @@ impl Agent {
         self.want_ladder(&key);
     }
 
+    pub(super) fn calibration_of(&self, model: &str) -> Option<(u64, i64, i64)> {
+        fingerprint(&self.config.model_dir.join(model).join("calibration.npz"))
+    }
+
+    /// Which ladder a served model wants: other ratios or samples give other rungs, other engines other
+    /// latencies.
+    fn ladder_id(&self, served: &Served) -> LadderId {
+        let identity = self.loader_for(&served.key.model).identity();
+        let (ladder, floor) = (&served.config.ladder, served.config.quality_floor);
+        let (samples, file) = (served.config.calibration.samples, served.calibration);
+        let recipe = format!("{ladder:?} floor {floor} samples {samples} of {file:?}");
+        LadderId::new(served.digest, &identity, &recipe)
+    }
+
     /// Takes the kept ladder, or queues a build.
     fn want_ladder(&mut self, key: &VersionKey) {
-        let identity = self.loader_for(&key.model).identity();
-        let Some(served) = self.served.get_mut(&key.model) else { return };
+        let Some(served) = self.served.get(&key.model) else { return };
         if !served.config.ladder.enabled {
             return;
         }
-        if let Some(manifest) = self.store.ladder(served.digest, &identity) {
+        let id = self.ladder_id(served);
+        if let Some(ladder) = self.store.ladder(&id) {
             tracing::info!(model = key.model, "its ladder was built before");
-            return self.take_ladder(&key.model, manifest);
+            self.note_build(id, BuildState::Done);
+            return self.take_ladder(&key.model, ladder);
+        }
+        let failed = match self.store.build(&id).map(|record| &record.build) {
+            Some(BuildState::Failed { reason }) => Some(reason.clone()),
+            Some(BuildState::Queued | BuildState::Building | BuildState::Done) | None => None,
+        };
+        let Some(served) = self.served.get_mut(&key.model) else { return };
+        if let Some(reason) = failed {
+            served.build = Build::Failed(reason);
+            return;
         }
         served.build = Build::Queued;
+        self.note_build(id, BuildState::Queued);
         self.builds.push_back(key.clone());
         self.next_build();
+    }
+
+    fn note_build(&mut self, id: LadderId, build: BuildState) {
+        let used = seconds_since_1970();
+        let before = self.store.build(&id).cloned().unwrap_or_default();
+        if let Err(error) = self.store.put_build(id, LadderRecord { build, used, ..before }) {
+            tracing::warn!("how a build stands is not kept: {error}");
+        }
     }
 
     /// Starts the next build where none runs. One at a time: a build may take a core for minutes.
     fn next_build(&mut self) {
         while self.building.is_none() {
             let Some(key) = self.builds.pop_front() else { return };
-            let identity = self.loader_for(&key.model).identity();
             let threads = self.loader_for(&key.model).threads;
-            let Some(served) = self.served.get_mut(&key.model).filter(|s| s.key == key) else {
+            let Some(served) = self.served.get(&key.model).filter(|s| s.key == key) else {
                 continue;
             };
-            let out = match self.store.begin_ladder(served.digest, &identity) {
+            let id = self.ladder_id(served);
+            let out = match self.store.begin_ladder(&id) {
                 Ok(out) => out,
                 Err(error) => {
-                    served.build = Build::Failed(error.to_string());
+                    self.build_failed(&key, error.to_string());
                     continue;
                 }
             };
             let calibration = self.config.model_dir.join(&key.model).join("calibration.npz");
-            let ladder = &served.config.ladder;
-            let ratios: Vec<String> = ladder.ratios.iter().map(f64::to_string).collect();
-            let mut arguments = vec![
-                "prune".to_owned(),
-                served.path.display().to_string(),
-                format!("--out={}", out.display()),
-                format!("--ratios={}", ratios.join(",")),
-                format!("--method={}", format!("{:?}", ladder.method).to_lowercase()),
-                format!("--seed={}", ladder.seed),
-                format!("--floor={}", served.config.quality_floor),
-                format!("--threads={threads}"),
-                format!("--samples={}", served.config.calibration.samples),
-                format!("--runtime={}", self.loader.library.display()),
-                format!("--state-dir={}", self.config.state_dir.display()),
-                "--progress=json".to_owned(),
-            ];
-            if calibration.is_file() {
-                arguments.push(format!("--calibration={}", calibration.display()));
-            }
-            served.build = Build::Running { share: 0.0, stage: "starting".to_owned() };
-            tracing::info!(model = key.model, "its ladder is being built");
-            let bounds = Bounds {
+            let job = BuildJob {
+                model: served.path.clone(),
+                out,
+                runtime: self.loader.library.clone(),
+                state_dir: self.config.state_dir.clone(),
+                samples: calibration.is_file().then_some((calibration, CalibrationSource::File)),
+                most_samples: served.config.calibration.samples,
+                ratios: served.config.ladder.ratios.clone(),
+                method: served.config.ladder.method.to_string(),
+                seed: served.config.ladder.seed,
+                threads,
+                floor: served.config.quality_floor,
                 timeout: self.config.build.timeout.into(),
                 memory: self.config.build.memory.map(|memory| memory.0),
                 nice: self.config.build.nice,
             };
+            self.note_build(id, BuildState::Building);
+            if let Some(served) = self.served.get_mut(&key.model) {
+                served.build = Build::Running { share: 0.0, stage: "starting".to_owned() };
+            }
+            tracing::info!(model = key.model, "its ladder is being built");
             self.building = Some(key.clone());
-            spawn_build(self.events.clone(), key, served.digest, arguments, bounds);
+            let (wisher, wish) = watch::channel(Wish::Run);
+            self.build_wish = wisher;
+            spawn_build(self.events.clone(), key, id, job, wish);
+        }
+    }
+
+    fn build_failed(&mut self, key: &VersionKey, reason: String) {
+        tracing::error!(model = key.model, "no ladder: {reason}");
+        if let Some(served) = self.served.get_mut(&key.model).filter(|s| s.key == *key) {
+            served.build = Build::Failed(reason);
         }
     }
 
@@ -234,33 +293,41 @@ impl Agent {
     pub(super) fn built(
         &mut self,
         key: &VersionKey,
-        digest: Digest,
+        id: LadderId,
         outcome: Result<(), ChildError>,
     ) {
         self.building = None;
         self.metrics.build_progress(&key.model, key.version, None);
-        let identity = self.loader_for(&key.model).identity();
-        let kept = outcome.map_err(|error| error.to_string()).and_then(|()| {
-            self.store.commit_ladder(digest, &identity).map_err(|error| error.to_string())?;
-            let missing = || "the builder left no ladder that holds".to_owned();
-            self.store.ladder(digest, &identity).ok_or_else(missing)
-        });
-        let current =
-            self.served.get(&key.model).is_some_and(|s| s.key == *key && s.digest == digest);
+        // A crash will come again; a full disk or a shutdown need not.
+        let for_good = matches!(
+            outcome,
+            Err(ChildError::Crashed { .. }
+                | ChildError::Failed { .. }
+                | ChildError::OutOfMemory { .. }
+                | ChildError::TimedOut { .. })
+        );
+        let kept = outcome
+            .map_err(|error| format!("its build failed: {error}"))
+            .and_then(|()| self.store.commit_ladder(&id).map_err(|error| error.to_string()));
+        let wanted = self.served.get(&key.model).filter(|served| served.key == *key);
+        let wanted = wanted.is_some_and(|served| self.ladder_id(served) == id);
         match kept {
-            Ok(manifest) if current => {
-                tracing::info!(
-                    model = key.model,
-                    rungs = manifest.rungs.len(),
-                    "its ladder is built"
-                );
-                self.take_ladder(&key.model, manifest);
+            Ok(ladder) => {
+                self.note_build(id, BuildState::Done);
+                let rungs = ladder.manifest.rungs.len();
+                tracing::info!(model = key.model, rungs, "its ladder is built");
+                if wanted {
+                    self.take_ladder(&key.model, ladder);
+                }
+                let ids: Vec<_> = self.served.values().map(|s| self.ladder_id(s)).collect();
+                self.store.drop_old_ladders(&ids);
             }
-            Ok(_) => {}
             Err(reason) => {
-                tracing::error!(model = key.model, "no ladder: {reason}");
-                if let Some(served) = self.served.get_mut(&key.model).filter(|_| current) {
-                    served.build = Build::Failed(reason);
+                if for_good {
+                    self.note_build(id, BuildState::Failed { reason: reason.clone() });
+                }
+                if wanted {
+                    self.build_failed(key, reason);
                 }
             }
         }
@@ -268,10 +335,9 @@ impl Agent {
     }
 
     /// Makes the rungs of a ladder candidates and loads them.
-    fn take_ladder(&mut self, model: &str, manifest: Manifest) {
-        let identity = manifest.engine.clone();
+    fn take_ladder(&mut self, model: &str, ladder: Ladder) {
+        let Ladder { manifest, folder: dir } = ladder;
         let Some(served) = self.served.get_mut(model) else { return };
-        let dir = self.store.ladder_dir(served.digest, &identity);
         let micros = |us: f64| Duration::from_secs_f64((us / 1e6).clamp(0.0, 3600.0));
         served.candidates.truncate(1);
         served.candidates[0].p50 = micros(manifest.dense.p50_us);
@@ -281,7 +347,7 @@ impl Agent {
             let share = rung.figures.ratio;
             let p50 = micros(manifest.dense.p50_us * share);
             let p99 = micros(manifest.dense.p99_us * share);
-            let known = self.quarantine.get(&rung.digest).map(|q| q.reason.clone());
+            let known = self.store.quarantined().get(&rung.digest).map(|q| q.reason.clone());
             let standby = match known {
                 Some(reason) => Standby::Withdrawn(reason),
                 None => Standby::Waiting("not loaded yet".to_owned()),
@@ -310,8 +376,19 @@ impl Agent {
         let available = available_memory();
         let Some(served) = self.served.get_mut(model) else { return };
         let floor = served.config.quality_floor;
+        let made_up = matches!(
+            &served.build,
+            Build::Done(manifest) if manifest.calibration.source == CalibrationSource::Synthetic
+        );
         for (index, candidate) in served.candidates.iter_mut().enumerate() {
             let Standby::Waiting(_) = candidate.standby else { continue };
+            // What noise says of quality holds for noise: only who asks for none takes its word.
+            if index > 0 && made_up && floor > 0.0 {
+                let why = "its quality is not known: no calibration.npz was given, and made-up \
+                           samples prove nothing";
+                candidate.standby = Standby::Waiting(why.to_owned());
+                continue;
+            }
             if index > 0 && candidate.info.quality < floor {
                 let quality = candidate.info.quality;
                 let why = format!("its quality {quality:.3} is below the floor of {floor}");
@@ -352,13 +429,45 @@ impl Agent {
         let find = |c: &&mut Candidate| c.info.name == variant && c.info.digest == digest;
         let Some(candidate) = served.candidates.iter_mut().find(find) else { return };
         match outcome {
-            Ok(opened) => candidate.standby = Standby::Loaded(opened.sessions),
+            Ok(opened) => {
+                candidate.standby = Standby::Loaded(opened.sessions);
+                self.resume(key, variant);
+            }
             Err(unfit) if unfit.for_good => {
                 candidate.standby = Standby::Withdrawn(unfit.reason.clone());
                 tracing::error!(model = key.model, variant, "withdrawn: {}", unfit.reason);
                 self.put_into_quarantine(digest, format!("{} {variant}", key.model), unfit.reason);
             }
             Err(unfit) => candidate.standby = Standby::Waiting(unfit.reason),
+        }
+    }
+
+    /// After a restart the variant that served last takes over again as soon as it is loaded: whatever
+    /// made it necessary is likely to last.
+    fn resume(&mut self, key: &VersionKey, variant: &str) {
+        let Some(served) = self.served.get(&key.model).filter(|served| served.swaps == 0) else {
+            return;
+        };
+        let last = self.store.model(&key.model).in_service;
+        let this =
+            InService { version: key.version, dense: served.digest, variant: variant.to_owned() };
+        let to = served.candidates.iter().position(|c| c.info.name == variant);
+        if let Some(to) = to.filter(|to| *to > 0 && last == Some(this)) {
+            let because = governor::Because::Budget;
+            self.switch(&governor::Action { model: key.model.clone(), to, because });
+        }
+    }
+
+    fn remember_variant(&mut self, model: &str) {
+        let Some(served) = self.served.get(model) else { return };
+        let in_service = Some(InService {
+            version: served.key.version,
+            dense: served.digest,
+            variant: served.candidates[served.current].info.name.clone(),
+        });
+        let record = ModelRecord { in_service, ..self.store.model(model) };
+        if let Err(error) = self.store.put_model(model, record) {
+            tracing::warn!(model, "the variant in service is not remembered: {error}");
         }
     }
 
@@ -385,8 +494,9 @@ impl Agent {
         };
         let leaving = &mut served.candidates[served.current];
         let (from, left) = (leaving.info.name.clone(), leaving.info.digest);
-        leaving.standby = match served.fault.take() {
-            Some(reason) => Standby::Withdrawn(reason),
+        let fault = served.fault.take();
+        leaving.standby = match &fault {
+            Some(reason) => Standby::Withdrawn(reason.clone()),
             None => Standby::Opening,
         };
         served.current = action.to;
@@ -397,10 +507,11 @@ impl Agent {
         let key = served.key.clone();
         tracing::info!(model = key.model, from, to = name, because = %action.because, "swapped");
         self.metrics.swapped(&key.model, key.version, &action.because.to_string());
-        if action.because == governor::Because::Fault {
+        if let Some(reason) = fault {
             let what = format!("{} {from}", key.model);
-            self.put_into_quarantine(left, what, "it failed in service".to_owned());
+            self.put_into_quarantine(left, what, format!("it failed in service: {reason}"));
         }
+        self.remember_variant(&key.model);
         self.await_drain(key, from, drain);
     }
 
@@ -447,8 +558,10 @@ impl Agent {
             Fault::NonFinite { output } => format!("its output {output:?} was not finite"),
         };
         tracing::error!(model = notice.model, variant = notice.variant, "fault: {reason}");
-        // Dense is what the operator gave: there is nothing to go back to.
-        if served.current != 0 {
+        // Dense is what the operator gave: there is nothing to go back to. A rung that has served its
+        // probation is no worse than dense: a request that fails it is likely at fault itself.
+        let panicked = matches!(notice.fault, Fault::Panic(_));
+        if served.current != 0 && (current.on_probation() || panicked) {
             served.fault = Some(reason);
         }
     }
@@ -472,76 +585,46 @@ impl Agent {
         }
         self.served.remove(&key.model);
         self.metrics.forget(&key.model, key.version);
-    }
-
-    /// Answers a load command once the model serves, or says why it does not.
-    pub(super) fn answer_when_served(
-        &self,
-        model: String,
-        answer: oneshot::Sender<Result<(), CommandError>>,
-        outcome: Result<(), CommandError>,
-    ) {
-        if outcome.is_err() {
-            let _ = answer.send(outcome);
-            return;
+        if self.building.as_ref() == Some(key) {
+            // Nobody is there for its ladder.
+            self.build_wish.send_replace(Wish::End);
         }
-        let repository = Arc::clone(&self.repository);
-        let before: BTreeMap<_, _> = self
-            .served
-            .get(&model)
-            .map(|served| (served.key.version, Arc::as_ptr(&served.slot) as usize))
-            .into_iter()
-            .collect();
-        let patience = Duration::from(self.config.trial.timeout);
-        tokio::spawn(async move {
-            let deadline = tokio::time::Instant::now() + patience;
-            let done = loop {
-                tokio::time::sleep(limits::TICK).await;
-                if let Ok(slot) = repository.find(&model, None) {
-                    let same = before.get(&slot.version()) == Some(&(Arc::as_ptr(&slot) as usize));
-                    if !same {
-                        break Ok(());
-                    }
-                }
-                let refused = repository
-                    .index()
-                    .into_iter()
-                    .find(|entry| entry.model == model && entry.state == ModelState::Unavailable);
-                if let Some(entry) = refused {
-                    let text = format!("failed to load '{model}': {}", entry.reason);
-                    break Err(CommandError::Failed(text));
-                }
-                if tokio::time::Instant::now() > deadline {
-                    break Err(CommandError::Busy(format!("'{model}' is still being loaded")));
-                }
-            };
-            let _ = answer.send(done);
-        });
     }
 }
 
 fn spawn_build(
     events: tokio::sync::mpsc::Sender<Event>,
     key: VersionKey,
-    digest: Digest,
-    arguments: Vec<String>,
-    bounds: Bounds,
+    id: LadderId,
+    job: BuildJob,
+    wish: watch::Receiver<Wish>,
 ) {
     tokio::spawn(async move {
         let (told, of) = (events.clone(), key.clone());
-        let mut line = move |line: &str| {
-            let Ok(value) = serde_json::from_str::<serde_json::Value>(line) else { return };
-            if value["event"] == "progress" {
-                let number = |name: &str| value[name].as_f64().unwrap_or(0.0);
-                let share = number("done") / number("total").max(1.0);
-                let stage = value["stage"].as_str().unwrap_or_default().to_owned();
+        let mut tell = move |event: BuildEvent| match event {
+            BuildEvent::Progress { stage, done, total } => {
+                let share = done as f64 / total.max(1) as f64;
                 // Progress that finds the queue full is not worth waiting for.
                 let _ = told.try_send(Event::Building { key: of.clone(), share, stage });
             }
+            // The manifest will say it all.
+            BuildEvent::Rung { .. } | BuildEvent::NotBuilt { .. } => {}
         };
-        let outcome = children::run(arguments, &bounds, &mut line).await.map(|_| ());
-        let _ = events.send(Event::Built { key, digest, outcome }).await;
+        let outcome = build(&this_program(), &job, wish, &mut tell).await;
+        let _ = events.send(Event::Built { key, id, outcome }).await;
     });
+}
+
+/// The size and the time of the last change of a file, which tell it from its predecessors.
+fn fingerprint(path: &Path) -> Option<(u64, i64, i64)> {
+    use std::os::unix::fs::MetadataExt;
+    let meta = std::fs::metadata(path).ok()?;
+    Some((meta.len(), meta.mtime(), meta.mtime_nsec()))
+}
+
+fn seconds_since_1970() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
 }
 
 /// Memory that can be used without swapping, bytes.

@@ -25,7 +25,7 @@ use arc_swap::ArcSwap;
 use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use self::event::Event;
@@ -35,14 +35,13 @@ use crate::arrivals::{Arrival, Arrivals, VersionKey};
 use crate::config::{Config, ModelConfig, Policy};
 use crate::governor::{self, Verdict};
 use crate::limits;
-use crate::shell::children::Bounds;
+use crate::shell::children::Wish;
 use crate::shell::engine::{RuntimeError, Search, init};
 use crate::shell::metrics::Metrics;
 use crate::shell::serve::{self, App};
-use crate::shell::slot::{Command, Commands, Notice, Repository};
-use crate::shell::store::{Quarantined, Store, StoreError};
+use crate::shell::slot::{Command, CommandError, Commands, Notice, Repository};
+use crate::shell::store::{Store, StoreError};
 use crate::shell::watch;
-use crate::units::Digest;
 
 /// Reads the configuration anew; an error leaves the one in force.
 pub type Reread = Box<dyn Fn() -> Result<Config, String> + Send>;
@@ -78,7 +77,6 @@ struct Agent {
     hardware: Box<dyn Fn() -> Value + Send>,
     loader: Loader,
     store: Store,
-    quarantine: BTreeMap<Digest, Quarantined>,
     arrivals: Arrivals,
     policies: BTreeMap<String, Policy>,
     served: BTreeMap<String, Served>,
@@ -88,6 +86,12 @@ struct Agent {
     verdicts: BTreeMap<String, Verdict>,
     builds: VecDeque<VersionKey>,
     building: Option<VersionKey>,
+    /// Pauses and ends the build that runs.
+    build_wish: tokio::sync::watch::Sender<Wish>,
+    /// Since when the build has run, or has been paused.
+    build_since: Instant,
+    /// Clients that wait for a model to be loaded.
+    loads: BTreeMap<String, Vec<oneshot::Sender<Result<(), CommandError>>>>,
     /// Trials and loads run one at a time: they must not squeeze what is being served.
     loading: Arc<Semaphore>,
     events: mpsc::Sender<Event>,
@@ -96,6 +100,10 @@ struct Agent {
     metrics: Arc<Metrics>,
     status: Arc<ArcSwap<Value>>,
     look: Arc<Notify>,
+    /// When the model directory is listed next because of file events; one listing at a time.
+    look_at: Option<Instant>,
+    listing: bool,
+    watcher: Option<notify::RecommendedWatcher>,
     started: Instant,
     last_tick: Instant,
     first_listing: bool,
@@ -131,8 +139,15 @@ pub async fn run(setup: Setup) -> Result<(), AgentError> {
     let (events, queue) = mpsc::channel(limits::AGENT_EVENTS);
     let (notices, noticed) = mpsc::channel(limits::AGENT_EVENTS);
     let library = runtime.library().path.clone();
-    let loader =
-        Loader { runtime, library, threads: 1, instances: 1, trial: trial_bounds(&config) };
+    let loader = Loader {
+        runtime,
+        library,
+        threads: 1,
+        instances: 1,
+        trial_timeout: config.trial.timeout.into(),
+        trial_memory: None,
+        quarantined: Arc::default(),
+    };
     let now = Instant::now();
     tracing::info!(
         http = %config.http_address, metrics = %config.metrics_address,
@@ -140,7 +155,6 @@ pub async fn run(setup: Setup) -> Result<(), AgentError> {
     );
     let agent = Agent {
         arrivals: Arrivals::new(config.arrivals.settle.into()),
-        quarantine: store.quarantined(),
         config,
         reread: setup.reread,
         hardware: setup.hardware,
@@ -153,6 +167,9 @@ pub async fn run(setup: Setup) -> Result<(), AgentError> {
         verdicts: BTreeMap::new(),
         builds: VecDeque::new(),
         building: None,
+        build_wish: tokio::sync::watch::channel(Wish::Run).0,
+        build_since: now,
+        loads: BTreeMap::new(),
         loading: Arc::new(Semaphore::new(1)),
         events,
         notices,
@@ -160,6 +177,9 @@ pub async fn run(setup: Setup) -> Result<(), AgentError> {
         metrics,
         status,
         look: Arc::new(Notify::new()),
+        look_at: None,
+        listing: false,
+        watcher: None,
         started: now,
         last_tick: now,
         first_listing: false,
@@ -168,21 +188,25 @@ pub async fn run(setup: Setup) -> Result<(), AgentError> {
         config_revision: 1,
         config_error: None,
     };
-    agent.turn(queue, noticed, commands).await?;
-    // The listeners close only now: requests in flight were answered above.
+    let agent = agent.turn(queue, noticed, commands).await?;
+    tracing::info!("stopping: the requests in flight are answered first");
+    systemd(&[sd_notify::NotifyState::Stopping]);
+    agent.repository.set_ready(false);
+    agent.build_wish.send_replace(Wish::End);
+    // No further connection is taken; what is in flight is answered while the sessions still run.
+    let stopping = Instant::now();
     stop.cancel();
-    let _ = tokio::join!(server, metrics_server);
+    let (cut, _) = tokio::join!(server, metrics_server);
+    if let Ok(cut @ 1..) = cut {
+        tracing::warn!("{cut} connections were not done within {grace:?}");
+    }
+    agent.close(grace.saturating_sub(stopping.elapsed()).max(limits::TICK)).await;
     Ok(())
 }
 
 async fn listen(address: SocketAddr, purpose: &'static str) -> Result<TcpListener, AgentError> {
     let bound = TcpListener::bind(address).await;
     bound.map_err(|source| AgentError::Listen { address, purpose, source })
-}
-
-fn trial_bounds(config: &Config) -> Bounds {
-    let memory = config.trial.memory.map(|memory| memory.0);
-    Bounds { timeout: config.trial.timeout.into(), memory, nice: 5 }
 }
 
 impl Agent {
@@ -192,16 +216,14 @@ impl Agent {
         mut queue: mpsc::Receiver<Event>,
         mut noticed: mpsc::Receiver<Notice>,
         mut commands: Commands,
-    ) -> Result<(), AgentError> {
+    ) -> Result<Self, AgentError> {
         let on = |kind| signal(kind).map_err(AgentError::Signals);
         let mut terminate = on(SignalKind::terminate())?;
         let mut interrupt = on(SignalKind::interrupt())?;
         let mut hang_up = on(SignalKind::hangup())?;
-        // A directory that cannot be watched is still listed every so often.
-        let watcher = watch::watch(&self.config.model_dir, Arc::clone(&self.look));
-        if let Err(error) = &watcher {
-            tracing::warn!("cannot watch {}: {error}", self.config.model_dir.display());
-        }
+        // Ready in systemd's sense: it listens and turns. Whether models are served is for
+        // `/v2/health/ready` to say; a slow trial must not make the start fail.
+        systemd(&[sd_notify::NotifyState::Ready]);
         let changed = Arc::new(Notify::new());
         let _config_watcher = self.watch_config(&changed);
         let mut tick = tokio::time::interval(limits::TICK);
@@ -214,32 +236,38 @@ impl Agent {
                 Some(notice) = noticed.recv() => self.event(Event::Notice(notice)),
                 Some(command) = commands.recv() => self.event(Event::Command(command)),
                 _ = tick.tick() => self.tick(),
-                _ = rescan.tick() => self.list(Duration::ZERO),
-                () = look.notified() => self.list(limits::LOOK_DELAY),
+                _ = rescan.tick() => self.look_after(Duration::ZERO),
+                () = look.notified() => self.look_after(limits::LOOK_DELAY),
+                () = due(self.look_at), if !self.listing => self.list(),
                 () = changed.notified() => self.event(Event::Reload),
                 _ = hang_up.recv() => self.event(Event::Reload),
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
             }
         }
-        drop(watcher);
-        self.stop().await;
-        Ok(())
+        self.watcher = None;
+        Ok(self)
     }
 
     fn event(&mut self, event: Event) {
         match event {
             Event::Listed(files) => {
+                self.listing = false;
+                self.watch_models();
                 let now = self.started.elapsed();
                 for arrival in self.arrivals.observe(&files, now) {
                     self.arrival(arrival);
                 }
                 if let Some(next) = self.arrivals.next_look() {
-                    self.list(next.saturating_sub(now).max(limits::LOOK_DELAY));
+                    self.look_after(next.saturating_sub(now).max(limits::LOOK_DELAY));
                 }
+                self.answer_unknown_loads();
                 self.first_listing |= self.arrivals.next_look().is_none();
             }
             Event::NotListed(reason) => {
+                self.listing = false;
+                // A watch follows the directory, not its name: a new one of that name is another.
+                self.watcher = None;
                 tracing::warn!("cannot list {}: {reason}", self.config.model_dir.display());
             }
             Event::Prepared { key, path, outcome } => self.prepared(key, path, outcome),
@@ -247,7 +275,7 @@ impl Agent {
                 self.opened(&key, digest, &variant, outcome);
             }
             Event::Building { key, share, stage } => self.build_progress(&key, share, stage),
-            Event::Built { key, digest, outcome } => self.built(&key, digest, outcome),
+            Event::Built { key, id, outcome } => self.built(&key, id, outcome),
             Event::Drained { key, variant } => self.drained(&key, &variant),
             Event::Notice(notice) => self.notice(&notice),
             Event::Command(command) => self.command(command),
@@ -271,11 +299,19 @@ impl Agent {
         }
     }
 
-    /// Lists the model directory after a while, off the loop.
-    fn list(&self, after: Duration) {
+    /// Lists the model directory after a while, or earlier where that was wanted before: a copy
+    /// raises thousands of events.
+    fn look_after(&mut self, delay: Duration) {
+        let at = Instant::now() + delay;
+        self.look_at = Some(self.look_at.map_or(at, |planned| planned.min(at)));
+    }
+
+    /// Lists the model directory, off the loop.
+    fn list(&mut self) {
+        self.look_at = None;
+        self.listing = true;
         let (events, dir) = (self.events.clone(), self.config.model_dir.clone());
         tokio::spawn(async move {
-            tokio::time::sleep(after).await;
             let listed = tokio::task::spawn_blocking(move || watch::list(&dir)).await;
             let event = match listed {
                 Ok(Ok(files)) => Event::Listed(files),
@@ -285,6 +321,24 @@ impl Agent {
             // The loop has ended: nobody wants to know.
             let _ = events.send(event).await;
         });
+    }
+
+    /// Watches the model directory where that is not done yet. One that cannot be watched is still
+    /// listed every so often.
+    fn watch_models(&mut self) {
+        if self.watcher.is_some() {
+            return;
+        }
+        match watch::watch(&self.config.model_dir, Arc::clone(&self.look)) {
+            Ok(watcher) => {
+                self.watcher = Some(watcher);
+                // What came between the listing and the watch.
+                self.look_after(limits::LOOK_DELAY);
+            }
+            Err(error) => {
+                tracing::warn!("cannot watch {}: {error}", self.config.model_dir.display());
+            }
+        }
     }
 
     /// What a model is asked to be. A policy that does not fit the rest is told and left out.
@@ -299,6 +353,9 @@ impl Agent {
     fn companions(&mut self, model: &str) {
         let path = self.config.model_dir.join(model).join("policy.yaml");
         match std::fs::read_to_string(&path) {
+            Ok(text) if text.len() > limits::CONFIG_FILE_BYTES => {
+                tracing::error!(model, "policy refused: it has {} bytes", text.len());
+            }
             Ok(text) => match Policy::parse(&path.display().to_string(), &text) {
                 Ok(policy) => drop(self.policies.insert(model.to_owned(), policy)),
                 // The last good one stays in force.
@@ -315,14 +372,15 @@ impl Agent {
     /// Brings a served model to its configuration as it is now.
     fn reconfigure(&mut self, model: &str) {
         let config = self.model_config(model);
+        let calibration = self.calibration_of(model);
         let Some(served) = self.served.get_mut(model) else { return };
-        if served.config == config {
+        if served.config == config && served.calibration == calibration {
             return;
         }
         let sessions = |config: &ModelConfig| {
             (config.instances, config.intra_op_threads, config.queue_length, config.request_timeout)
         };
-        let ladder = served.config.ladder != config.ladder;
+        let ladder = served.config.ladder != config.ladder || served.calibration != calibration;
         if sessions(&served.config) == sessions(&config) && !ladder {
             served.config = config;
             tracing::info!(model, "its policy changed");
@@ -342,6 +400,15 @@ impl Agent {
     }
 
     fn reload(&mut self) {
+        match sd_notify::NotifyState::monotonic_usec_now() {
+            Ok(now) => systemd(&[sd_notify::NotifyState::Reloading, now]),
+            Err(_) => systemd(&[sd_notify::NotifyState::Reloading]),
+        }
+        self.read_configuration();
+        systemd(&[sd_notify::NotifyState::Ready]);
+    }
+
+    fn read_configuration(&mut self) {
         let new = match (self.reread)() {
             Ok(new) => new,
             Err(errors) => {
@@ -373,21 +440,24 @@ impl Agent {
     }
 
     fn command(&mut self, command: Command) {
-        use crate::shell::slot::CommandError;
         match command {
             Command::Load { model, answer } => {
-                let root = self.config.model_dir.join(&model);
-                let bare = self.config.model_dir.join(format!("{model}.onnx"));
-                let known = crate::arrivals::is_name(&model) && (root.is_dir() || bare.is_file());
-                let outcome = match known {
-                    true => Ok(()),
-                    false => Err(CommandError::UnknownModel { model: model.clone() }),
-                };
-                if known {
-                    self.arrivals.forget(&model);
-                    self.look.notify_one();
+                // Whoever asks for it wants it tried again.
+                let of_model = format!("{model} ");
+                let held = self.store.quarantined().iter();
+                let held: Vec<_> = held
+                    .filter(|(_, why)| why.what.starts_with(&of_model))
+                    .map(|(digest, _)| *digest)
+                    .collect();
+                for digest in held {
+                    if let Err(error) = self.store.release(&digest) {
+                        tracing::warn!("the quarantine is not changed: {error}");
+                    }
                 }
-                self.answer_when_served(model, answer, outcome);
+                self.refused.retain(|key, _| key.model != model);
+                self.arrivals.forget(&model);
+                self.loads.entry(model).or_default().push(answer);
+                self.look_after(Duration::ZERO);
             }
             Command::Unload { model, answer } => {
                 let outcome = match self.served.get(&model).map(|served| served.key.clone()) {
@@ -403,12 +473,20 @@ impl Agent {
         }
     }
 
-    async fn stop(mut self) {
-        tracing::info!("stopping: the requests in flight are answered first");
-        systemd(&[sd_notify::NotifyState::Stopping]);
-        self.repository.set_ready(false);
+    /// Models that were asked for and are not in the directory.
+    fn answer_unknown_loads(&mut self) {
+        let unknown: Vec<String> =
+            self.loads.keys().filter(|model| !self.arrivals.knows(model)).cloned().collect();
+        for model in unknown {
+            for answer in self.loads.remove(&model).into_iter().flatten() {
+                let _ = answer.send(Err(CommandError::UnknownModel { model: model.clone() }));
+            }
+        }
+    }
+
+    /// Closes all slots; answers what they have admitted, for at most `grace`.
+    async fn close(mut self, grace: Duration) {
         let drains = self.repository.close_all();
-        let grace = Duration::from(self.config.drain_timeout);
         let all = async {
             for drain in drains {
                 drain.done().await;
@@ -418,6 +496,14 @@ impl Agent {
             tracing::warn!("some requests were not answered within {grace:?}");
         }
         self.served.clear();
+    }
+}
+
+/// Waits for a moment; for ever where there is none.
+async fn due(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -1,15 +1,18 @@
 //! Loading and trying variants: what happens before anything is put into service.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use serde::Deserialize;
+use tokio::sync::watch;
 
 use super::event::{Opened, Prepared, Unfit};
 use crate::limits;
 use crate::onnx::Engine;
 use crate::protocol::Signature;
-use crate::shell::children::{self, Bounds, ChildError};
+use crate::shell::children::trial::{TrialJob, TrialReport, attempt};
+use crate::shell::children::{Wish, this_program};
 use crate::shell::engine::{EngineOptions, OrtEngine, Runtime};
 use crate::shell::models;
 use crate::shell::slot::Runner;
@@ -22,14 +25,11 @@ pub struct Loader {
     pub library: PathBuf,
     pub threads: usize,
     pub instances: usize,
-    pub trial: Bounds,
-}
-
-/// What `blochd trial --json` says.
-#[derive(Debug, Deserialize)]
-struct TrialReport {
-    p50_us: f64,
-    p99_us: f64,
+    /// Wall time and memory of a trial.
+    pub trial_timeout: Duration,
+    pub trial_memory: Option<u64>,
+    /// What is not to be tried again, and why.
+    pub quarantined: Arc<BTreeMap<Digest, String>>,
 }
 
 impl Loader {
@@ -47,6 +47,10 @@ impl Loader {
     pub async fn prepare(self, path: PathBuf) -> Result<Box<Prepared>, Unfit> {
         let (file, loader) = (path.clone(), self.clone());
         let digest = blocking(move || loader.digest(&file)).await?;
+        if let Some(reason) = self.quarantined.get(&digest) {
+            let reason = format!("{} is quarantined: {reason}", path.display());
+            return Err(Unfit { digest: Some(digest), reason, for_good: false });
+        }
         let (opened, signature) = self.open_variant(&path, digest).await?;
         Ok(Box::new(Prepared { digest, signature, opened }))
     }
@@ -88,22 +92,20 @@ impl Loader {
     }
 
     async fn trial(&self, path: &Path, digest: Digest) -> Result<TrialReport, Unfit> {
-        let arguments = vec![
-            "trial".to_owned(),
-            path.display().to_string(),
-            "--json".to_owned(),
-            format!("--runs={}", limits::TRIAL_RUNS),
-            format!("--threads={}", self.threads),
-            format!("--runtime={}", self.library.display()),
-        ];
-        let unfit = |reason: String, for_good| Unfit { digest: Some(digest), reason, for_good };
-        let line = children::run(arguments, &self.trial, &mut |_| {}).await.map_err(|error| {
-            // A child that could not even start says nothing about the model.
-            let for_good = !matches!(error, ChildError::Start { .. });
-            unfit(format!("its trial failed: {error}"), for_good)
-        })?;
-        serde_json::from_str(&line)
-            .map_err(|error| unfit(format!("its trial gave no report: {error}"), true))
+        let job = TrialJob {
+            model: path.to_owned(),
+            runtime: self.library.clone(),
+            threads: self.threads,
+            runs: limits::TRIAL_RUNS,
+            timeout: self.trial_timeout,
+            memory: self.trial_memory,
+        };
+        let (_wisher, wish) = watch::channel(Wish::Run);
+        attempt(&this_program(), &job, wish).await.map_err(|error| Unfit {
+            digest: Some(digest),
+            reason: format!("{}: {error}", path.display()),
+            for_good: error.blames_the_variant(),
+        })
     }
 
     fn sessions(

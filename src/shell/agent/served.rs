@@ -76,6 +76,8 @@ pub struct Served {
     pub build: Build,
     pub swaps: u64,
     pub last_because: Option<String>,
+    /// Size and time of the calibration samples that its ladder is made with.
+    pub calibration: Option<(u64, i64, i64)>,
 }
 
 impl Served {

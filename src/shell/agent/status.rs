@@ -7,6 +7,8 @@ use serde_json::json;
 
 use super::{Agent, systemd};
 use crate::governor;
+use crate::limits;
+use crate::shell::children::Wish;
 
 impl Agent {
     pub(super) fn tick(&mut self) {
@@ -19,17 +21,43 @@ impl Agent {
         if let Some(action) = &outcome.action {
             self.switch(action);
         }
+        self.pace_build(&views, now);
         self.tell_metrics(elapsed);
         // Ready once, with the first listing served or refused: then every model is where it can be.
         if self.first_listing && self.preparing == 0 && !self.repository.is_ready() {
             self.repository.set_ready(true);
-            systemd(&[sd_notify::NotifyState::Ready]);
         }
         self.end_probations(now);
         self.tell_status(now);
         let states =
             [sd_notify::NotifyState::Watchdog, sd_notify::NotifyState::Status(&self.one_line())];
         systemd(&states);
+    }
+
+    /// A build makes place while a model is near its budget, but not for ever: on a box that is
+    /// always near its budgets it is the ladder that helps.
+    fn pace_build(&mut self, views: &[governor::ModelView], now: Instant) {
+        let near = views.iter().any(|view| {
+            let latency = view.observed.latency.filter(|_| view.observed.count > 0);
+            let limit = view.budget.map(|budget| budget.mul_f64(limits::NEAR_BUDGET));
+            latency.zip(limit).is_some_and(|(latency, limit)| latency > limit)
+        });
+        let paused = match *self.build_wish.borrow() {
+            Wish::Pause => true,
+            Wish::Run => false,
+            Wish::End => return,
+        };
+        let since = now.saturating_duration_since(self.build_since);
+        let pause = if paused {
+            near && since < limits::BUILD_PAUSE
+        } else {
+            near && since >= limits::BUILD_RUN
+        };
+        if self.building.is_some() && pause != paused {
+            self.build_wish.send_replace(if pause { Wish::Pause } else { Wish::Run });
+            self.build_since = now;
+            tracing::debug!(pause, "the build makes place");
+        }
     }
 
     fn tell_metrics(&self, elapsed: Duration) {
@@ -78,7 +106,8 @@ impl Agent {
             })
             .collect();
         let quarantine: Vec<_> = self
-            .quarantine
+            .store
+            .quarantined()
             .iter()
             .map(|(digest, one)| {
                 let digest = digest.to_string();

@@ -1,0 +1,97 @@
+//! `blochd prune`: a ladder is built in a child, idle and pausable.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use tokio::sync::watch;
+
+use super::process::{Bounds, ChildError, Priority, Wish, run};
+use crate::ladder::manifest::CalibrationSource;
+
+/// What to build, and how.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BuildJob {
+    pub model: PathBuf,
+    /// Folder for the rungs and the manifest.
+    pub out: PathBuf,
+    /// ONNX Runtime's library.
+    pub runtime: PathBuf,
+    /// Where latency tables are kept.
+    pub state_dir: PathBuf,
+    pub samples: Option<(PathBuf, CalibrationSource)>,
+    pub most_samples: usize,
+    pub ratios: Vec<f64>,
+    pub method: String,
+    pub seed: u64,
+    pub threads: usize,
+    /// No rung is built below this agreement with dense.
+    pub floor: f64,
+    pub timeout: Duration,
+    pub memory: Option<u64>,
+    pub nice: i32,
+}
+
+/// A line of the child.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum BuildEvent {
+    Progress { stage: String, done: u64, total: u64 },
+    Rung { name: String, ratio: f64, quality: f64 },
+    NotBuilt { asked: f64, because: String },
+}
+
+impl BuildJob {
+    fn arguments(&self) -> Vec<String> {
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        let ratios: Vec<String> = self.ratios.iter().map(f64::to_string).collect();
+        let mut arguments = vec!["prune".to_owned(), text(&self.model)];
+        let options = [
+            ("--out", text(&self.out)),
+            ("--runtime", text(&self.runtime)),
+            ("--state-dir", text(&self.state_dir)),
+            ("--ratios", ratios.join(",")),
+            ("--method", self.method.clone()),
+            ("--seed", self.seed.to_string()),
+            ("--threads", self.threads.to_string()),
+            ("--floor", self.floor.to_string()),
+            ("--samples", self.most_samples.to_string()),
+            ("--progress", "json".to_owned()),
+        ];
+        for (name, value) in options {
+            arguments.extend([name.to_owned(), value]);
+        }
+        if let Some((path, source)) = &self.samples {
+            arguments.extend(["--calibration".to_owned(), text(path)]);
+            if *source == CalibrationSource::Live {
+                arguments.push("--calibration-is-live".to_owned());
+            }
+        }
+        arguments
+    }
+}
+
+/// Builds a ladder with `program` (this one, outside of tests) and tells of its progress.
+///
+/// # Errors
+/// What went wrong. A model of which no rung could be made is none: its manifest says why.
+pub async fn build(
+    program: &Path,
+    job: &BuildJob,
+    wish: watch::Receiver<Wish>,
+    told: &mut (dyn FnMut(BuildEvent) + Send),
+) -> Result<(), ChildError> {
+    let bounds = Bounds {
+        timeout: job.timeout,
+        memory: job.memory,
+        priority: Priority::Idle { nice: job.nice },
+    };
+    let mut line = |line: &str| {
+        match serde_json::from_str(line) {
+            Ok(event) => told(event),
+            Err(_) => tracing::debug!(line, "a build wrote"),
+        }
+        Ok(())
+    };
+    run(program, &job.arguments(), &bounds, wish, &mut line).await
+}

@@ -1,0 +1,12 @@
+//! Child processes: this program itself, started again for what must not share an address space or a
+//! priority with serving. A child that crashes, hangs, floods its output or eats the memory becomes
+//! a typed reason; it never becomes our end. `process` starts and bounds any child; `trial` and
+//! `builder` know the two kinds that the agent runs.
+
+pub mod builder;
+mod process;
+#[cfg(test)]
+mod tests;
+pub mod trial;
+
+pub use process::{Bounds, ChildError, Priority, Wish, run, this_program};

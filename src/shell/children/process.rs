@@ -1,0 +1,314 @@
+//! One child: started in a process group of its own, bounded, read, paused, and gone in the end.
+
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::process::{ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::libc;
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
+use tokio::process::{Child, ChildStdout, Command};
+use tokio::sync::watch;
+
+use crate::limits;
+use crate::units::ByteSize;
+
+/// How a child is scheduled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Priority {
+    /// As this process: for trials, which measure.
+    Normal,
+    /// Only where nobody else wants the core, and with this niceness: for builds.
+    Idle { nice: i32 },
+}
+
+/// What a child may take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bounds {
+    /// Wall time; while the child is paused it does not count.
+    pub timeout: Duration,
+    /// Memory of its own (heap, stacks, private mappings), bytes. Mapped files do not count.
+    pub memory: Option<u64>,
+    pub priority: Priority,
+}
+
+/// What the child shall do now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wish {
+    Run,
+    /// Stopped (SIGSTOP) until it may run again.
+    Pause,
+    /// Killed.
+    End,
+}
+
+/// Why a child did not do its work. It is gone in every case.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ChildError {
+    #[error("cannot start {}: {reason}", program.display())]
+    Start { program: PathBuf, reason: String },
+    #[error("it hung: nothing came of it within {limit:?}{said}")]
+    TimedOut { limit: Duration, said: String },
+    #[error("it crashed ({signal}){said}")]
+    Crashed { signal: String, said: String },
+    #[error("it ran out of the {limit} of memory that it may take{said}")]
+    OutOfMemory { limit: ByteSize, said: String },
+    #[error("it failed with exit code {code}{said}")]
+    Failed { code: i32, said: String },
+    #[error("its output makes no sense: {problem}")]
+    Output { problem: String },
+    #[error("it was ended on request")]
+    Ended,
+}
+
+/// The program that is running.
+pub fn this_program() -> PathBuf {
+    // Linux appends a remark to the name of a program that was replaced meanwhile; the old one
+    // still runs by this link.
+    std::env::current_exe()
+        .ok()
+        .filter(|path| path.exists())
+        .unwrap_or_else(|| PathBuf::from("/proc/self/exe"))
+}
+
+/// Runs `program` and hands every line of its standard output to `line`, which may refuse it.
+///
+/// To be called on a thread that lives as long as the child may: the kernel kills the child when the
+/// thread that started it ends, so that none outlives the agent.
+///
+/// # Errors
+/// Where the child cannot be started, fails, crashes, takes too much of anything, or writes what
+/// `line` refuses.
+pub async fn run(
+    program: &Path,
+    arguments: &[String],
+    bounds: &Bounds,
+    mut wish: watch::Receiver<Wish>,
+    line: &mut (dyn FnMut(&str) -> Result<(), String> + Send),
+) -> Result<(), ChildError> {
+    let start = |reason: String| ChildError::Start { program: program.to_owned(), reason };
+    let mut command = Command::new(program);
+    command.args(arguments);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.process_group(0).kill_on_drop(true);
+    bound(&mut command, bounds.clone());
+    let mut child = command.spawn().map_err(|error| start(error.to_string()))?;
+    let (Some(out), Some(err)) = (child.stdout.take(), child.stderr.take()) else {
+        return Err(start("its output is not connected".to_owned()));
+    };
+    let group = Group::of(&child);
+    let mut said = Tail::default();
+    let ended = {
+        let work = async {
+            let said = async {
+                said.collect(err).await;
+                Ok(())
+            };
+            tokio::try_join!(lines(out, line), said)
+                .map_err(|problem| ChildError::Output { problem })?;
+            child.wait().await.map_err(|error| start(error.to_string()))
+        };
+        guide(work, bounds.timeout, &mut wish, &group).await
+    };
+    let status = match ended {
+        Some(Ok(status)) => status,
+        Some(Err(error)) => {
+            end(&group, &mut child).await;
+            return Err(error);
+        }
+        None => {
+            end(&group, &mut child).await;
+            return match *wish.borrow() {
+                Wish::End => Err(ChildError::Ended),
+                Wish::Run | Wish::Pause => {
+                    Err(ChildError::TimedOut { limit: bounds.timeout, said: said.text() })
+                }
+            };
+        }
+    };
+    outcome(status, bounds, said.text())
+}
+
+/// Waits for `work`, pauses and resumes as wished; `None` where its time is over or its end wished.
+async fn guide<T>(
+    work: impl Future<Output = T>,
+    limit: Duration,
+    wish: &mut watch::Receiver<Wish>,
+    group: &Group,
+) -> Option<T> {
+    let mut work = pin!(work);
+    let mut left = limit;
+    let mut paused = false;
+    loop {
+        let now = *wish.borrow_and_update();
+        match now {
+            Wish::End => return None,
+            Wish::Pause if !paused => group.signal(Signal::SIGSTOP),
+            Wish::Run if paused => group.signal(Signal::SIGCONT),
+            Wish::Pause | Wish::Run => {}
+        }
+        paused = now == Wish::Pause;
+        let begun = Instant::now();
+        let over = async {
+            if paused {
+                std::future::pending::<()>().await;
+            }
+            tokio::time::sleep(left).await;
+        };
+        let changed = async {
+            // Whoever could wish is gone: the last wish holds.
+            if wish.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            done = &mut work => return Some(done),
+            () = over => return None,
+            () = changed => {}
+        }
+        if !paused {
+            left = left.saturating_sub(begun.elapsed());
+        }
+    }
+}
+
+async fn end(group: &Group, child: &mut Child) {
+    // The child was not waited for yet, so its number belongs to nobody else.
+    group.signal(Signal::SIGKILL);
+    if let Err(error) = child.wait().await {
+        tracing::warn!("a child could not be waited for: {error}");
+    }
+}
+
+/// The child and whatever it started.
+struct Group(Option<Pid>);
+
+impl Group {
+    fn of(child: &Child) -> Self {
+        Self(child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw))
+    }
+
+    fn signal(&self, signal: Signal) {
+        let Some(group) = self.0 else { return };
+        if let Err(error) = killpg(group, signal)
+            && error != nix::errno::Errno::ESRCH
+        {
+            tracing::warn!("{signal} does not reach a child: {error}");
+        }
+    }
+}
+
+/// Sets what the child inherits, between fork and exec.
+fn bound(command: &mut Command, bounds: Bounds) {
+    let parent = nix::unistd::getpid();
+    let prepare = move || {
+        // Only system calls: after a fork there is neither allocation nor lock.
+        nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+        if nix::unistd::getppid() != parent {
+            return Err(nix::errno::Errno::ESRCH.into());
+        }
+        if let Some(memory) = bounds.memory {
+            setrlimit(Resource::RLIMIT_DATA, memory, memory)?;
+        }
+        // A crash of a child is a reason in a report; gigabytes of core dump would fill the disk.
+        setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+        first_to_go();
+        if let Priority::Idle { nice } = bounds.priority {
+            yield_to_others(nice);
+        }
+        Ok(())
+    };
+    // SAFETY: `prepare` runs in the forked child and makes system calls only.
+    unsafe { command.pre_exec(prepare) };
+}
+
+/// Where the box runs out of memory, a child goes before the agent does.
+fn first_to_go() {
+    // SAFETY: plain system calls on a static path and buffer; where the file cannot be opened
+    // nothing happens.
+    unsafe {
+        let file = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY);
+        if file >= 0 {
+            libc::write(file, b"1000".as_ptr().cast(), 4);
+            libc::close(file);
+        }
+    }
+}
+
+fn yield_to_others(nice: i32) {
+    let idle = libc::sched_param { sched_priority: 0 };
+    // SAFETY: plain system calls on this process with valid arguments; where they are refused, the
+    // priority stays as it was.
+    unsafe {
+        libc::nice(nice);
+        libc::sched_setscheduler(0, libc::SCHED_IDLE, &idle);
+    }
+}
+
+/// Hands on the lines of `out` until its end.
+async fn lines(
+    out: ChildStdout,
+    line: &mut (dyn FnMut(&str) -> Result<(), String> + Send),
+) -> Result<(), String> {
+    let mut out = BufReader::new(out);
+    let mut buffer = Vec::new();
+    for _ in 0..limits::CHILD_LINES {
+        buffer.clear();
+        let most = limits::CHILD_LINE_BYTES as u64 + 1;
+        match (&mut out).take(most).read_until(b'\n', &mut buffer).await {
+            Ok(0) => return Ok(()),
+            Ok(read) if read > limits::CHILD_LINE_BYTES => {
+                return Err(format!("a line of more than {} bytes", limits::CHILD_LINE_BYTES));
+            }
+            Ok(_) => line(String::from_utf8_lossy(&buffer).trim_end())?,
+            Err(error) => return Err(error.to_string()),
+        }
+    }
+    Err(format!("more than {} lines", limits::CHILD_LINES))
+}
+
+/// The last words on standard error.
+#[derive(Default)]
+struct Tail(Vec<u8>);
+
+impl Tail {
+    async fn collect(&mut self, mut err: impl AsyncRead + Unpin) {
+        let mut buffer = [0u8; 4096];
+        while let Ok(count @ 1..) = err.read(&mut buffer).await {
+            self.0.extend_from_slice(&buffer[..count]);
+            let excess = self.0.len().saturating_sub(limits::CHILD_SAID_BYTES);
+            self.0.drain(..excess);
+        }
+    }
+
+    /// `: the words`, or nothing.
+    fn text(&self) -> String {
+        let words = String::from_utf8_lossy(&self.0);
+        let words = words.trim().strip_prefix("blochd: ").unwrap_or(words.trim());
+        if words.is_empty() { String::new() } else { format!(": {words}") }
+    }
+}
+
+fn outcome(status: ExitStatus, bounds: &Bounds, said: String) -> Result<(), ChildError> {
+    if status.success() {
+        return Ok(());
+    }
+    // What Rust, C++ and ONNX Runtime say when an allocation fails.
+    let starved = ["memory allocation of", "bad_alloc", "bad allocation", "Failed to allocate"];
+    if let Some(limit) = bounds.memory.filter(|_| starved.iter().any(|word| said.contains(word))) {
+        return Err(ChildError::OutOfMemory { limit: ByteSize(limit), said });
+    }
+    match (status.code(), status.signal()) {
+        (Some(code), _) => Err(ChildError::Failed { code, said }),
+        (None, signal) => {
+            let number = signal.unwrap_or_default();
+            let name = Signal::try_from(number).map(|signal| signal.as_str().to_owned());
+            let signal = name.unwrap_or_else(|_| format!("signal {number}"));
+            Err(ChildError::Crashed { signal, said })
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! `blochd trial`: a variant is loaded and run in a child first.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::Deserialize;
+use tokio::sync::watch;
+
+use super::process::{Bounds, ChildError, Priority, Wish, run};
+
+/// What to try, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TrialJob {
+    pub model: PathBuf,
+    /// ONNX Runtime's library.
+    pub runtime: PathBuf,
+    pub threads: usize,
+    /// Timed runs.
+    pub runs: usize,
+    pub timeout: Duration,
+    pub memory: Option<u64>,
+}
+
+/// What came of a trial: the child's own line.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct TrialReport {
+    /// Time to load, milliseconds.
+    pub load_ms: f64,
+    /// Median and 99th percentile of warm runs, microseconds.
+    pub p50_us: f64,
+    pub p99_us: f64,
+    /// Most memory that the child held, bytes, where the kernel tells.
+    pub peak_memory_bytes: Option<u64>,
+}
+
+/// Why a variant failed its trial.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("its trial failed: {0}")]
+pub struct TrialError(pub ChildError);
+
+impl TrialError {
+    /// Whether the variant is to blame, as opposed to this program, its host or a shutdown.
+    pub fn blames_the_variant(&self) -> bool {
+        match &self.0 {
+            ChildError::Start { .. } | ChildError::Ended => false,
+            ChildError::Failed { code, .. } => *code == MODEL_REFUSED,
+            ChildError::TimedOut { .. }
+            | ChildError::Crashed { .. }
+            | ChildError::OutOfMemory { .. }
+            | ChildError::Output { .. } => true,
+        }
+    }
+}
+
+/// Exit code of a trial whose model is to blame (`EX_DATAERR`).
+pub const MODEL_REFUSED: i32 = 65;
+
+/// Tries a variant with `program` (this one, outside of tests).
+///
+/// # Errors
+/// What went wrong.
+pub async fn attempt(
+    program: &Path,
+    job: &TrialJob,
+    wish: watch::Receiver<Wish>,
+) -> Result<TrialReport, TrialError> {
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let mut arguments = vec!["trial".to_owned(), text(&job.model)];
+    arguments.extend(["--runtime".to_owned(), text(&job.runtime)]);
+    arguments.extend(["--threads".to_owned(), job.threads.to_string()]);
+    arguments.extend(["--runs".to_owned(), job.runs.to_string(), "--json".to_owned()]);
+    let bounds = Bounds { timeout: job.timeout, memory: job.memory, priority: Priority::Normal };
+    let mut report = None;
+    let mut line = |line: &str| {
+        // Vendor libraries print to standard output as they please; only our own lines count.
+        match serde_json::from_str(line) {
+            Ok(found) => report = Some(found),
+            Err(_) => tracing::debug!(line, "a trial wrote"),
+        }
+        Ok(())
+    };
+    let ran = run(program, &arguments, &bounds, wish, &mut line).await;
+    match (ran, report) {
+        (Err(error), _) => Err(TrialError(error)),
+        (Ok(()), Some(report)) => Ok(report),
+        (Ok(()), None) => {
+            let problem = "it ended well without a report".to_owned();
+            Err(TrialError(ChildError::Output { problem }))
+        }
+    }
+}
