@@ -176,7 +176,7 @@ impl Agent<'_> {
     /// The answer's JSON (null where it has none); `None` where it is no success.
     pub fn get(&self, path: &str) -> Option<Value> {
         let mut answer = client().get(self.home.url(path)).call().ok()?;
-        answer.status().is_success().then(|| ())?;
+        answer.status().is_success().then_some(())?;
         Some(answer.body_mut().read_json().unwrap_or(Value::Null))
     }
 
