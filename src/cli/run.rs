@@ -71,7 +71,10 @@ impl Run {
             .build()
             .context("cannot start the event loop")
             .code(Code::Software)?;
-        runtime.block_on(agent::run(setup)).map_err(|error| {
+        let ended = runtime.block_on(agent::run(setup));
+        // A load that hangs must not hold the end up.
+        runtime.shutdown_background();
+        ended.map_err(|error| {
             let code = match &error {
                 AgentError::Runtime(_) | AgentError::Listen { .. } => Code::Unavailable,
                 AgentError::Store(_) | AgentError::ModelDir { .. } => Code::Io,

@@ -36,7 +36,7 @@ use crate::config::{Config, ModelConfig, Policy};
 use crate::governor::{self, Verdict};
 use crate::limits;
 use crate::shell::children::Wish;
-use crate::shell::engine::{RuntimeError, Search, init};
+use crate::shell::engine::{Runtime, RuntimeError, Search, init};
 use crate::shell::metrics::Metrics;
 use crate::shell::serve::{self, App};
 use crate::shell::slot::{Command, CommandError, Commands, Notice, Repository};
@@ -118,7 +118,7 @@ struct Agent {
 /// # Errors
 /// Where it cannot start: no ONNX Runtime, no state directory, a port that is taken.
 pub async fn run(setup: Setup) -> Result<(), AgentError> {
-    let config = setup.config;
+    let config = &setup.config;
     let search = Search::new(config.runtime_library.clone(), &config.state_dir);
     let runtime = init(&search)?;
     let store = Store::open(&config.state_dir)?;
@@ -138,56 +138,12 @@ pub async fn run(setup: Setup) -> Result<(), AgentError> {
         tokio::spawn(serve::serve_metrics(metrics_listener, Arc::clone(&metrics), stop.clone()));
     let (events, queue) = mpsc::channel(limits::AGENT_EVENTS);
     let (notices, noticed) = mpsc::channel(limits::AGENT_EVENTS);
-    let library = runtime.library().path.clone();
-    let loader = Loader {
-        runtime,
-        library,
-        threads: 1,
-        instances: 1,
-        trial_timeout: config.trial.timeout.into(),
-        trial_memory: None,
-        quarantined: Arc::default(),
-    };
-    let now = Instant::now();
     tracing::info!(
         http = %config.http_address, metrics = %config.metrics_address,
         models = %config.model_dir.display(), "blochd serves"
     );
-    let agent = Agent {
-        arrivals: Arrivals::new(config.arrivals.settle.into()),
-        config,
-        reread: setup.reread,
-        hardware: setup.hardware,
-        loader,
-        store,
-        policies: BTreeMap::new(),
-        served: BTreeMap::new(),
-        refused: BTreeMap::new(),
-        governor: governor::State::default(),
-        verdicts: BTreeMap::new(),
-        builds: VecDeque::new(),
-        building: None,
-        build_wish: tokio::sync::watch::channel(Wish::Run).0,
-        build_since: now,
-        loads: BTreeMap::new(),
-        loading: Arc::new(Semaphore::new(1)),
-        events,
-        notices,
-        repository,
-        metrics,
-        status,
-        look: Arc::new(Notify::new()),
-        look_at: None,
-        listing: false,
-        watcher: None,
-        started: now,
-        last_tick: now,
-        first_listing: false,
-        preparing: 0,
-        config_file: setup.config_file,
-        config_revision: 1,
-        config_error: None,
-    };
+    let ends = Ends { events, notices, repository, metrics, status };
+    let agent = Agent::new(setup, runtime, store, ends);
     let agent = agent.turn(queue, noticed, commands).await?;
     tracing::info!("stopping: the requests in flight are answered first");
     systemd(&[sd_notify::NotifyState::Stopping]);
@@ -209,7 +165,66 @@ async fn listen(address: SocketAddr, purpose: &'static str) -> Result<TcpListene
     bound.map_err(|source| AgentError::Listen { address, purpose, source })
 }
 
+/// What the agent tells others by.
+struct Ends {
+    events: mpsc::Sender<Event>,
+    notices: mpsc::Sender<Notice>,
+    repository: Arc<Repository>,
+    metrics: Arc<Metrics>,
+    status: Arc<ArcSwap<Value>>,
+}
+
 impl Agent {
+    fn new(setup: Setup, runtime: Runtime, store: Store, ends: Ends) -> Self {
+        let Setup { config, config_file, reread, hardware } = setup;
+        let Ends { events, notices, repository, metrics, status } = ends;
+        let now = Instant::now();
+        let loader = Loader {
+            library: runtime.library().path.clone(),
+            runtime,
+            threads: 1,
+            instances: 1,
+            trial_timeout: config.trial.timeout.into(),
+            trial_memory: None,
+            quarantined: Arc::default(),
+        };
+        Self {
+            arrivals: Arrivals::new(config.arrivals.settle.into()),
+            config,
+            reread,
+            hardware,
+            loader,
+            store,
+            policies: BTreeMap::new(),
+            served: BTreeMap::new(),
+            refused: BTreeMap::new(),
+            governor: governor::State::default(),
+            verdicts: BTreeMap::new(),
+            builds: VecDeque::new(),
+            building: None,
+            build_wish: tokio::sync::watch::channel(Wish::Run).0,
+            build_since: now,
+            loads: BTreeMap::new(),
+            loading: Arc::new(Semaphore::new(1)),
+            events,
+            notices,
+            repository,
+            metrics,
+            status,
+            look: Arc::new(Notify::new()),
+            look_at: None,
+            listing: false,
+            watcher: None,
+            started: now,
+            last_tick: now,
+            first_listing: false,
+            preparing: 0,
+            config_file,
+            config_revision: 1,
+            config_error: None,
+        }
+    }
+
     /// The event loop.
     async fn turn(
         mut self,
