@@ -255,14 +255,15 @@ fn footer(analysis: &Analysis) {
     );
     match &analysis.calibration {
         Some(info) => println!(
-            "Redundant: share of channels that another one replaces with an error of at most {:.1} % \
-             ({} samples).\nDirections: how many principal directions hold 99 % of what the channels say together.",
+            "Redundant: share of channels that another one replaces with an error of at most \
+             {:.1} % ({} samples).\nDirections: how many principal directions hold 99 % of what \
+             the channels say together.",
             100.0 * analysis.threshold.sin(),
             info.samples
         ),
         None => println!(
-            "Redundant (by spectra): share of channels with a spectrum like another's. That says little \
-             about replacing them: give --calibration for what it takes."
+            "Redundant (by spectra): share of channels with a spectrum like another's. That says \
+             little about replacing them: give --calibration for what it takes."
         ),
     }
     let saved: u64 = analysis.identical.iter().map(|same| same.saves_bytes).sum();

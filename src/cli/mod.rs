@@ -1,8 +1,8 @@
 //! The command line: one file a subcommand. Each turns its arguments into one call of the library and
 //! its error into an exit code.
 
-mod demo;
 mod analyze;
+mod demo;
 mod prune;
 mod run;
 mod runtime;

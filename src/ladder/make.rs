@@ -85,7 +85,7 @@ pub struct Ladder {
     pub coupling: Coupling,
 }
 
-/// The inputs of [`make`].
+/// The inputs of [`Task::make`].
 pub struct Task<'a> {
     pub engine: &'a dyn Engine,
     pub model: &'a Model,

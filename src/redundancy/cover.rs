@@ -2,8 +2,9 @@
 //!
 //! Greedy cover by descending degree: the operator that can stand for most of the others that nobody stands
 //! for yet becomes the centre of a star. A certificate bounds the error between a member and its
-//! representative and nothing else, which is just what a star promises; complete linkage would bound all pairs and
-//! so split clusters for nothing, connected components would chain operators that have nothing in common.
+//! representative and nothing else, which is just what a star promises; complete linkage would bound all
+//! pairs and so split clusters for nothing, connected components would chain operators that have nothing in
+//! common.
 //! The greedy rule needs at most ln(n) + 1 times as many representatives as the best cover (Chvátal 1979).
 
 use serde::Serialize;
@@ -20,8 +21,8 @@ pub struct Cluster {
     pub radius: f64,
 }
 
-/// Covers `n` operators by clusters. `distance(i, j)` is symmetric; `cost(i, j)` is what it costs that `j` stands
-/// in for `i`. Clusters are ordered by their representatives; ties go to the lower index.
+/// Covers `n` operators by clusters. `distance(i, j)` is symmetric; `cost(i, j)` is what it costs that `j`
+/// stands in for `i`. Clusters are ordered by their representatives; ties go to the lower index.
 pub fn cover(
     n: usize,
     threshold: f64,

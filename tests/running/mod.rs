@@ -107,6 +107,11 @@ impl Home {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log.unwrap());
+        // Settings of whoever runs the tests would win over the test's configuration.
+        let settings = std::env::vars_os().map(|(name, _)| name);
+        for name in settings.filter(|name| name.to_string_lossy().starts_with("BLOCHD_")) {
+            command.env_remove(name);
+        }
         command.envs(environment.iter().copied());
         let child = command.spawn().unwrap();
         let mut agent = Agent { child, home: self };

@@ -181,8 +181,9 @@ pub fn html(story: &Story) -> String {
          background:var(--bg);max-width:980px;margin:2rem auto;padding:0 1rem}}svg{{width:100%;\
          height:auto}}text{{fill:var(--fg);font-size:12px}}pre{{overflow-x:auto}}\
          </style><h1>blochd demo</h1><p>Every dot is one request: when it was sent and how long \
-         its answer took, coloured by the variant that answered. The red line is the budget (p99), the \
-         shaded stretch the squeeze.</p>{}<pre>{body}</pre><h2>The ladder</h2><pre>{}</pre></html>",
+         its answer took, coloured by the variant that answered. The red line is the budget \
+         (p99), the shaded stretch the squeeze.</p>{}<pre>{body}</pre><h2>The ladder</h2>\
+         <pre>{}</pre></html>",
         plot(story),
         ladder(&story.ladder)
     )

@@ -1,5 +1,5 @@
 //! The agent: the composition root and one event loop. Everything slow (listing, loading, trials, builds)
-//! runs elsewhere and comes back as an [`Event`]; the loop decides, publishes and tells.
+//! runs elsewhere and comes back as an `Event`; the loop decides, publishes and tells.
 //!
 //! ```text
 //! watch ─► Listed ─► arrivals ─► Settled ─► trial + load ─► Prepared ─► slot in service
