@@ -239,8 +239,23 @@ pub const BROKEN_CHANCE: f64 = 0.002;
 /// Fewest observed requests from which a slowdown is taken.
 pub const OBSERVED_MIN: usize = 5;
 
+/// Most pieces that a window is cut into to tell a stall, which hits one or two, from a squeeze: a quarter of
+/// a second each of a window of two.
+pub const SLICES: usize = 8;
+
+/// Fewest requests of such a piece.
+pub const SLICE_REQUESTS: usize = 5;
+
 /// Time in which half of a slowdown that is no longer seen is forgotten.
-pub const SLOWDOWN_HALF_LIFE: std::time::Duration = std::time::Duration::from_secs(2);
+pub const SLOWDOWN_HALF_LIFE: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// Time over which the share of requests above the budget is averaged (its half-life): some seconds see
+/// enough stalls.
+pub const STALLED_HALF_LIFE: std::time::Duration = std::time::Duration::from_secs(4);
+
+/// Time in which half of what a better variant is forgiven is forgotten: a box that stalls does so for tens of
+/// seconds, and what breaks the budget later is taken seriously again.
+pub const FORGIVEN_HALF_LIFE: std::time::Duration = std::time::Duration::from_secs(15);
 
 /// Most doublings of the wait before another attempt to go up: 64 times the wait, some minutes.
 pub const UPWARD_DOUBLINGS: u32 = 6;

@@ -1,34 +1,91 @@
-//! What a stretch of latencies says about a budget on one of its percentiles, when there are few of them.
+//! What a stretch of latencies says about a budget on one of its percentiles, when there are few of them and
+//! some met a stall that no variant would have avoided.
 //!
 //! The 99th percentile of sixty requests is the slowest one, and one page fault would decide. So a budget
 //! counts as broken where more requests lie above it than chance explains: with a budget that is just
 //! held, each request lies above it with probability 1 − q, and `k` of `n` do with the tail of the
 //! binomial distribution.
+//!
+//! A stall (the hypervisor, a swap, a flash that erases) makes all requests of one moment slow, however many
+//! they are; a squeeze makes requests slow all the time. So the window is cut into slices, in the order
+//! of time, and what is to move a variant must show in half of them.
 
 use std::time::Duration;
 
-use super::types::Observed;
-use crate::limits::{BROKEN_CHANCE, BROKEN_REQUESTS};
+use crate::limits::{BROKEN_CHANCE, BROKEN_REQUESTS, OBSERVED_MIN, SLICE_REQUESTS, SLICES};
 use crate::units::Percentile;
 
-/// What the governor is shown of the latencies of a window, of which it was promised that `percentile` of
-/// them lie within `budget`. The order of the latencies does not matter.
-pub fn observe(
-    mut latencies: Vec<Duration>,
-    budget: Option<Duration>,
+/// Latencies of a window, in the order of their answers.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Observed {
+    latencies: Vec<Duration>,
     percentile: Percentile,
-) -> Observed {
-    latencies.sort_unstable();
-    let count = latencies.len();
-    let over = budget.map_or(0, |budget| count - latencies.partition_point(|l| *l <= budget));
-    let rank = (percentile.quantile() * count as f64).ceil() as usize;
-    // Where the tail holds fewer requests than break a budget, they do not make a slowdown either.
-    let rank = rank.min((count + 1).saturating_sub(BROKEN_REQUESTS)).max(1);
-    Observed {
-        count,
-        over,
-        breaking: breaking(count, 1.0 - percentile.quantile()),
-        latency: latencies.get(rank - 1).copied(),
+}
+
+impl Observed {
+    /// What the governor is shown of `latencies` (in the order of the answers), of which it was promised that
+    /// `percentile` lie within the budget.
+    pub fn new(latencies: Vec<Duration>, percentile: Percentile) -> Self {
+        Self { latencies, percentile }
+    }
+
+    /// Requests answered.
+    pub fn count(&self) -> usize {
+        self.latencies.len()
+    }
+
+    /// Share of the requests above `limit`; 0 without requests.
+    pub(super) fn share_over(&self, limit: Duration) -> f64 {
+        let over = self.latencies.iter().filter(|latency| **latency > limit).count();
+        over as f64 / self.latencies.len().max(1) as f64
+    }
+
+    /// Latency at the percentile, without the slowest requests where too few would decide. A stall counts.
+    pub fn tail(&self) -> Option<Duration> {
+        let mut sorted = self.latencies.clone();
+        sorted.sort_unstable();
+        let count = sorted.len();
+        let rank = (self.percentile.quantile() * count as f64).ceil() as usize;
+        // Where the tail holds fewer requests than break a budget, they do not make a slowdown either.
+        let rank = rank.min((count + 1).saturating_sub(BROKEN_REQUESTS)).max(1);
+        sorted.get(rank - 1).copied()
+    }
+
+    /// The median over the slices of their latency at the percentile: what no single stall moves. `None`
+    /// with fewer than [`OBSERVED_MIN`] requests.
+    pub fn typical(&self) -> Option<Duration> {
+        if self.latencies.len() < OBSERVED_MIN {
+            return None;
+        }
+        let tail = |slice: &[Duration]| {
+            let mut sorted = slice.to_vec();
+            sorted.sort_unstable();
+            self.percentile.of(&sorted)
+        };
+        let mut tails: Vec<Duration> = self.slices().filter_map(tail).collect();
+        tails.sort_unstable();
+        tails.get(tails.len().saturating_sub(1) / 2).copied()
+    }
+
+    /// Whether more requests are `over` than chance explains, where a share of `besides` more than the
+    /// percentile leaves would be.
+    pub(super) fn breaks(&self, over: impl Fn(Duration) -> bool, besides: f64) -> bool {
+        let found = self.latencies.iter().filter(|latency| over(**latency)).count();
+        let share = 1.0 - self.percentile.quantile() + besides;
+        found >= BROKEN_REQUESTS && found >= breaking(self.latencies.len(), share)
+    }
+
+    /// The same, and they did not come in a few moments.
+    pub(super) fn breaks_throughout(&self, over: impl Fn(Duration) -> bool, besides: f64) -> bool {
+        let hit = self.slices().filter(|slice| slice.iter().any(|latency| over(*latency))).count();
+        let slices = self.slices().len();
+        hit >= slices.min((slices / 2).max(2)) && self.breaks(over, besides)
+    }
+
+    fn slices(&self) -> impl ExactSizeIterator<Item = &[Duration]> {
+        let count = self.latencies.len();
+        let slices = (count / SLICE_REQUESTS).clamp(1, SLICES);
+        (0..slices).map(move |n| &self.latencies[count * n / slices..count * (n + 1) / slices])
     }
 }
 
@@ -37,6 +94,9 @@ pub fn observe(
 fn breaking(count: usize, share: f64) -> usize {
     if share <= 0.0 {
         return BROKEN_REQUESTS;
+    }
+    if share >= 1.0 {
+        return count + 1;
     }
     // P(X = k) from P(X = k − 1), begun at ln P(X = 0) so that thousands of requests do not underflow
     // before the bulk is reached.
@@ -84,12 +144,38 @@ mod tests {
     #[test]
     fn single_slow_requests_make_no_slowdown_of_a_tail_percentile() {
         let latencies = ms((0..60).map(|n| if n < 2 { 900 } else { 10 }));
-        let observed = observe(latencies, Some(Duration::from_millis(20)), Percentile::P99);
-        assert_eq!((observed.count, observed.over), (60, 2));
-        assert_eq!(observed.latency, Some(Duration::from_millis(10)));
-        let half = observe(ms(1..=100), None, Percentile::P50);
-        assert_eq!(half.latency, Some(Duration::from_millis(50)));
-        assert_eq!(observe(Vec::new(), None, Percentile::P99).latency, None);
+        let observed = Observed::new(latencies, Percentile::P99);
+        assert_eq!(observed.tail(), Some(Duration::from_millis(10)));
+        assert_eq!(observed.share_over(Duration::from_millis(20)), 2.0 / 60.0);
+        let half = Observed::new(ms(1..=100), Percentile::P50);
+        assert_eq!(half.tail(), Some(Duration::from_millis(50)));
+        let none = Observed::default();
+        assert_eq!((none.tail(), none.typical(), none.count()), (None, None, 0));
+    }
+
+    #[test]
+    fn a_stall_is_no_typical_latency_and_a_squeeze_is() {
+        let limit = Duration::from_millis(20);
+        let shown = |slow: std::ops::Range<u64>| {
+            let took = (0..80).map(|n| if slow.contains(&n) { 50 } else { 10 });
+            let observed = Observed::new(ms(took), Percentile::P99);
+            let over = |latency: Duration| latency > limit;
+            let broken = (observed.breaks(over, 0.0), observed.breaks_throughout(over, 0.0));
+            (observed.typical().unwrap().as_millis(), broken)
+        };
+        assert_eq!(shown(0..0), (10, (false, false)));
+        assert_eq!(shown(13..37), (10, (true, false)), "a third of the window, in one piece");
+        assert_eq!(shown(20..80), (50, (true, true)));
+    }
+
+    #[test]
+    fn what_is_forgiven_does_not_break() {
+        let latencies = ms((0..80).map(|n| if n % 8 == 0 { 50 } else { 10 }));
+        let observed = Observed::new(latencies, Percentile::P99);
+        let over = |latency: Duration| latency > Duration::from_millis(20);
+        assert!(observed.breaks_throughout(over, 0.0));
+        assert!(!observed.breaks_throughout(over, 0.12));
+        assert!(!observed.breaks_throughout(over, 1.0));
     }
 
     proptest! {

@@ -7,6 +7,11 @@
 //! with more headroom, for a while; never two switches within the dwell time; never below the quality
 //! floor. An upward switch that had to be taken back makes the next attempt wait longer, because a slowdown
 //! that was measured on a fast variant under a squeeze need not hold for a slower one.
+//!
+//! A stall that hits every variant alike must not keep the better one out. So the slowdown is that of the
+//! typical stretch of the window; what moves a model down must be seen all over the window; and a better
+//! variant is asked only for the requests that it would be too slow for, not for those that the faster
+//! one in service does not answer in time either.
 
 mod estimate;
 mod policy;
@@ -15,8 +20,6 @@ mod queue;
 pub mod simulate;
 mod types;
 
-pub use estimate::observe;
+pub use estimate::Observed;
 pub use policy::step;
-pub use types::{
-    Action, Because, ModelView, Observed, Outcome, Policy, State, VariantView, Verdict,
-};
+pub use types::{Action, Because, ModelView, Outcome, Policy, State, VariantView, Verdict};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::types::{Action, Because, Memory, ModelView, Observed, Outcome, State, Verdict};
+use super::types::{Action, Because, Memory, ModelView, Outcome, State, Verdict};
 use crate::limits;
 
 /// Looks at all models and says at most one switch, that of the highest priority first.
@@ -17,8 +17,8 @@ pub fn step(state: &mut State, models: &[ModelView], now: Duration) -> Outcome {
     for model in order {
         let memory = state.models.entry(model.name.clone()).or_insert_with(|| Memory::new(now));
         memory.observe(model, now);
-        let met = model.budget.filter(|_| model.observed.count > 0);
-        let met = met.map(|_| !is_broken(&model.observed));
+        let budget = model.budget.filter(|_| model.observed.count() > 0);
+        let met = budget.map(|budget| !model.observed.breaks(|latency| latency > budget, 0.0));
         let verdict = Verdict { slowdown: memory.slowdown, met };
         outcome.verdicts.insert(model.name.clone(), verdict);
         if outcome.action.is_none()
@@ -31,9 +31,9 @@ pub fn step(state: &mut State, models: &[ModelView], now: Duration) -> Outcome {
     outcome
 }
 
-/// Whether more requests lie above the budget than chance explains.
-fn is_broken(observed: &Observed) -> bool {
-    observed.over >= observed.breaking.max(limits::BROKEN_REQUESTS)
+/// How much of a thing is forgotten in `elapsed`.
+fn forgotten(elapsed: Duration, half_life: Duration) -> f64 {
+    1.0 - 0.5f64.powf(elapsed.as_secs_f64() / half_life.as_secs_f64())
 }
 
 impl Memory {
@@ -42,9 +42,8 @@ impl Memory {
             slowdown: 1.0,
             seen: now,
             switched: None,
-            over: 0,
-            rises: [None; 2],
-            broken_since: None,
+            stalled: 0.0,
+            forgiven: 0.0,
             went_up: false,
             fits_since: None,
             failures: 0,
@@ -54,25 +53,23 @@ impl Memory {
     /// Takes the latencies in: a rise at once, a fall smoothed. Without traffic the slowdown fades to 1:
     /// nobody knows, and the next requests will tell.
     fn observe(&mut self, model: &ModelView, now: Duration) {
-        let elapsed = now.saturating_sub(self.seen).as_secs_f64();
+        let elapsed = now.saturating_sub(self.seen);
         self.seen = now;
-        if model.observed.over > self.over {
-            self.rises = [self.rises[1], Some(now)];
-        }
-        self.over = model.observed.over;
-        self.broken_since = is_broken(&model.observed).then(|| self.broken_since.unwrap_or(now));
-        let share = 1.0 - 0.5f64.powf(elapsed / limits::SLOWDOWN_HALF_LIFE.as_secs_f64());
-        let promised = model.variants.get(model.current).map_or(0.0, |v| v.promised.as_secs_f64());
-        let target = match model.observed.latency {
-            Some(latency) if model.observed.count >= limits::OBSERVED_MIN && promised > 0.0 => {
-                (latency.as_secs_f64() / promised).max(1.0)
-            }
-            Some(_) => return,
+        let over = model.budget.map_or(0.0, |budget| model.observed.share_over(budget));
+        self.stalled += (over - self.stalled) * forgotten(elapsed, limits::STALLED_HALF_LIFE);
+        self.forgiven -= self.forgiven * forgotten(elapsed, limits::FORGIVEN_HALF_LIFE);
+        let target = match model.observed.typical() {
+            Some(typical) => match self.slowdown_at(model, typical) {
+                Some(slowdown) => slowdown,
+                None => return,
+            },
+            None if model.observed.count() > 0 => return,
             None => 1.0,
         };
         if target > self.slowdown {
             self.slowdown = target;
         } else {
+            let share = forgotten(elapsed, limits::SLOWDOWN_HALF_LIFE);
             self.slowdown += (target - self.slowdown) * share;
         }
     }
@@ -106,23 +103,22 @@ impl Memory {
         if !allowed(model.current) && current.ready {
             return best(&|_| true).map(|to| (to, Because::Policy));
         }
-        let limit = budget.as_secs_f64();
-        let cost = |index: usize, factor: f64| {
-            model.variants[index].promised.as_secs_f64() * self.slowdown * factor
-        };
-        if self.is_broken_for_long(model, now) {
-            self.fits_since = None;
+        if model.observed.breaks_throughout(|latency| latency > budget, self.forgiven) {
+            let fits = |index: usize| self.would_cost(model, index) <= budget;
             let faster = |index: usize| model.variants[index].promised < current.promised;
-            let fitting = best(&|i| faster(i) && cost(i, model.policy.margin) <= limit);
+            let fitting = best(&|index| faster(index) && fits(index));
             let fastest = || {
                 let faster = usable.iter().copied().filter(|index| faster(*index));
                 faster.min_by_key(|index| model.variants[*index].promised)
             };
-            return fitting.or_else(fastest).map(|to| (to, Because::Budget));
+            if let Some(to) = fitting.or_else(fastest) {
+                self.fits_since = None;
+                return Some((to, Because::Budget));
+            }
         }
-        let better = best(&|i| {
-            let variant = &model.variants[i];
-            variant.promised > current.promised && cost(i, model.policy.headroom) <= limit
+        let better = best(&|index| {
+            model.variants[index].promised > current.promised
+                && self.would_hold(model, index, budget)
         });
         let Some(to) = better.filter(|to| {
             let variant = &model.variants[*to];
@@ -136,13 +132,31 @@ impl Memory {
         (now.saturating_sub(since) >= wait).then_some((to, Because::Headroom))
     }
 
-    /// One stall makes all requests of that moment slow, however many they are. So those above the budget
-    /// must have come at two looks, or have been there for longer than a stall stays in the window.
-    fn is_broken_for_long(&self, model: &ModelView, now: Duration) -> bool {
-        let age = |at: Duration| now.saturating_sub(at);
-        let twice = self.rises[0].is_some_and(|at| age(at) <= model.policy.window);
-        let lasting = self.broken_since.is_some_and(|at| age(at) > model.policy.window);
-        is_broken(&model.observed) && (twice || lasting)
+    /// `latency` of the variant in service over what it promised, at least 1.
+    fn slowdown_at(&self, model: &ModelView, latency: Duration) -> Option<f64> {
+        let promised = model.variants.get(model.current)?.promised.as_secs_f64();
+        (promised > 0.0).then(|| (latency.as_secs_f64() / promised).max(1.0))
+    }
+
+    /// What a faster variant would take, with its margin. A budget that is broken wants to be held at
+    /// once, so the whole tail counts.
+    fn would_cost(&self, model: &ModelView, index: usize) -> Duration {
+        let tail = model.observed.tail().and_then(|tail| self.slowdown_at(model, tail));
+        let slowdown = tail.map_or(self.slowdown, |tail| tail.max(self.slowdown));
+        scaled(model.variants[index].promised, slowdown * model.policy.margin)
+    }
+
+    /// Whether a better variant, with its headroom, would hold the budget: at the pace of the typical
+    /// stretch, and without breaking it by the requests that are in time now and would then be late.
+    fn would_hold(&self, model: &ModelView, index: usize, budget: Duration) -> bool {
+        let headroom = model.policy.headroom;
+        let (now, then) = (model.variants[model.current].promised, model.variants[index].promised);
+        if scaled(then, self.slowdown * headroom) > budget {
+            return false;
+        }
+        let factor = then.as_secs_f64() / now.as_secs_f64().max(1e-9) * headroom;
+        let late = |latency: Duration| latency <= budget && scaled(latency, factor) > budget;
+        !model.observed.breaks(late, 0.0)
     }
 
     fn switched(&mut self, model: &ModelView, to: usize, because: Because, now: Duration) {
@@ -153,10 +167,14 @@ impl Memory {
             self.failures = self.failures.saturating_sub(1);
         }
         self.went_up = model.variants[to].promised > model.variants[model.current].promised;
+        self.forgiven = if self.went_up { self.stalled } else { 0.0 };
+        self.stalled = 0.0;
         self.switched = Some(now);
-        self.over = 0;
-        self.rises = [None; 2];
-        self.broken_since = None;
         self.fits_since = None;
     }
+}
+
+/// `duration` times a factor that may be anything.
+fn scaled(duration: Duration, factor: f64) -> Duration {
+    Duration::try_from_secs_f64(duration.as_secs_f64() * factor).unwrap_or(Duration::MAX)
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{Action, ModelView, State, observe, step};
+use super::{Action, ModelView, Observed, State, step};
 use crate::units::Percentile;
 
 /// One switch of a simulated run.
@@ -59,9 +59,9 @@ pub fn simulate(mut model: ModelView, scene: &Scene, length: Duration) -> Run {
             next_request += between;
         }
         let from = since.max(now.saturating_sub(scene.window));
-        let recent = run.requests.iter().rev().take_while(|(at, _, _)| *at >= from);
-        model.observed =
-            observe(recent.map(|(_, _, took)| *took).collect(), model.budget, Percentile::P99);
+        let recent = run.requests.partition_point(|(at, _, _)| *at < from);
+        let recent = run.requests[recent..].iter().map(|(_, _, took)| *took);
+        model.observed = Observed::new(recent.collect(), Percentile::P99);
         if let Some(action) = step(&mut state, std::slice::from_ref(&model), now).action {
             let switch = Switch { at: now, from: model.current, action: action.clone() };
             run.switches.push(switch);
@@ -77,7 +77,7 @@ pub fn simulate(mut model: ModelView, scene: &Scene, length: Duration) -> Run {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::{Because, Observed, Policy, VariantView};
+    use super::super::{Because, Policy, VariantView};
     use super::*;
 
     fn model(budget_ms: u64, floor: f64) -> ModelView {

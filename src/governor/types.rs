@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::estimate::Observed;
+
 /// One variant of a model that could serve it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct VariantView {
@@ -16,19 +18,6 @@ pub struct VariantView {
     pub quality: f64,
     /// Whether it can be put into service now: loaded, warmed and not withdrawn.
     pub ready: bool,
-}
-
-/// Latencies of the variant in service since it came into service, within the last window.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Observed {
-    /// Requests answered.
-    pub count: usize,
-    /// Of these, above the budget.
-    pub over: usize,
-    /// This many above it break it: more than chance explains, see `governor::observe`.
-    pub breaking: usize,
-    /// Latency at the budget's percentile, without the slowest requests where too few would decide.
-    pub latency: Option<Duration>,
 }
 
 /// How eagerly variants are changed.
@@ -63,6 +52,7 @@ pub struct ModelView {
     /// Whose switch goes first: the higher.
     pub priority: i32,
     pub policy: Policy,
+    /// Since the variant in service came into service, within the last window.
     pub observed: Observed,
     /// The variant in service has failed: an error, a value that is not finite.
     pub fault: bool,
@@ -130,12 +120,11 @@ pub(super) struct Memory {
     pub slowdown: f64,
     pub seen: Duration,
     pub switched: Option<Duration>,
-    /// Requests above the budget at the last look.
-    pub over: usize,
-    /// When it was last seen that there were more of them than at the look before.
-    pub rises: [Option<Duration>; 2],
-    /// Since when the budget has been broken at every look.
-    pub broken_since: Option<Duration>,
+    /// Share of the requests above the budget on the variant in service, averaged over some seconds.
+    pub stalled: f64,
+    /// That of the faster variant that was in service before, fading: what the one in service now is
+    /// forgiven, because the faster one did not avoid it.
+    pub forgiven: f64,
     /// The last switch went to a better variant.
     pub went_up: bool,
     /// Since when a better variant has fitted.

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::arrivals::VersionKey;
 use crate::config::ModelConfig;
-use crate::governor::{ModelView, Policy, VariantView, Verdict, observe};
+use crate::governor::{ModelView, Observed, Policy, VariantView, Verdict};
 use crate::ladder::Manifest;
 use crate::shell::slot::{Runner, Slot, VariantInfo};
 use crate::units::{Digest, Percentile};
@@ -94,7 +94,8 @@ impl Served {
         }
     }
 
-    /// Latencies of the variant in service within the window, since it came into service.
+    /// Latencies of the variant in service within the window, since it came into service, in the order of
+    /// the answers.
     fn latencies(&self, now: Instant) -> Vec<Duration> {
         let window = Duration::from(self.config.governor.window);
         let since = now.checked_sub(window).map_or(self.switched, |at| at.max(self.switched));
@@ -104,8 +105,7 @@ impl Served {
     /// What the governor is shown.
     pub fn view(&self, now: Instant) -> ModelView {
         let budget = self.config.budget.map(|budget| Duration::from(budget.limit));
-        let latencies = self.latencies(now);
-        let observed = observe(latencies, budget, self.percentile());
+        let observed = Observed::new(self.latencies(now), self.percentile());
         let governor = &self.config.governor;
         ModelView {
             name: self.key.model.clone(),
@@ -139,7 +139,8 @@ impl Served {
     /// For `blochd status` and everybody who asks by HTTP.
     pub fn status(&self, verdict: Option<&Verdict>, now: Instant) -> Value {
         let ms = |duration: Duration| duration.as_secs_f64() * 1e3;
-        let latencies = self.latencies(now);
+        let mut latencies = self.latencies(now);
+        latencies.sort_unstable();
         let totals = self.slot.totals();
         let (build, why) = match &self.build {
             Build::None(why) => ("none".to_owned(), Some(why.clone())),

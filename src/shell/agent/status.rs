@@ -38,9 +38,8 @@ impl Agent {
     /// always near its budgets it is the ladder that helps.
     fn pace_build(&mut self, views: &[governor::ModelView], now: Instant) {
         let near = views.iter().any(|view| {
-            let latency = view.observed.latency.filter(|_| view.observed.count > 0);
             let limit = view.budget.map(|budget| budget.mul_f64(limits::NEAR_BUDGET));
-            latency.zip(limit).is_some_and(|(latency, limit)| latency > limit)
+            view.observed.tail().zip(limit).is_some_and(|(latency, limit)| latency > limit)
         });
         let paused = match *self.build_wish.borrow() {
             Wish::Pause => true,

@@ -177,14 +177,11 @@ impl Stats {
     pub fn window(&self, since: Instant) -> Window {
         let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         // Instances finish out of order by a hair, so the whole ring is looked through.
-        let (mut latency, mut compute): (Vec<_>, Vec<_>) = recent
+        let (latency, compute) = recent
             .iter()
             .filter(|sample| sample.at >= since)
             .map(|sample| (sample.latency, sample.compute))
             .unzip();
-        drop(recent);
-        latency.sort_unstable();
-        compute.sort_unstable();
         Window { latency, compute }
     }
 }
@@ -192,9 +189,9 @@ impl Stats {
 /// The requests of a stretch of time.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Window {
-    /// Arrival to answer ready, ascending.
+    /// Arrival to answer ready, in the order of the answers.
     pub latency: Vec<Duration>,
-    /// Time in the session, ascending.
+    /// Time in the session, in the same order.
     pub compute: Vec<Duration>,
 }
 
@@ -211,11 +208,17 @@ impl Window {
 
     /// Client-visible latency at a percentile; `None` when empty.
     pub fn latency_at(&self, percentile: Percentile) -> Option<Duration> {
-        percentile.of(&self.latency)
+        percentile_of(&self.latency, percentile)
     }
 
     /// Compute time at a percentile; `None` when empty.
     pub fn compute_at(&self, percentile: Percentile) -> Option<Duration> {
-        percentile.of(&self.compute)
+        percentile_of(&self.compute, percentile)
     }
+}
+
+fn percentile_of(durations: &[Duration], percentile: Percentile) -> Option<Duration> {
+    let mut sorted = durations.to_vec();
+    sorted.sort_unstable();
+    percentile.of(&sorted)
 }
