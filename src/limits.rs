@@ -308,10 +308,26 @@ pub const AGENT_EVENTS: usize = 256;
 /// Share of a budget from which on a build makes place for serving.
 pub const NEAR_BUDGET: f64 = 0.8;
 
+/// Share of a budget below which a build that stood still goes on: so far below the other that the
+/// build's own share of the box does not send it back at once.
+pub const FAR_FROM_BUDGET: f64 = 0.6;
+
 /// A build is paused no longer than this at a stretch, and then runs for at least the second time: on a
 /// box that is always near its budgets it is the ladder that helps.
 pub const BUILD_PAUSE: std::time::Duration = std::time::Duration::from_secs(5);
 pub const BUILD_RUN: std::time::Duration = std::time::Duration::from_secs(15);
+
+/// Bytes of live requests that are kept of one model, in memory and on disk: 53 colour images of 224
+/// pixels a side, or 512 of 73. Eight images are enough for a refit that beats every other repair.
+pub const RESERVOIR_BYTES: usize = 32 << 20;
+
+/// Samples of live requests from which on a ladder is worth building: as many as the figures in the
+/// documentation were measured with.
+pub const RESERVOIR_ENOUGH: usize = 128;
+
+/// Samples out of which the kept ones are drawn before that ends: half an hour of 30 requests a second,
+/// several days of one every few seconds.
+pub const RESERVOIR_SEEN: u64 = 65_536;
 
 /// Runs of a variant in its trial.
 pub const TRIAL_RUNS: usize = 20;

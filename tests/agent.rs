@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use running::{Home, Load, model};
+use running::{Home, Load, children_of, model};
 use serde_json::json;
 
 const NO_LADDER: &str = "defaults: {ladder: {enabled: false}}";
@@ -266,15 +266,6 @@ fn a_trial_that_crashes_hangs_or_eats_the_memory_costs_the_version_and_nothing_e
     });
     assert!(stays(&agent));
     agent.eventually("no child is left", |agent| children_of(agent.pid()).is_empty());
-}
-
-fn children_of(pid: nix::unistd::Pid) -> Vec<i32> {
-    let mut all = Vec::new();
-    for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
-        let text = fs::read_to_string(task.path().join("children")).unwrap_or_default();
-        all.extend(text.split_whitespace().filter_map(|child| child.parse::<i32>().ok()));
-    }
-    all
 }
 
 #[test]

@@ -4,7 +4,9 @@
 //! is made good by the next one.
 //!
 //! The layout is that which users of Triton know: `<model>/<version>/model.onnx`, with an optional
-//! `<model>/policy.yaml` and `<model>/calibration.npz`; a bare `<model>.onnx` is version 1.
+//! `<model>/policy.yaml` and `<model>/calibration.npz`; a bare `<model>.onnx` is version 1. All that lies
+//! in a version's folder belongs to it; to a bare file belong its external data, by name until the file
+//! was read ([`Arrivals::depends`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -55,6 +57,10 @@ pub struct Arrivals {
     settle: Duration,
     versions: BTreeMap<VersionKey, Watched>,
     companions: BTreeMap<String, Watched>,
+    /// What bare model files say that they need, by path.
+    needs: BTreeMap<VersionKey, BTreeSet<String>>,
+    /// The last listing, and since when each file has been as it is.
+    seen: BTreeMap<String, (FileFact, Duration)>,
 }
 
 #[derive(Debug, Clone)]
@@ -62,19 +68,27 @@ struct Watched {
     files: BTreeSet<FileFact>,
     /// Since when they have been the same.
     since: Duration,
-    told: bool,
+    /// When that was told.
+    told: Option<Duration>,
 }
 
 impl Arrivals {
     /// Versions settle when nothing of theirs has changed for `settle`.
     pub fn new(settle: Duration) -> Self {
-        Self { settle, versions: BTreeMap::new(), companions: BTreeMap::new() }
+        Self {
+            settle,
+            versions: BTreeMap::new(),
+            companions: BTreeMap::new(),
+            needs: BTreeMap::new(),
+            seen: BTreeMap::new(),
+        }
     }
 
     /// Takes in a listing of the whole directory. The answer comes in a fixed order, companions first, so
     /// that a policy holds before its model is served.
     pub fn observe(&mut self, files: &[FileFact], now: Duration) -> Vec<Arrival> {
-        let layout = layout(files);
+        self.remember(files, now);
+        let layout = layout(files, &self.needs);
         let mut arrivals = Vec::new();
         let settle = self.settle;
         for (model, files) in &layout.companions {
@@ -84,7 +98,7 @@ impl Arrivals {
         }
         self.companions.retain(|model, watched| {
             let there = layout.companions.contains_key(model);
-            if !there && watched.told {
+            if !there && watched.told.is_some() {
                 arrivals.push(Arrival::Companions { model: model.clone() });
             }
             there
@@ -96,18 +110,45 @@ impl Arrivals {
         }
         self.versions.retain(|key, watched| {
             let there = layout.versions.contains_key(key);
-            if !there && watched.told {
+            if !there && watched.told.is_some() {
                 arrivals.push(Arrival::Removed { key: key.clone() });
             }
             there
         });
+        self.needs.retain(|key, _| layout.versions.contains_key(key));
         arrivals
+    }
+
+    fn remember(&mut self, files: &[FileFact], now: Duration) {
+        let mut seen = BTreeMap::new();
+        for fact in files {
+            let before = self.seen.remove(&fact.path).filter(|(before, _)| before == fact);
+            seen.insert(fact.path.clone(), before.unwrap_or_else(|| (fact.clone(), now)));
+        }
+        self.seen = seen;
+    }
+
+    /// A bare model file was read after it was told, and names these files (paths relative to the model
+    /// directory) as its external data: from now on the version changes when one of them does, and at
+    /// once where one has changed since the version was told.
+    pub fn depends(&mut self, key: &VersionKey, files: BTreeSet<String>) {
+        let Some(watched) = self.versions.get_mut(key) else { return };
+        let before = self.needs.remove(key).unwrap_or_default();
+        watched.files.retain(|fact| !before.contains(&fact.path) || files.contains(&fact.path));
+        for (fact, since) in files.iter().filter_map(|path| self.seen.get(path)) {
+            if watched.told.is_some_and(|told| *since <= told) {
+                watched.files.insert(fact.clone());
+            }
+        }
+        self.needs.insert(key.clone(), files);
     }
 
     /// When the directory should be listed again for files that are settling; `None` when none are.
     pub fn next_look(&self) -> Option<Duration> {
         let all = self.versions.values().chain(self.companions.values());
-        all.filter(|watched| !watched.told).map(|watched| watched.since + self.settle).min()
+        all.filter(|watched| watched.told.is_none())
+            .map(|watched| watched.since + self.settle)
+            .min()
     }
 
     /// Whether the last listing held any version of a model.
@@ -129,17 +170,19 @@ fn watch<K: Ord + Clone>(
     now: Duration,
     settle: Duration,
 ) -> bool {
-    let fresh = || Watched { files: files.clone(), since: now, told: false };
+    let fresh = || Watched { files: files.clone(), since: now, told: None };
     let watched = all.entry(key.clone()).or_insert_with(fresh);
     if watched.files != *files {
         *watched = fresh();
     }
-    let settled = !watched.told && now.saturating_sub(watched.since) >= settle;
-    watched.told |= settled;
+    let settled = watched.told.is_none() && now.saturating_sub(watched.since) >= settle;
+    if settled {
+        watched.told = Some(now);
+    }
     settled
 }
 
-fn layout(files: &[FileFact]) -> Layout {
+fn layout(files: &[FileFact], needs: &BTreeMap<VersionKey, BTreeSet<String>>) -> Layout {
     let mut layout = Layout::default();
     let mut beside: BTreeMap<VersionKey, BTreeSet<FileFact>> = BTreeMap::new();
     for fact in files {
@@ -170,10 +213,25 @@ fn layout(files: &[FileFact]) -> Layout {
             _ => {}
         }
     }
-    for (key, (_, own)) in &mut layout.versions {
-        own.extend(beside.remove(key).unwrap_or_default());
+    for (key, (file, own)) in &mut layout.versions {
+        if file.contains('/') {
+            own.extend(beside.remove(key).unwrap_or_default());
+        } else {
+            let needed = needs.get(key);
+            let belongs = |fact: &&FileFact| {
+                is_data_of(&fact.path, file) || needed.is_some_and(|all| all.contains(&fact.path))
+            };
+            own.extend(files.iter().filter(belongs).cloned());
+        }
     }
     layout
+}
+
+/// Whether `path` is called as exporters call the external data of the bare model `file`:
+/// `m.onnx.data`, `m.onnx_data`, `m.onnx_data_1`.
+fn is_data_of(path: &str, file: &str) -> bool {
+    let rest = path.strip_prefix(file).filter(|_| !is_temporary(path));
+    rest.is_some_and(|rest| rest.starts_with(['.', '_']) && !rest.contains('/'))
 }
 
 /// Digits without a leading zero, at least 1.
@@ -231,6 +289,50 @@ mod tests {
         assert_eq!(arrivals.observe(&[model.clone(), fact("m/2/weights.bin", 9)], at(500)), []);
         let told = arrivals.observe(&[model, fact("m/2/weights.bin", 9)], at(1000));
         assert_eq!(told, [settled("m", 2, "m/2/model.onnx")]);
+    }
+
+    #[test]
+    fn a_bare_model_changes_with_its_external_data() {
+        let bare = [settled("m", 1, "m.onnx")];
+        let key = VersionKey { model: "m".to_owned(), version: Version(1) };
+        let model = fact("m.onnx", 5);
+        let mut arrivals = Arrivals::new(at(500));
+        // By the name that exporters give it, even before the model was read.
+        let named = |size| [model.clone(), fact("m.onnx.data", size), fact("other.bin", size)];
+        arrivals.observe(&named(1), at(0));
+        assert_eq!(arrivals.observe(&named(2), at(500)), []);
+        assert_eq!(arrivals.observe(&named(2), at(1000)), bare);
+        assert_eq!(arrivals.observe(&[model.clone(), named(2)[1].clone()], at(1001)), []);
+        // By what the model says.
+        let mut arrivals = Arrivals::new(at(500));
+        let needed = |size| [model.clone(), fact("data/w.bin", size), fact("other.bin", size)];
+        let needs = || BTreeSet::from(["data/w.bin".to_owned()]);
+        arrivals.observe(&needed(1), at(0));
+        assert_eq!(arrivals.observe(&needed(1), at(500)), bare);
+        arrivals.depends(&key, needs());
+        assert_eq!(arrivals.observe(&needed(1), at(9000)), [], "nothing has changed");
+        assert_eq!(arrivals.observe(&needed(2), at(9100)), []);
+        assert_eq!(arrivals.observe(&needed(2), at(9600)), bare);
+        arrivals.depends(&key, needs());
+        assert_eq!(arrivals.observe(&needed(2), at(9700)), []);
+        // Data that goes, and comes back, is a change as well.
+        arrivals.observe(std::slice::from_ref(&model), at(10_000));
+        assert_eq!(arrivals.observe(std::slice::from_ref(&model), at(10_500)), bare);
+        assert_eq!(arrivals.observe(&needed(2), at(11_000)), []);
+        assert_eq!(arrivals.observe(&needed(2), at(11_500)), bare);
+    }
+
+    #[test]
+    fn external_data_that_changed_while_its_model_was_read_is_seen() {
+        let key = VersionKey { model: "m".to_owned(), version: Version(1) };
+        let files = |size| [fact("m.onnx", 5), fact("w.bin", size)];
+        let mut arrivals = Arrivals::new(at(500));
+        arrivals.observe(&files(1), at(0));
+        assert_eq!(arrivals.observe(&files(1), at(500)).len(), 1);
+        assert_eq!(arrivals.observe(&files(2), at(600)), [], "it is not known to belong");
+        arrivals.depends(&key, BTreeSet::from(["w.bin".to_owned()]));
+        arrivals.observe(&files(2), at(700));
+        assert_eq!(arrivals.observe(&files(2), at(1200)), [settled("m", 1, "m.onnx")]);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Model files ↔ models. A file is mapped, not read; external data is looked for in the model's folder and
 //! nowhere else.
 
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
@@ -64,13 +65,7 @@ impl LoadError {
 pub fn load(path: &Path) -> Result<Model, LoadError> {
     let io = |source| LoadError::Io { path: path.to_owned(), source };
     let onnx = |source| LoadError::Onnx { path: path.to_owned(), source };
-    let what = "the model file";
-    let (bytes, _) = map(path, limits::MODEL_FILE_BYTES).map_err(|fault| match fault {
-        Fault::Io(source) => io(source),
-        Fault::NotAFile => LoadError::NotAFile { path: path.to_owned() },
-        Fault::TooLarge(size) => too_large(path, what, size, limits::MODEL_FILE_BYTES),
-    })?;
-    let mut model = Model::decode(bytes).map_err(onnx)?;
+    let mut model = decode(path)?;
     let locations = model.external_files().map_err(onnx)?;
     if locations.is_empty() {
         return Ok(model);
@@ -99,6 +94,25 @@ pub fn load(path: &Path) -> Result<Model, LoadError> {
         model.attach(&location, contents).map_err(onnx)?;
     }
     Ok(model)
+}
+
+/// The external data files that the model at `path` names, relative to its folder.
+///
+/// # Errors
+/// Where the file is missing, too large, not a model, or names a file outside its folder.
+pub fn external_files(path: &Path) -> Result<BTreeSet<String>, LoadError> {
+    let onnx = |source| LoadError::Onnx { path: path.to_owned(), source };
+    decode(path)?.external_files().map_err(onnx)
+}
+
+/// The model without its external data.
+fn decode(path: &Path) -> Result<Model, LoadError> {
+    let (bytes, _) = map(path, limits::MODEL_FILE_BYTES).map_err(|fault| match fault {
+        Fault::Io(source) => LoadError::Io { path: path.to_owned(), source },
+        Fault::NotAFile => LoadError::NotAFile { path: path.to_owned() },
+        Fault::TooLarge(size) => too_large(path, "the model file", size, limits::MODEL_FILE_BYTES),
+    })?;
+    Model::decode(bytes).map_err(|source| LoadError::Onnx { path: path.to_owned(), source })
 }
 
 fn too_large(path: &Path, what: &str, size: u64, limit: u64) -> LoadError {

@@ -5,10 +5,11 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufReader, Cursor, Read, Write};
 use std::path::{Path, PathBuf};
 
-use zip::ZipArchive;
+use zip::write::SimpleFileOptions;
+use zip::{CompressionMethod, ZipArchive, ZipWriter};
 
 use crate::limits;
 use crate::onnx::{DType, Tensor};
@@ -64,6 +65,64 @@ pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>, NpzError> {
         return Err(fail("holds no arrays".to_owned()));
     }
     Ok(arrays)
+}
+
+/// NumPy's word for an element type; `None` where it has none of a fixed size.
+pub fn descr(dtype: DType) -> Option<&'static str> {
+    Some(match dtype {
+        DType::F16 => "<f2",
+        DType::F32 => "<f4",
+        DType::F64 => "<f8",
+        DType::I8 => "|i1",
+        DType::I16 => "<i2",
+        DType::I32 => "<i4",
+        DType::I64 => "<i8",
+        DType::U8 => "|u1",
+        DType::U16 => "<u2",
+        DType::U32 => "<u4",
+        DType::U64 => "<u8",
+        DType::Bool => "|b1",
+        DType::BF16 | DType::String => return None,
+    })
+}
+
+/// The arrays as an archive, uncompressed, as `numpy.savez` writes them.
+///
+/// # Errors
+/// Where an array is of a type that NumPy does not have, or the archive becomes too large for its format.
+pub fn encode(arrays: &BTreeMap<String, Tensor>) -> Result<Vec<u8>, EncodeError> {
+    let mut archive = ZipWriter::new(Cursor::new(Vec::new()));
+    let stored = SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
+    for (name, tensor) in arrays {
+        let descr = descr(tensor.dtype)
+            .ok_or_else(|| EncodeError::Type { array: name.clone(), dtype: tensor.dtype })?;
+        let dims: String = tensor.shape.iter().map(|dim| format!("{dim}, ")).collect();
+        let mut header =
+            format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': ({dims}), }}");
+        // The elements begin at a multiple of 64 bytes, behind magic, version and length.
+        let padding = (header.len() + 11).next_multiple_of(64) - (header.len() + 11);
+        header.push_str(&" ".repeat(padding));
+        header.push('\n');
+        let large = tensor.data.len() as u64 >= u64::from(u32::MAX);
+        archive.start_file(format!("{name}.npy"), stored.large_file(large))?;
+        archive.write_all(b"\x93NUMPY\x01\x00")?;
+        let length = u16::try_from(header.len()).map_err(std::io::Error::other)?;
+        archive.write_all(&length.to_le_bytes())?;
+        archive.write_all(header.as_bytes())?;
+        archive.write_all(&tensor.data)?;
+    }
+    Ok(archive.finish()?.into_inner())
+}
+
+/// Why arrays cannot be written as an archive.
+#[derive(Debug, thiserror::Error)]
+pub enum EncodeError {
+    #[error("array {array:?} is of type {dtype:?}, which NumPy does not have")]
+    Type { array: String, dtype: DType },
+    #[error("the archive cannot be written: {0}")]
+    Io(#[from] std::io::Error),
+    #[error("the archive cannot be written: {0}")]
+    Zip(#[from] zip::result::ZipError),
 }
 
 /// One `.npy` file. `left` is what all arrays together may still hold.
@@ -233,10 +292,6 @@ fn texts(shape: &[usize], data: &[u8], width: usize, big: bool) -> Result<Tensor
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write;
-
-    use zip::write::SimpleFileOptions;
-
     use super::*;
 
     /// A `.npy` file of version 1 with the given header text and elements.
@@ -272,6 +327,26 @@ mod tests {
         assert_eq!(arrays.keys().collect::<Vec<_>>(), ["flag", "x"]);
         assert_eq!((arrays["x"].dtype, &arrays["x"].shape[..]), (DType::F32, &[2][..]));
         assert_eq!((arrays["flag"].dtype, &arrays["flag"].shape[..]), (DType::Bool, &[][..]));
+    }
+
+    #[test]
+    fn what_is_written_is_read_back_whatever_its_type_and_rank() {
+        let tensor = |dtype: DType, shape: &[usize]| {
+            let bytes = shape.iter().product::<usize>() * dtype.size().unwrap();
+            let data: Vec<u8> = (0..bytes).map(|at| (at % 2) as u8).collect();
+            Tensor { dtype, shape: shape.to_vec(), data: data.into() }
+        };
+        let arrays = BTreeMap::from([
+            ("images".to_owned(), tensor(DType::F32, &[3, 1, 2, 2])),
+            ("flag".to_owned(), tensor(DType::Bool, &[])),
+            ("ids".to_owned(), tensor(DType::I64, &[5])),
+            ("none".to_owned(), tensor(DType::U8, &[0, 4])),
+        ]);
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(&encode(&arrays).unwrap()).unwrap();
+        assert_eq!(read(file.path()).unwrap(), arrays);
+        let text = BTreeMap::from([("t".to_owned(), Tensor::from_strings(&[1], &["a"]))]);
+        assert!(encode(&text).unwrap_err().to_string().contains("\"t\""));
     }
 
     #[test]

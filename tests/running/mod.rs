@@ -27,12 +27,20 @@ pub fn model(name: &str) -> PathBuf {
 }
 
 /// ONNX Runtime as the program finds it.
-fn onnx_runtime() -> &'static Path {
+pub fn onnx_runtime() -> &'static Path {
     static FOUND: OnceLock<PathBuf> = OnceLock::new();
     FOUND.get_or_init(|| {
         let search = Search::new(None, &places::state_dir());
         library::locate(&search).unwrap_or_else(|error| panic!("{error}")).path
     })
+}
+
+/// Settings of whoever runs the tests would win over the test's own.
+pub fn without_settings(command: &mut Command) {
+    let settings = std::env::vars_os().map(|(name, _)| name);
+    for name in settings.filter(|name| name.to_string_lossy().starts_with("BLOCHD_")) {
+        command.env_remove(name);
+    }
 }
 
 /// The directories of an agent; they outlive its processes.
@@ -107,11 +115,7 @@ impl Home {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log.unwrap());
-        // Settings of whoever runs the tests would win over the test's configuration.
-        let settings = std::env::vars_os().map(|(name, _)| name);
-        for name in settings.filter(|name| name.to_string_lossy().starts_with("BLOCHD_")) {
-            command.env_remove(name);
-        }
+        without_settings(&mut command);
         command.envs(environment.iter().copied());
         let child = command.spawn().unwrap();
         let mut agent = Agent { child, home: self };
@@ -129,6 +133,16 @@ impl Home {
 
 fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// The processes that a process started and that are still there.
+pub fn children_of(pid: Pid) -> Vec<i32> {
+    let mut all = Vec::new();
+    for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+        let text = fs::read_to_string(task.path().join("children")).unwrap_or_default();
+        all.extend(text.split_whitespace().filter_map(|child| child.parse::<i32>().ok()));
+    }
+    all
 }
 
 /// A running agent; killed when dropped.

@@ -1,5 +1,6 @@
 //! What can happen to the agent, in one closed list.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use crate::arrivals::{FileFact, VersionKey};
 use crate::protocol::Signature;
 use crate::shell::children::ChildError;
 use crate::shell::slot::{Command, Notice, Runner};
-use crate::shell::store::LadderId;
+use crate::shell::store::{Drawn, LadderId};
 use crate::units::Digest;
 
 /// One event.
@@ -17,13 +18,21 @@ pub enum Event {
     /// The model directory cannot be listed.
     NotListed(String),
     /// A version's dense model is loaded, tried and ready for service, or is not fit for it.
-    Prepared { key: VersionKey, path: PathBuf, outcome: Result<Box<Prepared>, Unfit> },
+    Prepared {
+        key: VersionKey,
+        path: PathBuf,
+        /// External data files that it names, relative to its folder; `None` where it cannot be read.
+        external: Option<BTreeSet<String>>,
+        outcome: Result<Box<Prepared>, Unfit>,
+    },
     /// A rung is loaded and tried, or is not fit for service.
     Opened { key: VersionKey, digest: Digest, variant: String, outcome: Result<Opened, Unfit> },
     /// The builder has got so far (0 to 1) with a version.
     Building { key: VersionKey, share: f64, stage: String },
     /// The builder has ended.
     Built { key: VersionKey, id: LadderId, outcome: Result<(), ChildError> },
+    /// Samples of a model's live requests stand ready to be kept.
+    Sampled { model: String, outcome: Result<Sampled, String> },
     /// A variant's last request is answered and its sessions are freed.
     Drained { key: VersionKey, variant: String },
     /// A session failed.
@@ -47,6 +56,12 @@ pub struct Opened {
     /// Median and 99th percentile of one request in the trial.
     pub p50: Duration,
     pub p99: Duration,
+}
+
+/// Samples of live requests as an archive of arrays.
+pub struct Sampled {
+    pub npz: Vec<u8>,
+    pub drawn: Drawn,
 }
 
 /// Why a variant is not fit for service.

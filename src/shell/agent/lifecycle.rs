@@ -1,5 +1,6 @@
 //! What becomes of a version: prepared, served, given a ladder, swapped, removed.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -57,9 +58,26 @@ impl Agent {
         let (events, permits) = (self.events.clone(), Arc::clone(&self.loading));
         tokio::spawn(async move {
             let _one_at_a_time = permits.acquire_owned().await;
+            let external = loader.external(path.clone()).await;
             let outcome = loader.prepare(path.clone()).await;
-            let _ = events.send(Event::Prepared { key, path, outcome }).await;
+            let _ = events.send(Event::Prepared { key, path, external, outcome }).await;
         });
+    }
+
+    /// A bare model changes with the data files that it names; those of a version's folder are watched
+    /// anyhow.
+    pub(super) fn depends(
+        &mut self,
+        key: &VersionKey,
+        path: &Path,
+        external: Option<BTreeSet<String>>,
+    ) {
+        if path.parent() != Some(self.config.model_dir.as_path()) {
+            return;
+        }
+        let plain = |name: String| name.trim_start_matches("./").to_owned();
+        let files = external.into_iter().flatten().map(plain).collect();
+        self.arrivals.depends(key, files);
     }
 
     pub(super) fn prepared(
@@ -73,7 +91,7 @@ impl Agent {
         match outcome {
             Ok(prepared) => self.put_into_service(key, path, *prepared),
             Err(unfit) => {
-                let reason = unfit.reason.clone();
+                let reason = one_line(&unfit.reason);
                 self.refuse(&key, &reason);
                 if let Some(digest) = unfit.digest.filter(|_| unfit.for_good) {
                     let what = format!("{} version {}", key.model, key.version);
@@ -179,6 +197,7 @@ impl Agent {
             }
             self.metrics.forget(&previous.key.model, previous.key.version);
         }
+        self.sample_requests(&key.model);
         self.want_ladder(&key);
     }
 
@@ -191,13 +210,19 @@ impl Agent {
     fn ladder_id(&self, served: &Served) -> LadderId {
         let identity = self.loader_for(&served.key.model).identity();
         let (ladder, floor) = (&served.config.ladder, served.config.quality_floor);
-        let (samples, file) = (served.config.calibration.samples, served.calibration);
-        let recipe = format!("{ladder:?} floor {floor} samples {samples} of {file:?}");
+        let samples = served.config.calibration.samples;
+        // Which live samples does not matter: a better draw of the same requests is no reason to build
+        // a ladder anew.
+        let source = match (served.calibration, self.live_samples(served)) {
+            (None, Some(_)) => "requests".to_owned(),
+            (file, _) => format!("{file:?}"),
+        };
+        let recipe = format!("{ladder:?} floor {floor} samples {samples} of {source}");
         LadderId::new(served.digest, &identity, &recipe)
     }
 
     /// Takes the kept ladder, or queues a build.
-    fn want_ladder(&mut self, key: &VersionKey) {
+    pub(super) fn want_ladder(&mut self, key: &VersionKey) {
         let Some(served) = self.served.get(&key.model) else { return };
         if !served.config.ladder.enabled {
             return;
@@ -236,6 +261,7 @@ impl Agent {
         while self.building.is_none() {
             let Some(key) = self.builds.pop_front() else { return };
             let threads = self.loader_for(&key.model).threads;
+            let samples = self.samples_for(&key.model);
             let Some(served) = self.served.get(&key.model).filter(|s| s.key == key) else {
                 continue;
             };
@@ -247,13 +273,12 @@ impl Agent {
                     continue;
                 }
             };
-            let calibration = self.config.model_dir.join(&key.model).join("calibration.npz");
             let job = BuildJob {
                 model: served.path.clone(),
                 out,
                 runtime: self.loader.library.clone(),
                 state_dir: self.config.state_dir.clone(),
-                samples: calibration.is_file().then_some((calibration, CalibrationSource::File)),
+                samples,
                 most_samples: served.config.calibration.samples,
                 ratios: served.config.ladder.ratios.clone(),
                 method: served.config.ladder.method.to_string(),
@@ -270,10 +295,27 @@ impl Agent {
             }
             tracing::info!(model = key.model, "its ladder is being built");
             self.building = Some(key.clone());
+            self.build_since = None;
             let (wisher, wish) = watch::channel(Wish::Run);
             self.build_wish = wisher;
             spawn_build(self.events.clone(), key, id, job, wish);
         }
+    }
+
+    /// What a ladder is made with: the operator's samples, else those of live requests, else nothing.
+    fn samples_for(&mut self, model: &str) -> Option<(PathBuf, CalibrationSource)> {
+        let given = self.config.model_dir.join(model).join("calibration.npz");
+        if given.is_file() {
+            return Some((given, CalibrationSource::File));
+        }
+        self.served.get(model).and_then(|served| self.live_samples(served))?;
+        if let Some((kept, _)) = self.store.reservoir(model) {
+            return Some((kept, CalibrationSource::Live));
+        }
+        // Their file is gone or damaged: they are drawn anew.
+        self.drop_samples(model);
+        self.sample_requests(model);
+        None
     }
 
     fn build_failed(&mut self, key: &VersionKey, reason: String) {
@@ -338,6 +380,12 @@ impl Agent {
     fn take_ladder(&mut self, model: &str, ladder: Ladder) {
         let Ladder { manifest, folder: dir } = ladder;
         let Some(served) = self.served.get_mut(model) else { return };
+        if served.current != 0 {
+            // A rung of the ladder before serves: the model is loaded anew behind it, with this one.
+            self.arrivals.forget(model);
+            self.look.notify_one();
+            return;
+        }
         let micros = |us: f64| Duration::from_secs_f64((us / 1e6).clamp(0.0, 3600.0));
         served.candidates.truncate(1);
         served.candidates[0].p50 = micros(manifest.dense.p50_us);
@@ -385,7 +433,8 @@ impl Agent {
             // What noise says of quality holds for noise: only who asks for none takes its word.
             if index > 0 && made_up && floor > 0.0 {
                 let why = "its quality is not known: no calibration.npz was given, and made-up \
-                           samples prove nothing";
+                           samples prove nothing; give one, or let samples of requests be kept \
+                           (calibration: {live: true})";
                 candidate.standby = Standby::Waiting(why.to_owned());
                 continue;
             }
@@ -570,6 +619,10 @@ impl Agent {
         self.refused.remove(key);
         if self.served.get(&key.model).is_some_and(|served| served.key == *key) {
             self.unload(key, "its file is gone");
+            self.sampling.remove(&key.model);
+            if !self.arrivals.knows(&key.model) {
+                self.drop_samples(&key.model);
+            }
             // A version below it may take its place.
             self.arrivals.forget(&key.model);
             self.look.notify_one();
@@ -613,6 +666,12 @@ fn spawn_build(
         let outcome = build(&this_program(), &job, wish, &mut tell).await;
         let _ = events.send(Event::Built { key, id, outcome }).await;
     });
+}
+
+/// ONNX Runtime and what it calls speak in several lines; a reason is one.
+fn one_line(reason: &str) -> String {
+    let lines = reason.lines().map(str::trim).filter(|line| !line.is_empty());
+    lines.collect::<Vec<_>>().join(" ")
 }
 
 /// The size and the time of the last change of a file, which tell it from its predecessors.

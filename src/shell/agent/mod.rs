@@ -11,7 +11,10 @@
 
 mod event;
 mod lifecycle;
+mod pace;
 mod prepare;
+mod reservoir;
+mod samples;
 mod served;
 mod status;
 
@@ -30,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::event::Event;
 use self::prepare::{Loader, chain};
+use self::samples::Sampling;
 use self::served::Served;
 use crate::arrivals::{Arrival, Arrivals, VersionKey};
 use crate::config::{Config, ModelConfig, Policy};
@@ -39,7 +43,7 @@ use crate::shell::children::Wish;
 use crate::shell::engine::{Runtime, RuntimeError, Search, init};
 use crate::shell::metrics::Metrics;
 use crate::shell::serve::{self, App};
-use crate::shell::slot::{Command, CommandError, Commands, Notice, Repository};
+use crate::shell::slot::{Command, CommandError, Commands, Entry, ModelState, Notice, Repository};
 use crate::shell::store::{Store, StoreError};
 use crate::shell::watch;
 
@@ -88,8 +92,10 @@ struct Agent {
     building: Option<VersionKey>,
     /// Pauses and ends the build that runs.
     build_wish: tokio::sync::watch::Sender<Wish>,
-    /// Since when the build has run, or has been paused.
-    build_since: Instant,
+    /// Since when the build has stood still, or gone on after that; `None` where it was never paused.
+    build_since: Option<Instant>,
+    /// Samples of live requests of models whose policy allows that.
+    sampling: BTreeMap<String, Sampling>,
     /// Clients that wait for a model to be loaded.
     loads: BTreeMap<String, Vec<oneshot::Sender<Result<(), CommandError>>>>,
     /// Trials and loads run one at a time: they must not squeeze what is being served.
@@ -203,7 +209,8 @@ impl Agent {
             builds: VecDeque::new(),
             building: None,
             build_wish: tokio::sync::watch::channel(Wish::Run).0,
-            build_since: now,
+            build_since: None,
+            sampling: BTreeMap::new(),
             loads: BTreeMap::new(),
             loading: Arc::new(Semaphore::new(1)),
             events,
@@ -250,7 +257,10 @@ impl Agent {
                 Some(event) = queue.recv() => self.event(event),
                 Some(notice) = noticed.recv() => self.event(Event::Notice(notice)),
                 Some(command) = commands.recv() => self.event(Event::Command(command)),
-                _ = tick.tick() => self.tick(),
+                _ = tick.tick() => {
+                    self.tick();
+                    self.keep_samples();
+                }
                 _ = rescan.tick() => self.look_after(Duration::ZERO),
                 () = look.notified() => self.look_after(limits::LOOK_DELAY),
                 () = due(self.look_at), if !self.listing => self.list(),
@@ -285,12 +295,16 @@ impl Agent {
                 self.watcher = None;
                 tracing::warn!("cannot list {}: {reason}", self.config.model_dir.display());
             }
-            Event::Prepared { key, path, outcome } => self.prepared(key, path, outcome),
+            Event::Prepared { key, path, external, outcome } => {
+                self.depends(&key, &path, external);
+                self.prepared(key, path, outcome);
+            }
             Event::Opened { key, digest, variant, outcome } => {
                 self.opened(&key, digest, &variant, outcome);
             }
             Event::Building { key, share, stage } => self.build_progress(&key, share, stage),
             Event::Built { key, id, outcome } => self.built(&key, id, outcome),
+            Event::Sampled { model, outcome } => self.sampled(&model, outcome),
             Event::Drained { key, variant } => self.drained(&key, &variant),
             Event::Notice(notice) => self.notice(&notice),
             Event::Command(command) => self.command(command),
@@ -399,6 +413,7 @@ impl Agent {
         if sessions(&served.config) == sessions(&config) && !ladder {
             served.config = config;
             tracing::info!(model, "its policy changed");
+            self.sample_requests(model);
             self.open_missing(model);
         } else {
             // Sessions, queue and ladder are made anew, behind the version in service.
@@ -477,7 +492,11 @@ impl Agent {
             Command::Unload { model, answer } => {
                 let outcome = match self.served.get(&model).map(|served| served.key.clone()) {
                     Some(key) => {
-                        self.unload(&key, "unloaded on request");
+                        let reason = "unloaded on request".to_owned();
+                        self.unload(&key, &reason);
+                        // It is there still, and can be loaded again.
+                        let entry = Entry::Unready { state: ModelState::Unavailable, reason };
+                        self.repository.set(&key.model, key.version, entry);
                         Ok(())
                     }
                     None => Err(CommandError::UnknownModel { model }),

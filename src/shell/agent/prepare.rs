@@ -1,6 +1,6 @@
 //! Loading and trying variants: what happens before anything is put into service.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,6 +53,12 @@ impl Loader {
         }
         let (opened, signature) = self.open_variant(&path, digest).await?;
         Ok(Box::new(Prepared { digest, signature, opened }))
+    }
+
+    /// The external data files that a model names; `None` where it cannot be read.
+    pub async fn external(&self, path: PathBuf) -> Option<BTreeSet<String>> {
+        // Why not is for `prepare` to say.
+        tokio::task::spawn_blocking(move || models::external_files(&path).ok()).await.ok()?
     }
 
     /// Tries and loads a rung.

@@ -161,6 +161,12 @@ impl Served {
             Build::Done(manifest) => json!(manifest.not_built),
             Build::None(_) | Build::Queued | Build::Running { .. } | Build::Failed(_) => json!([]),
         };
+        let samples = match &self.build {
+            Build::Done(manifest) => json!(manifest.calibration),
+            Build::None(_) | Build::Queued | Build::Running { .. } | Build::Failed(_) => {
+                Value::Null
+            }
+        };
         json!({
             "model": self.key.model, "version": self.key.version.0,
             "digest": self.digest.to_string(),
@@ -180,6 +186,7 @@ impl Served {
             "answered": totals.success, "failed": totals.failure,
             "swaps": self.swaps, "last_swap_because": self.last_because,
             "build": build, "build_why": why, "not_built": not_built,
+            "calibration": samples,
             "ladder": candidates.collect::<Vec<_>>(),
         })
     }

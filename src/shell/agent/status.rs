@@ -5,9 +5,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::{Agent, systemd};
+use super::{Agent, pace, systemd};
 use crate::governor;
-use crate::limits;
 use crate::shell::children::Wish;
 
 impl Agent {
@@ -34,28 +33,21 @@ impl Agent {
         systemd(&states);
     }
 
-    /// A build makes place while a model is near its budget, but not for ever: on a box that is
-    /// always near its budgets it is the ladder that helps.
+    /// A build makes place while a model is near its budget.
     fn pace_build(&mut self, views: &[governor::ModelView], now: Instant) {
-        let near = views.iter().any(|view| {
-            let limit = view.budget.map(|budget| budget.mul_f64(limits::NEAR_BUDGET));
-            view.observed.tail().zip(limit).is_some_and(|(latency, limit)| latency > limit)
-        });
+        let observed = views.iter().filter_map(|view| view.observed.tail().zip(view.budget));
+        let pressure = pace::pressure(observed);
         let paused = match *self.build_wish.borrow() {
             Wish::Pause => true,
             Wish::Run => false,
             Wish::End => return,
         };
-        let since = now.saturating_duration_since(self.build_since);
-        let pause = if paused {
-            near && since < limits::BUILD_PAUSE
-        } else {
-            near && since >= limits::BUILD_RUN
-        };
+        let since = self.build_since.map(|since| now.saturating_duration_since(since));
+        let pause = pace::pauses(paused, pressure, since);
         if self.building.is_some() && pause != paused {
             self.build_wish.send_replace(if pause { Wish::Pause } else { Wish::Run });
-            self.build_since = now;
-            tracing::debug!(pause, "the build makes place");
+            self.build_since = Some(now);
+            tracing::info!("the build {}", if pause { "makes place" } else { "goes on" });
         }
     }
 

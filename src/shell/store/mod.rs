@@ -39,8 +39,8 @@ use crate::units::Digest;
 
 pub use disk::{Disk, RealDisk};
 pub use records::{
-    BuildState, InService, Ladder, LadderId, LadderRecord, ModelRecord, Quarantined, Reservoir,
-    Trial,
+    BuildState, Drawn, InService, Ladder, LadderId, LadderRecord, ModelRecord, Quarantined,
+    Reservoir, Trial,
 };
 pub use seal::Damage;
 
@@ -241,7 +241,7 @@ impl Store {
         &mut self,
         model: &str,
         npz: &[u8],
-        samples: usize,
+        drawn: Drawn,
     ) -> Result<(), StoreError> {
         let dir = self.root.join(RESERVOIRS).join(model);
         self.did("make", &dir, self.disk.make_dir(&dir))?;
@@ -250,7 +250,7 @@ impl Store {
         let digest = Digest::of(npz);
         let path = dir.join(format!("{digest}.npz"));
         self.put_bytes(&path, npz)?;
-        let reservoir = Some(Reservoir { digest, samples });
+        let reservoir = Some(Reservoir { digest, drawn });
         self.put_model(model, ModelRecord { reservoir, ..self.model(model) })?;
         // Older samples only take place: a failure to remove them loses nothing.
         for old in self.disk.list(&dir).unwrap_or_default() {
@@ -263,7 +263,20 @@ impl Store {
         Ok(())
     }
 
-    /// The file with a model's samples, checked, and their number.
+    /// Removes a model's samples.
+    ///
+    /// # Errors
+    /// Where that cannot be done; some of them may be gone then.
+    pub fn drop_reservoir(&mut self, model: &str) -> Result<(), StoreError> {
+        if self.model(model).reservoir.is_none() {
+            return Ok(());
+        }
+        let dir = self.root.join(RESERVOIRS).join(model);
+        self.did("remove", &dir, self.disk.remove(&dir))?;
+        self.put_model(model, ModelRecord { reservoir: None, ..self.model(model) })
+    }
+
+    /// The file with a model's samples, checked, and what they were drawn from.
     pub fn reservoir(&mut self, model: &str) -> Option<(PathBuf, Reservoir)> {
         let reservoir = self.models.get(model)?.reservoir?;
         let dir = self.root.join(RESERVOIRS).join(model);

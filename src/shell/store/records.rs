@@ -98,7 +98,17 @@ pub struct InService {
 pub struct Reservoir {
     /// BLAKE3 of the file, and its name.
     pub digest: Digest,
+    pub drawn: Drawn,
+}
+
+/// What samples were drawn from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drawn {
     pub samples: usize,
+    /// How many there were to draw from.
+    pub seen: u64,
+    /// Names, types and shapes of the model's inputs: those of another model are no samples of this one.
+    pub inputs: Digest,
 }
 
 /// A variant that must not be served.

@@ -73,8 +73,12 @@ fn told(store: &mut Store) -> Told {
         quarantine: store.quarantined().clone(),
         build: store.build(&id()).cloned(),
         ladder: store.ladder(&id()).map(|ladder| ladder.manifest.seed),
-        samples: store.reservoir("m").map(|(_, reservoir)| reservoir.samples),
+        samples: store.reservoir("m").map(|(_, reservoir)| reservoir.drawn.samples),
     }
+}
+
+fn drawn(samples: usize) -> Drawn {
+    Drawn { samples, seen: 1000, inputs: Digest::of(b"x") }
 }
 
 /// What a child writes: unsynced files in the folder that it was given.
@@ -108,10 +112,10 @@ fn life() -> Vec<Step> {
         |_, s| s.put_build(id(), LadderRecord { build: BuildState::Done, ..Default::default() }),
         |_, s| s.put_model("m", ModelRecord { in_service: in_service("r0.5"), ..s.model("m") }),
         |_, s| s.put_quarantine(Digest::of(b"a"), quarantined(1)),
-        |_, s| s.put_reservoir("m", b"forty samples", 40),
+        |_, s| s.put_reservoir("m", b"forty samples", drawn(40)),
         |_, s| s.put_quarantine(Digest::of(b"b"), quarantined(2)),
         |disk, s| build(disk, s, 2),
-        |_, s| s.put_reservoir("m", b"eighty samples", 80),
+        |_, s| s.put_reservoir("m", b"eighty samples", drawn(80)),
         |_, s| s.release(&Digest::of(b"a")),
     ]
 }
@@ -270,7 +274,7 @@ fn the_real_file_system_keeps_what_the_made_up_one_does() {
     let dir = tempfile::tempdir().unwrap();
     let mut store = Store::open(dir.path()).unwrap();
     store.put_model("m", ModelRecord::default()).unwrap();
-    store.put_reservoir("m", b"samples", 3).unwrap();
+    store.put_reservoir("m", b"samples", drawn(3)).unwrap();
     let folder = store.begin_ladder(&id()).unwrap();
     std::fs::write(folder.join("r0.5.onnx"), "weights").unwrap();
     let bytes = serde_json::to_vec(&manifest(1)).unwrap();
