@@ -2,6 +2,7 @@
 //! `BLOCHD_TEST_PYTHON` is used where it is set; else a virtual environment under `target/` is made
 //! and the client installed into it.
 
+mod running;
 mod serving;
 
 use std::path::{Path, PathBuf};
@@ -12,6 +13,7 @@ use blochd::protocol::Signature;
 use blochd::shell::engine::{EngineOptions, LiveSession, Search, init};
 use blochd::shell::places::state_dir;
 
+use running::{Home, model};
 use serving::Served;
 
 const CLIENT: &str = "tritonclient[http]==2.73.0";
@@ -62,4 +64,20 @@ fn the_unmodified_tritonclient_is_served_by_a_real_model() {
     served.add("digits", Signature::from(&session), Box::new(session));
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tritonclient_calls.py");
     run(Command::new(python()).args([script, &served.http.to_string()]));
+}
+
+#[test]
+fn the_unmodified_tritonclient_is_served_by_the_agent() {
+    let home = Home::new();
+    home.configure("defaults: {ladder: {enabled: false}}");
+    home.drop_model(&model("digits_mobile.onnx"), "digits/3/model.onnx");
+    home.drop_model(&model("fixtures/mlp_gemm.onnx"), "mlp.onnx");
+    home.drop_model(&model("fixtures/bad/truncated.onnx"), "broken/1/model.onnx");
+    let agent = home.start_ready();
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tritonclient_calls.py");
+    let address = format!("127.0.0.1:{}", home.http);
+    let more = ["--reload", "digits", "--broken", "broken"];
+    run(Command::new(python()).args([script, &address]).args(more));
+    // What was unloaded and loaded again still serves.
+    assert!(agent.serves("digits", 3) && agent.infer("digits").is_ok());
 }

@@ -173,11 +173,21 @@ def reload(client, model):
     fails(lambda: client.load_model(model, config="{}"), "400", "config")
 
 
+def broken(client, model):
+    """A model whose file is not sound: in the index with its reason, and not loaded by asking."""
+    lines = [line for line in client.get_model_repository_index() if line["name"] == model]
+    assert [line["state"] for line in lines] == ["UNAVAILABLE"], lines
+    assert "offset" in lines[0]["reason"], lines
+    assert not client.is_model_ready(model)
+    fails(lambda: client.load_model(model), "400", "model.onnx", "offset")
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("address")
     parser.add_argument("--types")
     parser.add_argument("--reload")
+    parser.add_argument("--broken")
     args = parser.parse_args()
     client = http.InferenceServerClient(args.address, concurrency=2)
     server(client)
@@ -187,6 +197,8 @@ def main():
         every_type(client, args.types)
     if args.reload:
         reload(client, args.reload)
+    if args.broken:
+        broken(client, args.broken)
     if args.types:
         every_type(client, args.types)
     client.close()

@@ -107,8 +107,18 @@ pub fn run(args: Args) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("blochd: {:#}", failure.error);
+            eprintln!("blochd: {}", words(&failure.error));
             ExitCode::from(failure.code as u8)
         }
     }
+}
+
+/// An error with its causes, none of them twice: many say what their cause says.
+fn words(error: &anyhow::Error) -> String {
+    let said = error.chain().map(|cause| cause.to_string().trim_end().to_owned());
+    said.fold(String::new(), |text, cause| match text.as_str() {
+        "" => cause,
+        before if before.contains(&cause) => text,
+        before => format!("{before}: {cause}"),
+    })
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{anyhow, bail};
+use anyhow::{Context, anyhow, bail};
 use blochd::ladder::calibration::{self, Samples};
 use blochd::ladder::manifest::CalibrationSource;
 use blochd::onnx::{Engine, Model, Tensor};
@@ -60,18 +60,20 @@ impl Trial {
         let options =
             EngineOptions { intra_op_threads: self.threads.max(1), ..EngineOptions::default() };
         let engine = OrtEngine::new(&runtime, options);
-        let samples = self.samples(&model).code(Code::Data)?;
+        let samples = self.samples(&model)?;
         let inputs: Vec<(&str, &Tensor)> =
             samples.first.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
         let started = Instant::now();
-        let mut session = engine.open(&model).code(Code::Data)?;
+        let name = || self.model.display().to_string();
+        let mut session = engine.open(&model).with_context(name).code(Code::Data)?;
         let loaded = started.elapsed();
-        let outputs = session.run(&inputs).code(Code::Data)?;
+        let outputs = session.run(&inputs).with_context(name).code(Code::Data)?;
         // Made-up inputs may lead a sound model astray: only real ones convict it.
         if self.inputs.is_some() {
-            finite(&model, &outputs).code(Code::Data)?;
+            finite(&model, &outputs).with_context(name).code(Code::Data)?;
         }
-        let mut times = session.time(&inputs, self.runs as usize).code(Code::Data)?;
+        let times = session.time(&inputs, self.runs as usize);
+        let mut times = times.with_context(name).code(Code::Data)?;
         times.sort_unstable();
         let us = |p: Percentile| p.of(&times).map_or(0.0, |t| t.as_secs_f64() * 1e6);
         let (p50, p99) = (us(Percentile::P50), us(Percentile::P99));
@@ -98,14 +100,19 @@ impl Trial {
         Ok(())
     }
 
-    fn samples(&self, model: &Model) -> anyhow::Result<Samples> {
-        let specs = calibration::inputs(model)?;
+    fn samples(&self, model: &Model) -> Result<Samples, Failure> {
+        let specs = calibration::inputs(model).code(Code::Data)?;
         if let Some(path) = &self.inputs {
-            let arrays = npz::read(path)?;
-            return Ok(calibration::from_arrays(&specs, &arrays, 1, CalibrationSource::File)?);
+            let arrays = npz::read(path).map_err(|error| Failure {
+                code: if error.unreadable { Code::Io } else { Code::Data },
+                error: error.into(),
+            })?;
+            return calibration::from_arrays(&specs, &arrays, 1, CalibrationSource::File)
+                .with_context(|| path.display().to_string())
+                .code(Code::Data);
         }
         let sizes: BTreeMap<String, usize> = self.shapes.iter().cloned().collect();
-        Ok(calibration::synthetic(&specs, &sizes, 1, 0)?)
+        calibration::synthetic(&specs, &sizes, 1, 0).code(Code::Data)
     }
 }
 

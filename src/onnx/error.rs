@@ -3,9 +3,12 @@
 /// Why bytes are not a model that blochd can work with.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum OnnxError {
-    /// The protobuf decoder stopped.
-    #[error("not an ONNX file, or a truncated one ({bytes} bytes): {reason}")]
-    NotOnnx { bytes: usize, reason: String },
+    /// The protobuf decoder stopped. `offset` is that of the field that cannot be read, where it is known.
+    #[error(
+        "not an ONNX file, or a truncated one ({bytes} bytes): {reason}{}",
+        at(offset.as_ref())
+    )]
+    NotOnnx { bytes: usize, offset: Option<usize>, reason: String },
     /// The message has no graph: a different protobuf, or an empty file.
     #[error(
         "not an ONNX file: it decodes to a message without a graph; check that the file is complete"
@@ -41,4 +44,8 @@ pub enum OnnxError {
     /// An edit names something that the graph does not have, or would leave it inconsistent.
     #[error("cannot edit the graph: {0}")]
     Edit(String),
+}
+
+fn at(offset: Option<&usize>) -> String {
+    offset.map(|offset| format!(", in the field at offset {offset}")).unwrap_or_default()
 }

@@ -12,6 +12,7 @@ mod operator;
 mod patch;
 pub mod values;
 mod walk;
+mod wire;
 
 /// The generated protobuf messages of an ONNX file, in the words of its specification.
 #[allow(missing_docs, clippy::all, clippy::pedantic, rustdoc::all)]

@@ -9,7 +9,7 @@ use super::check::check_model;
 use super::proto::tensor_proto::DataLocation;
 use super::proto::{GraphProto, ModelProto, StringStringEntryProto, TensorProto};
 use super::walk::{visit_tensors, visit_tensors_mut};
-use super::{DType, OnnxError, external};
+use super::{DType, OnnxError, external, wire};
 use crate::limits;
 use crate::units::Digest;
 
@@ -44,9 +44,11 @@ impl Model {
             let what = "the model file".to_owned();
             return Err(OnnxError::TooLarge { what, size, limit: limits::MODEL_FILE_BYTES });
         }
-        let bytes = file.len();
-        let proto = ModelProto::decode(&mut file.clone())
-            .map_err(|error| OnnxError::NotOnnx { bytes, reason: error.to_string() })?;
+        let proto = ModelProto::decode(&mut file.clone()).map_err(|error| OnnxError::NotOnnx {
+            bytes: file.len(),
+            offset: wire::broken_at(&file),
+            reason: error.to_string(),
+        })?;
         Self::from_proto(proto)
     }
 
