@@ -269,6 +269,24 @@ fn a_trial_that_crashes_hangs_or_eats_the_memory_costs_the_version_and_nothing_e
 }
 
 #[test]
+fn what_is_passed_over_is_told_once_and_why() {
+    let home = home();
+    home.drop_model(&model("fixtures/mlp_gemm.onnx"), "my model.onnx");
+    home.drop_model(&model("fixtures/mlp_gemm.onnx"), "mlp/model.onnx");
+    home.drop_model(&model("fixtures/mlp_gemm.onnx"), "mlp/v1/model.onnx");
+    let link = home.models().join("link.onnx");
+    std::os::unix::fs::symlink(model("fixtures/mlp_gemm.onnx"), link).unwrap();
+    let mut agent = home.start_ready();
+    for words in ["my model.onnx", "<model>/<version>/model.onnx", "a number from 1", "link.onnx"] {
+        agent.eventually(words, |_| home.log().contains(words));
+    }
+    // Some listings later.
+    std::thread::sleep(Duration::from_millis(2500));
+    assert_eq!(home.log().matches("WARN").count(), 4, "{}", home.log());
+    assert_eq!(agent.status()["models"], json!([]));
+}
+
+#[test]
 fn a_missing_runtime_is_one_message_that_says_what_to_do() {
     let home = home();
     let run = std::process::Command::new(env!("CARGO_BIN_EXE_blochd"))

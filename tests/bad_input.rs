@@ -228,6 +228,22 @@ fn without_a_runtime_every_command_names_the_places_and_the_remedy() {
     assert_eq!(done.status.code(), Some(0), "{}", words(&done));
 }
 
+#[test]
+fn a_reader_that_goes_away_ends_a_command_quietly() {
+    let dense = model("digits_resnet.onnx").display().to_string();
+    for more in [&["--json", "-"][..], &[]] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_blochd"));
+        running::without_settings(&mut command);
+        command.args(["analyze", "--no-cache", &dense]).args(more);
+        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        drop(child.stdout.take());
+        let done = child.wait_with_output().unwrap();
+        assert!(!words(&done).contains("pipe"), "{}", words(&done));
+        assert!(!done.status.success());
+    }
+}
+
 /// An agent that serves version 1 of `mlp`.
 fn serving(home: &Home) -> Agent<'_> {
     home.configure(NO_LADDER);

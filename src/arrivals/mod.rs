@@ -39,6 +39,8 @@ pub enum Arrival {
     Settled { key: VersionKey, file: String },
     /// A version's model file is gone.
     Removed { key: VersionKey },
+    /// A file that looks like a model and stands where none is looked for, and why it is none.
+    Misplaced { file: String, why: &'static str },
     /// A model's `policy.yaml` or `calibration.npz` came, changed or went; its contents have settled.
     Companions { model: String },
 }
@@ -49,6 +51,7 @@ struct Layout {
     /// Model file and all files that belong to the version.
     versions: BTreeMap<VersionKey, (String, BTreeSet<FileFact>)>,
     companions: BTreeMap<String, BTreeSet<FileFact>>,
+    misplaced: BTreeMap<String, (&'static str, BTreeSet<FileFact>)>,
 }
 
 /// Watches files settle.
@@ -57,6 +60,7 @@ pub struct Arrivals {
     settle: Duration,
     versions: BTreeMap<VersionKey, Watched>,
     companions: BTreeMap<String, Watched>,
+    misplaced: BTreeMap<String, Watched>,
     /// What bare model files say that they need, by path.
     needs: BTreeMap<VersionKey, BTreeSet<String>>,
     /// The last listing, and since when each file has been as it is.
@@ -79,6 +83,7 @@ impl Arrivals {
             settle,
             versions: BTreeMap::new(),
             companions: BTreeMap::new(),
+            misplaced: BTreeMap::new(),
             needs: BTreeMap::new(),
             seen: BTreeMap::new(),
         }
@@ -115,6 +120,12 @@ impl Arrivals {
             }
             there
         });
+        for (file, (why, facts)) in &layout.misplaced {
+            if watch(&mut self.misplaced, file, facts, now, settle) {
+                arrivals.push(Arrival::Misplaced { file: file.clone(), why });
+            }
+        }
+        self.misplaced.retain(|file, _| layout.misplaced.contains_key(file));
         self.needs.retain(|key, _| layout.versions.contains_key(key));
         arrivals
     }
@@ -146,6 +157,7 @@ impl Arrivals {
     /// When the directory should be listed again for files that are settling; `None` when none are.
     pub fn next_look(&self) -> Option<Duration> {
         let all = self.versions.values().chain(self.companions.values());
+        let all = all.chain(self.misplaced.values());
         all.filter(|watched| watched.told.is_none())
             .map(|watched| watched.since + self.settle)
             .min()
@@ -190,6 +202,10 @@ fn layout(files: &[FileFact], needs: &BTreeMap<VersionKey, BTreeSet<String>>) ->
         if parts.iter().any(|part| is_temporary(part)) {
             continue;
         }
+        if let Some(why) = out_of_place(&parts) {
+            let facts = BTreeSet::from([fact.clone()]);
+            layout.misplaced.insert(fact.path.clone(), (why, facts));
+        }
         match parts.as_slice() {
             [file] => {
                 if let Some(model) = file.strip_suffix(".onnx").filter(|name| is_name(name)) {
@@ -213,6 +229,17 @@ fn layout(files: &[FileFact], needs: &BTreeMap<VersionKey, BTreeSet<String>>) ->
             _ => {}
         }
     }
+    // Further models in a version's folder are its own business.
+    let of_a_version = |file: &str| {
+        let key = file.split('/').collect::<Vec<_>>();
+        let [model, version, _] = key.as_slice() else { return false };
+        version_of(version).is_some_and(|version| {
+            let key = VersionKey { model: (*model).to_owned(), version };
+            layout.versions.get(&key).is_some_and(|(file, _)| file.contains('/'))
+        })
+    };
+    let misplaced = std::mem::take(&mut layout.misplaced);
+    layout.misplaced = misplaced.into_iter().filter(|(file, _)| !of_a_version(file)).collect();
     for (key, (file, own)) in &mut layout.versions {
         if file.contains('/') {
             own.extend(beside.remove(key).unwrap_or_default());
@@ -232,6 +259,25 @@ fn layout(files: &[FileFact], needs: &BTreeMap<VersionKey, BTreeSet<String>>) ->
 fn is_data_of(path: &str, file: &str) -> bool {
     let rest = path.strip_prefix(file).filter(|_| !is_temporary(path));
     rest.is_some_and(|rest| rest.starts_with(['.', '_']) && !rest.contains('/'))
+}
+
+/// Why a file that ends in `.onnx` is not the file of a version; `None` where it is, or is no model.
+fn out_of_place(parts: &[&str]) -> Option<&'static str> {
+    const NAME: &str = "a model's name has up to 128 letters, digits, '.', '_' and '-', and does \
+                        not begin with '.'";
+    let file = parts.last()?;
+    let name = file.strip_suffix(".onnx")?;
+    match parts {
+        [_] => (!is_name(name)).then_some(NAME),
+        [model, _] if is_name(model) => Some("a model's file is <model>/<version>/model.onnx"),
+        [model, version, _] if is_name(model) => match (version_of(version), *file) {
+            (Some(_), "model.onnx") => None,
+            (Some(_), _) => Some("the file in a version's folder is called model.onnx"),
+            (None, _) => Some("a version is a number from 1 on, without leading zeros"),
+        },
+        [_, _] | [_, _, _] => Some(NAME),
+        _ => None,
+    }
 }
 
 /// Digits without a leading zero, at least 1.
@@ -362,17 +408,39 @@ mod tests {
             "m.onnx.part",
             "m.onnx.tmp",
             "m.onnx~",
-            "m/0/model.onnx",
-            "m/01/model.onnx",
-            "m/x/model.onnx",
-            "m/1/other.onnx",
-            "a b.onnx",
             "m/1/.tmp/model.onnx",
             "readme.txt",
+            "m/notes.txt",
             "m/1/sub/model.onnx",
-            "ä.onnx",
         ] {
             assert_eq!(arrivals.observe(&[fact(path, 1)], at(0)), [], "{path:?}");
         }
+    }
+
+    #[test]
+    fn a_model_where_none_is_looked_for_is_told_once() {
+        let mut arrivals = Arrivals::new(at(500));
+        for (path, word) in [
+            ("a b.onnx", "name"),
+            ("ä.onnx", "name"),
+            ("a b/1/model.onnx", "name"),
+            ("m/model.onnx", "<version>"),
+            ("m/0/model.onnx", "number"),
+            ("m/01/model.onnx", "number"),
+            ("m/x/model.onnx", "number"),
+            ("m/1/other.onnx", "model.onnx"),
+        ] {
+            assert_eq!(arrivals.observe(&[fact(path, 1)], at(0)), [], "{path}");
+            let told = arrivals.observe(&[fact(path, 1)], at(500));
+            let [Arrival::Misplaced { file, why }] = told.as_slice() else { panic!("{told:?}") };
+            assert!(file == path && why.contains(word), "{path}: {why}");
+            assert_eq!(arrivals.observe(&[fact(path, 1)], at(9000)), []);
+            assert_eq!(arrivals.next_look(), None);
+            arrivals.observe(&[], at(9000));
+        }
+        // Beside the file of its version it is one of its parts.
+        let files = [fact("m/1/model.onnx", 1), fact("m/1/part.onnx", 1)];
+        arrivals.observe(&files, at(0));
+        assert_eq!(arrivals.observe(&files, at(500)), [settled("m", 1, "m/1/model.onnx")]);
     }
 }

@@ -24,7 +24,7 @@ use super::{Code, Failure, OrFail};
 ///
 /// Spectra need the file alone. With --calibration, channels are compared by what they say on real samples,
 /// which is what they can be replaced by. Exit code 65 when the model or the samples are not usable, 69 when
-/// samples are given and ONNX Runtime is missing.
+/// samples are given and ONNX Runtime is missing, 74 where a file cannot be read or written.
 #[derive(Debug, Args)]
 pub struct Analyze {
     /// The ONNX model.
@@ -55,7 +55,8 @@ pub struct Analyze {
     /// Threads of ONNX Runtime.
     #[arg(long, default_value_t = 1)]
     threads: usize,
-    /// Where finished spectra are kept.
+    /// Where finished spectra are kept [default: BLOCHD_STATE_DIR, else /var/lib/blochd for
+    /// root, else ~/.local/state/blochd].
     #[arg(long)]
     state_dir: Option<PathBuf>,
     /// Compute everything afresh and keep nothing.

@@ -12,6 +12,7 @@ mod trial;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use nix::sys::signal::{SigHandler, Signal, signal};
 
 /// Keeps every ONNX model of this box inside its latency budget.
 #[derive(Debug, Parser)]
@@ -36,7 +37,7 @@ enum Command {
     Prune(Box<prune::Prune>),
     Status(status::Status),
     Trial(trial::Trial),
-    /// Print the licence and the notices that go with this program.
+    /// Print the licence of this program.
     License,
 }
 
@@ -86,6 +87,16 @@ fn named_size(text: &str) -> Result<(String, usize), String> {
 
 /// Carries out the command; prints its failure, with every cause, to standard error.
 pub fn run(args: Args) -> ExitCode {
+    match &args.command {
+        // They serve, or speak with others, over pipes and sockets that may close.
+        Command::Demo(_) | Command::DemoClient(_) | Command::DemoBurn | Command::Run(_) => {}
+        Command::Runtime(_)
+        | Command::Analyze(_)
+        | Command::Prune(_)
+        | Command::Status(_)
+        | Command::Trial(_)
+        | Command::License => end_with_the_reader(),
+    }
     let outcome: Result<(), Failure> = match args.command {
         Command::Demo(demo) => demo.run(),
         Command::DemoClient(load) => load.run().code(Code::Software),
@@ -111,6 +122,14 @@ pub fn run(args: Args) -> ExitCode {
             ExitCode::from(failure.code as u8)
         }
     }
+}
+
+/// `blochd analyze MODEL | head` ends quietly, as other programs do, once nobody reads any more.
+fn end_with_the_reader() {
+    // SAFETY: no other thread runs yet, and the default action runs no code of ours.
+    let set = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
+    // Where it cannot be set, the end is as sure and less quiet.
+    let _ = set;
 }
 
 /// An error with its causes, none of them twice: many say what their cause says.

@@ -17,32 +17,35 @@ use super::{Code, Failure, OrFail};
 /// Serve the model directory, make ladders, hold the budgets.
 ///
 /// Every setting of the configuration can also be given by an environment variable
-/// (`BLOCHD_HTTP_ADDRESS`, levels joined by `__`) or by `--set path=value`. Exit code 78 for a wrong
-/// configuration, 69 without ONNX Runtime or when a port is taken.
+/// (`BLOCHD_HTTP_ADDRESS`, levels joined by `__`) or by `--set path=value`; a flag wins over a variable, and
+/// that over the file. SIGTERM ends it after what is in flight, SIGHUP reads the configuration again. Exit
+/// code 78 for a wrong configuration, 69 without ONNX Runtime or when a port is taken, 74 where the state or
+/// the model directory cannot be written.
 #[derive(Debug, Args)]
 pub struct Run {
     /// The configuration. Without: `/etc/blochd/agent.yaml` where it is there, else the defaults.
     #[arg(long, env = "BLOCHD_CONFIG")]
     config: Option<PathBuf>,
-    /// Where models are dropped.
+    /// Where models are dropped [default: `models` in the state directory].
     #[arg(long)]
     model_dir: Option<String>,
-    /// Where ladders, caches and runtimes are kept.
+    /// Where ladders, caches and runtimes are kept [default: /var/lib/blochd for root, else
+    /// ~/.local/state/blochd].
     #[arg(long)]
     state_dir: Option<String>,
-    /// Address of the Open Inference Protocol.
+    /// Address of the Open Inference Protocol [default: 127.0.0.1:8000].
     #[arg(long)]
     http_address: Option<String>,
-    /// Address of the metrics page.
+    /// Address of the metrics page, at /metrics [default: 127.0.0.1:8002].
     #[arg(long)]
     metrics_address: Option<String>,
-    /// ONNX Runtime library.
+    /// ONNX Runtime library, or its folder, instead of the one that is found.
     #[arg(long)]
     runtime_library: Option<String>,
-    /// error, warn, info, debug or trace.
+    /// error, warn, info, debug or trace [default: info].
     #[arg(long)]
     log_level: Option<String>,
-    /// text or json.
+    /// text or json [default: text].
     #[arg(long)]
     log_format: Option<String>,
     /// Any setting: `--set defaults.budget="p99: 40ms"`. May be given several times.

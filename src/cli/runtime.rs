@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use blochd::shell::engine::{Search, inspect, locate};
 use blochd::shell::places;
-use blochd::shell::supply::{self, Installed, RUNTIME_VERSION};
+use blochd::shell::supply::{self, Installed, RUNTIME_VERSION, SupplyError};
 use clap::{Args, Subcommand};
 use indicatif::ProgressBar;
 use serde_json::json;
@@ -15,11 +15,16 @@ use serde_json::json;
 use super::{Code, Failure, OrFail};
 
 /// Get ONNX Runtime, or see which one is used.
+///
+/// Taken is the first that is usable: the one that the configuration or a flag names, the one that
+/// ORT_DYLIB_PATH names, the newest in the state directory, one of the system. Exit code 65 for a wheel that
+/// is none, 69 where there is no runtime or no pip to fetch it with, 74 where files cannot be written.
 #[derive(Debug, Args)]
 pub struct Runtime {
     #[command(subcommand)]
     what: What,
-    /// Where runtimes are kept.
+    /// Where runtimes are kept [default: BLOCHD_STATE_DIR, else /var/lib/blochd for root, else
+    /// ~/.local/state/blochd].
     #[arg(long, global = true)]
     state_dir: Option<PathBuf>,
     /// Print JSON.
@@ -64,15 +69,31 @@ impl Runtime {
                 if let Some(spinner) = spinner {
                     spinner.finish_and_clear();
                 }
-                installed_says(&installed.code(Code::Unavailable)?, self.json)
+                installed_says(
+                    &installed.map_err(|error| failure(error, Code::Unavailable))?,
+                    self.json,
+                )
             }
             What::Import { from, allow_unlisted } => {
-                let installed = supply::import(&state, &from, allow_unlisted).code(Code::Data)?;
-                installed_says(&installed, self.json)
+                let installed = supply::import(&state, &from, allow_unlisted);
+                installed_says(&installed.map_err(|error| failure(error, Code::Data))?, self.json)
             }
             What::List => list(&Search::new(None, &state), self.json),
         }
     }
+}
+
+/// Files that cannot be read or written are that; everything else is `otherwise`.
+fn failure(error: SupplyError, otherwise: Code) -> Failure {
+    let code = match &error {
+        SupplyError::Io { .. } => Code::Io,
+        SupplyError::NoPip { .. }
+        | SupplyError::Pip { .. }
+        | SupplyError::NotAWheel { .. }
+        | SupplyError::Unlisted { .. }
+        | SupplyError::NoSuchVersion { .. } => otherwise,
+    };
+    Failure { code, error: error.into() }
 }
 
 fn installed_says(installed: &Installed, as_json: bool) -> Result<(), Failure> {

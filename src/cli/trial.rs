@@ -20,7 +20,7 @@ use super::{Code, Failure, OrFail};
 /// Load, warm and time one model in this process.
 ///
 /// Exit code 65 when the model is not fit for service (not ONNX, refused by the runtime, outputs that are
-/// not finite), 69 without ONNX Runtime.
+/// not finite), 69 without ONNX Runtime, 74 where a file cannot be read.
 #[derive(Debug, Args)]
 pub struct Trial {
     /// The ONNX model.
@@ -40,7 +40,8 @@ pub struct Trial {
     /// ONNX Runtime library, instead of the one that is found.
     #[arg(long)]
     runtime: Option<PathBuf>,
-    /// Where runtimes are kept.
+    /// Where runtimes are kept [default: BLOCHD_STATE_DIR, else /var/lib/blochd for
+    /// root, else ~/.local/state/blochd].
     #[arg(long)]
     state_dir: Option<PathBuf>,
     /// Print one line of JSON.

@@ -223,7 +223,8 @@ fn find_library(dir: &Path) -> Option<(String, String)> {
 /// under their last name only: no path of the archive is ever used.
 fn unpack(wheel: &Path, into: &Path) -> Result<(), SupplyError> {
     let not = |reason: String| SupplyError::NotAWheel { path: wheel.to_owned(), reason };
-    let file = File::open(wheel).map_err(|error| not(error.to_string()))?;
+    let unread = |source| SupplyError::Io { doing: "read", path: wheel.to_owned(), source };
+    let file = File::open(wheel).map_err(unread)?;
     let mut archive = zip::ZipArchive::new(file).map_err(|error| not(error.to_string()))?;
     for index in 0..archive.len() {
         let entry = archive.by_index(index).map_err(|error| not(error.to_string()))?;

@@ -1,5 +1,6 @@
 //! The model directory: events that say "look again", and the listing itself.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -33,14 +34,23 @@ pub fn watch(dir: &Path, look: Arc<Notify>) -> notify::Result<RecommendedWatcher
     Ok(watcher)
 }
 
+/// What lies below the model directory.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Listing {
+    pub files: Vec<FileFact>,
+    /// Links that lead elsewhere, with paths relative to the directory.
+    pub outside: BTreeSet<String>,
+}
+
 /// Lists the regular files below `dir`, with paths relative to it. Links are followed to files that lie
 /// below `dir` only; at most [`limits::REPOSITORY_FILES`] files and [`limits::REPOSITORY_DEPTH`] levels.
 ///
 /// # Errors
 /// Where `dir` itself cannot be read. What vanishes or cannot be read below it is passed over.
-pub fn list(dir: &Path) -> io::Result<Vec<FileFact>> {
+pub fn list(dir: &Path) -> io::Result<Listing> {
     let root = dir.canonicalize()?;
-    let mut facts = Vec::new();
+    let mut listing = Listing::default();
+    let facts = &mut listing.files;
     let mut open = vec![(root.clone(), String::new(), 0)];
     while let Some((path, prefix, depth)) = open.pop() {
         let entries = match fs::read_dir(&path) {
@@ -54,6 +64,9 @@ pub fn list(dir: &Path) -> io::Result<Vec<FileFact>> {
             let inside = entry.path().canonicalize().is_ok_and(|real| real.starts_with(&root));
             let Ok(meta) = fs::metadata(entry.path()) else { continue };
             if !inside {
+                if listing.outside.len() < limits::REPOSITORY_FILES {
+                    listing.outside.insert(relative);
+                }
                 continue;
             }
             if meta.is_dir() && depth < limits::REPOSITORY_DEPTH {
@@ -70,5 +83,5 @@ pub fn list(dir: &Path) -> io::Result<Vec<FileFact>> {
         }
     }
     facts.sort();
-    Ok(facts)
+    Ok(listing)
 }

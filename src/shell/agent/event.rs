@@ -4,17 +4,18 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::arrivals::{FileFact, VersionKey};
+use crate::arrivals::VersionKey;
 use crate::protocol::Signature;
 use crate::shell::children::ChildError;
 use crate::shell::slot::{Command, Notice, Runner};
 use crate::shell::store::{Drawn, LadderId};
+use crate::shell::watch::Listing;
 use crate::units::Digest;
 
 /// One event.
 pub enum Event {
     /// The model directory was listed.
-    Listed(Vec<FileFact>),
+    Listed(Listing),
     /// The model directory cannot be listed.
     NotListed(String),
     /// A version's dense model is loaded, tried and ready for service, or is not fit for it.

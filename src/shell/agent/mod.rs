@@ -18,7 +18,7 @@ mod samples;
 mod served;
 mod status;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -45,7 +45,7 @@ use crate::shell::metrics::Metrics;
 use crate::shell::serve::{self, App};
 use crate::shell::slot::{Command, CommandError, Commands, Entry, ModelState, Notice, Repository};
 use crate::shell::store::{Store, StoreError};
-use crate::shell::watch;
+use crate::shell::watch::{self, Listing};
 
 /// Reads the configuration anew; an error leaves the one in force.
 pub type Reread = Box<dyn Fn() -> Result<Config, String> + Send>;
@@ -109,6 +109,8 @@ struct Agent {
     /// When the model directory is listed next because of file events; one listing at a time.
     look_at: Option<Instant>,
     listing: bool,
+    /// Links that lead out of the model directory.
+    outside: BTreeSet<String>,
     watcher: Option<notify::RecommendedWatcher>,
     started: Instant,
     last_tick: Instant,
@@ -221,6 +223,7 @@ impl Agent {
             look: Arc::new(Notify::new()),
             look_at: None,
             listing: false,
+            outside: BTreeSet::new(),
             watcher: None,
             started: now,
             last_tick: now,
@@ -276,8 +279,12 @@ impl Agent {
 
     fn event(&mut self, event: Event) {
         match event {
-            Event::Listed(files) => {
+            Event::Listed(Listing { files, outside }) => {
                 self.listing = false;
+                for link in outside.difference(&self.outside) {
+                    tracing::warn!("{link} leads out of the model directory and is passed over");
+                }
+                self.outside = outside;
                 self.watch_models();
                 let now = self.started.elapsed();
                 for arrival in self.arrivals.observe(&files, now) {
@@ -324,6 +331,7 @@ impl Agent {
                 self.prepare(key, file);
             }
             Arrival::Removed { key } => self.removed(&key),
+            Arrival::Misplaced { file, why } => tracing::warn!(file, "is not served: {why}"),
             Arrival::Companions { model } => self.companions(&model),
         }
     }
@@ -343,7 +351,7 @@ impl Agent {
         tokio::spawn(async move {
             let listed = tokio::task::spawn_blocking(move || watch::list(&dir)).await;
             let event = match listed {
-                Ok(Ok(files)) => Event::Listed(files),
+                Ok(Ok(listing)) => Event::Listed(listing),
                 Ok(Err(error)) => Event::NotListed(error.to_string()),
                 Err(error) => Event::NotListed(error.to_string()),
             };
