@@ -1,6 +1,7 @@
 //! `blochd run`: the agent in the foreground, as systemd starts it.
 
 use std::collections::BTreeMap;
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
@@ -83,7 +84,15 @@ impl Run {
                 AgentError::Store(_) | AgentError::ModelDir { .. } => Code::Io,
                 AgentError::Signals(_) => Code::Software,
             };
-            Failure { code, error: error.into() }
+            let remedy = match &error {
+                AgentError::Store(_) => {
+                    "; the agent must be able to write to its state directory: --state-dir or \
+                     BLOCHD_STATE_DIR name another"
+                }
+                AgentError::ModelDir { .. } => "; --model-dir or BLOCHD_MODEL_DIR name another",
+                AgentError::Runtime(_) | AgentError::Listen { .. } | AgentError::Signals(_) => "",
+            };
+            Failure { code, error: anyhow!("{error}{remedy}") }
         })
     }
 
@@ -172,6 +181,8 @@ fn log(config: &Config) {
     let filter = EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| EnvFilter::new(format!("{level},ort=warn")));
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Colours are for people: a journal or a file would keep their codes.
+    let builder = builder.with_ansi(std::io::stderr().is_terminal());
     // A logger that is there already is the caller's.
     let _ = match config.log_format {
         LogFormat::Text => builder.try_init(),
