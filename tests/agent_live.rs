@@ -127,6 +127,31 @@ fn a_change_of_the_external_data_alone_is_a_new_version() {
 }
 
 #[test]
+fn a_model_that_is_written_over_again_and_again_in_place_harms_nobody() {
+    let home = Home::new();
+    home.configure("defaults: {ladder: {enabled: false}}");
+    home.drop_model(&model("fixtures/mlp_gemm.onnx"), "mlp/1/model.onnx");
+    let mut agent = home.start_ready();
+    let files =
+        ["digits_mobile.onnx", "digits_resnet.onnx"].map(|name| fs::read(model(name)).unwrap());
+    let path = home.models().join("digits/1/model.onnx");
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    // Somewhere between the settle time and the end of a trial: hit while it is read, tried and loaded.
+    for round in 0u64..24 {
+        fs::write(&path, &files[usize::from(round % 2 == 0)]).unwrap();
+        std::thread::sleep(Duration::from_millis(120 + 23 * (round % 12)));
+        assert!(agent.infer("mlp").is_ok(), "{}", home.log());
+    }
+    fs::write(&path, &files[0]).unwrap();
+    home.drop_model(&model("digits_mobile.onnx"), "same.onnx");
+    agent.eventually("it has come to rest", |agent| {
+        let digest = agent.model("same")["digest"].clone();
+        digest.is_string() && agent.model("digits")["digest"] == digest
+    });
+    assert_eq!(agent.status()["quarantine"], json!([]), "{}", home.log());
+}
+
+#[test]
 fn a_build_stands_still_while_a_model_is_near_its_budget_and_goes_on_after() {
     let home = Home::new();
     home.configure("defaults: {budget: {p99: 20us}}");

@@ -1,9 +1,9 @@
-//! Model files ↔ models. A file is mapped, not read; external data is looked for in the model's folder and
-//! nowhere else.
+//! Model files ↔ models. A file is mapped, or read where others may change it meanwhile; external data is
+//! looked for in the model's folder and nowhere else.
 
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -63,9 +63,26 @@ impl LoadError {
 /// # Errors
 /// Where a file is missing, too large, not a model, or outside the model's folder.
 pub fn load(path: &Path) -> Result<Model, LoadError> {
+    load_by(map, path)
+}
+
+/// As [`load`], with the files read into memory: nothing that is done to them afterwards touches the
+/// model. A file that is cut short while it is mapped kills the process that looks at it; whoever copies a
+/// model over another one does that.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_copied(path: &Path) -> Result<Model, LoadError> {
+    load_by(read, path)
+}
+
+/// The contents of a regular file of at most so many bytes, and its size.
+type Take = fn(&Path, u64) -> Result<(Bytes, u64), Fault>;
+
+fn load_by(take: Take, path: &Path) -> Result<Model, LoadError> {
     let io = |source| LoadError::Io { path: path.to_owned(), source };
     let onnx = |source| LoadError::Onnx { path: path.to_owned(), source };
-    let mut model = decode(path)?;
+    let mut model = decode(take, path)?;
     let locations = model.external_files().map_err(onnx)?;
     if locations.is_empty() {
         return Ok(model);
@@ -82,7 +99,7 @@ pub fn load(path: &Path) -> Result<Model, LoadError> {
         if !target.starts_with(&folder) {
             return Err(LoadError::Outside { path: path.to_owned(), location, target });
         }
-        let (contents, size) = map(&target, left).map_err(|fault| match fault {
+        let (contents, size) = take(&target, left).map_err(|fault| match fault {
             Fault::Io(source) => external(source),
             Fault::NotAFile => external(io::Error::other("is not a regular file")),
             Fault::TooLarge(size) => {
@@ -102,12 +119,12 @@ pub fn load(path: &Path) -> Result<Model, LoadError> {
 /// Where the file is missing, too large, not a model, or names a file outside its folder.
 pub fn external_files(path: &Path) -> Result<BTreeSet<String>, LoadError> {
     let onnx = |source| LoadError::Onnx { path: path.to_owned(), source };
-    decode(path)?.external_files().map_err(onnx)
+    decode(read, path)?.external_files().map_err(onnx)
 }
 
 /// The model without its external data.
-fn decode(path: &Path) -> Result<Model, LoadError> {
-    let (bytes, _) = map(path, limits::MODEL_FILE_BYTES).map_err(|fault| match fault {
+fn decode(take: Take, path: &Path) -> Result<Model, LoadError> {
+    let (bytes, _) = take(path, limits::MODEL_FILE_BYTES).map_err(|fault| match fault {
         Fault::Io(source) => LoadError::Io { path: path.to_owned(), source },
         Fault::NotAFile => LoadError::NotAFile { path: path.to_owned() },
         Fault::TooLarge(size) => too_large(path, "the model file", size, limits::MODEL_FILE_BYTES),
@@ -145,8 +162,8 @@ enum Fault {
     TooLarge(u64),
 }
 
-/// The contents of a regular file of at most `limit` bytes, mapped, and its size.
-fn map(path: &Path, limit: u64) -> Result<(Bytes, u64), Fault> {
+/// A regular file of at most `limit` bytes, and its size.
+fn open(path: &Path, limit: u64) -> Result<(File, u64), Fault> {
     // Opening a pipe that nobody writes to would wait for ever.
     let flags = (OFlag::O_NONBLOCK | OFlag::O_CLOEXEC).bits();
     let file: File =
@@ -159,6 +176,25 @@ fn map(path: &Path, limit: u64) -> Result<(Bytes, u64), Fault> {
     if size > limit {
         return Err(Fault::TooLarge(size));
     }
+    Ok((file, size))
+}
+
+/// Contents in memory of their own. A file that changes meanwhile gives whatever was there: what is made of
+/// it is checked, and looked at again once the file has settled.
+fn read(path: &Path, limit: u64) -> Result<(Bytes, u64), Fault> {
+    let (file, size) = open(path, limit)?;
+    let mut contents = Vec::new();
+    contents.try_reserve_exact(usize::try_from(size).map_err(|_| Fault::TooLarge(size))?).map_err(
+        |_| Fault::Io(io::Error::new(io::ErrorKind::OutOfMemory, "no memory to read it into")),
+    )?;
+    file.take(size).read_to_end(&mut contents).map_err(Fault::Io)?;
+    let size = contents.len() as u64;
+    Ok((contents.into(), size))
+}
+
+/// Contents as the kernel maps them.
+fn map(path: &Path, limit: u64) -> Result<(Bytes, u64), Fault> {
+    let (file, size) = open(path, limit)?;
     if size == 0 {
         return Ok((Bytes::new(), 0));
     }
@@ -167,4 +203,27 @@ fn map(path: &Path, limit: u64) -> Result<(Bytes, u64), Fault> {
     // is still being written is not opened (see `arrivals`).
     let map = unsafe { Mmap::map(&file) }.map_err(Fault::Io)?;
     Ok((Bytes::from_owner(map), size))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn a_copied_model_outlives_its_files_being_cut_short() {
+        let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/models/fixtures/external");
+        let dir = tempfile::tempdir().unwrap();
+        let files = ["model.onnx", "weights.bin"].map(|name| {
+            let to = dir.path().join(name);
+            fs::copy(from.join(name), &to).unwrap();
+            to
+        });
+        let mapped = load(&from.join("model.onnx")).unwrap().digest().unwrap();
+        let model = load_copied(&files[0]).unwrap();
+        files.iter().for_each(|file| fs::write(file, "").unwrap());
+        assert_eq!(model.digest().unwrap(), mapped);
+        assert!(load_copied(&files[0]).unwrap_err().is_bad_data());
+    }
 }

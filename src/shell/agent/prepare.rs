@@ -51,8 +51,23 @@ impl Loader {
             let reason = format!("{} is quarantined: {reason}", path.display());
             return Err(Unfit { digest: Some(digest), reason, for_good: false });
         }
-        let (opened, signature) = self.open_variant(&path, digest).await?;
-        Ok(Box::new(Prepared { digest, signature, opened }))
+        let unfit = match self.open_variant(&path, digest).await {
+            Ok((opened, signature)) => {
+                return Ok(Box::new(Prepared { digest, signature, opened }));
+            }
+            Err(unfit) => unfit,
+        };
+        if !unfit.for_good {
+            return Err(unfit);
+        }
+        // What was written over while it was tried is not to blame for how that went.
+        let file = path.clone();
+        let now = blocking(move || self.digest(&file)).await;
+        if now.is_ok_and(|now| now == digest) {
+            return Err(unfit);
+        }
+        let reason = format!("{} changed while it was tried: {}", path.display(), unfit.reason);
+        Err(Unfit { reason, for_good: false, ..unfit })
     }
 
     /// The external data files that a model names; `None` where it cannot be read.
@@ -77,7 +92,7 @@ impl Loader {
 
     fn digest(&self, path: &Path) -> Result<Digest, Unfit> {
         let unfit = |reason: String, for_good| Unfit { digest: None, reason, for_good };
-        let model = models::load(path).map_err(|error| {
+        let model = models::load_copied(path).map_err(|error| {
             let bad = error.is_bad_data();
             unfit(chain(&error), bad)
         })?;
@@ -120,7 +135,7 @@ impl Loader {
         digest: Digest,
     ) -> Result<(Vec<Box<dyn Runner>>, Signature), Unfit> {
         let unfit = |reason: String, for_good| Unfit { digest: Some(digest), reason, for_good };
-        let model = models::load(path).map_err(|error| unfit(chain(&error), false))?;
+        let model = models::load_copied(path).map_err(|error| unfit(chain(&error), false))?;
         // Between the trial and now the file may have been replaced: never serve what was not tried.
         if model.digest().ok() != Some(digest) {
             return Err(unfit("the file changed while it was loaded".to_owned(), false));
