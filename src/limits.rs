@@ -197,6 +197,10 @@ pub const RATIO_TOLERANCE: f64 = 0.06;
 /// Bisections that look for what can be reached above the quality floor.
 pub const FLOOR_BISECTIONS: usize = 3;
 
+/// Part of the memory that is available which the values of a network on its calibration samples may
+/// take: a quarter, since serving goes on beside.
+pub const ACTIVATION_SHARE: u64 = 4;
+
 /// Made-up samples: they tell little, so few do.
 pub const SYNTHETIC_SAMPLES: usize = 32;
 

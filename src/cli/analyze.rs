@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
 use blochd::ladder::calibration::{self, Samples};
+use blochd::ladder::make::free_sizes;
 use blochd::ladder::manifest::CalibrationSource;
 use blochd::onnx::{Engine, Model, Shapes};
 use blochd::redundancy::{
@@ -90,7 +91,8 @@ impl Analyze {
         let calibrated = samples.as_ref().zip(engine.as_ref()).map(|(samples, engine)| {
             Calibrated { engine, source: "file", samples: samples.count, batches: &samples.batches }
         });
-        let shapes = engine.as_ref().and_then(|engine| self.shapes(engine, &model));
+        let shapes =
+            engine.as_ref().and_then(|engine| self.shapes(engine, &model, samples.as_ref()));
         let mut cache = self.cache(&state);
         let mut nothing = NoStore;
         let store: &mut dyn Store = match &mut cache {
@@ -139,8 +141,23 @@ impl Analyze {
         }
     }
 
-    fn shapes(&self, engine: &OrtEngine, model: &Model) -> Option<Shapes> {
-        match engine.shapes(model, &BTreeMap::new()) {
+    /// Sizes of all values for one request; free axes that no sample tells are assumed, or left free where
+    /// the model does not take what is assumed.
+    fn shapes(
+        &self,
+        engine: &OrtEngine,
+        model: &Model,
+        samples: Option<&Samples>,
+    ) -> Option<Shapes> {
+        let sizes = match samples {
+            Some(samples) => free_sizes(model, &samples.first),
+            None => {
+                let specs = calibration::inputs(model).unwrap_or_default();
+                calibration::assumed_sizes(&specs, &BTreeMap::new())
+            }
+        };
+        let shapes = engine.shapes(model, &sizes);
+        match shapes.or_else(|_| engine.shapes(model, &BTreeMap::new())) {
             Ok(shapes) => Some(shapes),
             Err(error) => {
                 eprintln!("blochd: what is frozen is not known: {error}");

@@ -6,13 +6,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
 use blochd::ladder::calibration::{self, Samples};
-use blochd::ladder::make::{Eval, Event, Options, Task};
+use blochd::ladder::make::{Eval, Event, Options, Task, free_sizes};
 use blochd::ladder::manifest::{Calibration, CalibrationSource, MANIFEST_FORMAT, Rung, Source};
 use blochd::ladder::table::LatencyTable;
 use blochd::ladder::{Manifest, manifest, report};
-use blochd::onnx::{DType, Model};
+use blochd::limits;
+use blochd::onnx::{DType, Engine, Model};
 use blochd::redundancy::selection::Method;
 use blochd::shell::engine::{self, EngineOptions, OrtEngine, Search};
+use blochd::shell::probe::HostProbe;
 use blochd::shell::{files, models, npz, places};
 use blochd::surgery::repair::Mode;
 use clap::{Args, ValueEnum};
@@ -69,7 +71,7 @@ pub struct Prune {
     #[arg(long, default_value_t = 0)]
     seed: u64,
     /// Most calibration samples that are used.
-    #[arg(long, default_value_t = blochd::limits::CALIBRATION_SAMPLES)]
+    #[arg(long, default_value_t = limits::CALIBRATION_SAMPLES)]
     samples: usize,
     /// Size of a free axis of an input, when samples are made up: `--shape height=640`.
     #[arg(long = "shape", value_parser = super::named_size)]
@@ -148,7 +150,7 @@ impl Prune {
         let options =
             EngineOptions { intra_op_threads: self.threads.max(1), ..EngineOptions::default() };
         let engine = OrtEngine::new(&runtime, options);
-        let samples = self.samples(&model)?;
+        let samples = self.affordable(&engine, &model, self.samples(&model, self.samples)?)?;
         let eval = self.eval(&model)?;
         std::fs::create_dir_all(&self.out)
             .with_context(|| format!("cannot make the folder {}", self.out.display()))
@@ -187,7 +189,7 @@ impl Prune {
                     .unwrap_or_default(),
                 digest: model.digest().code(Code::Data)?,
             },
-            engine: blochd::onnx::Engine::identity(&engine),
+            engine: Engine::identity(&engine),
             method: options.method.name().to_owned(),
             seed: self.seed,
             calibration: Calibration { source: samples.source, samples: samples.count },
@@ -195,7 +197,7 @@ impl Prune {
             rungs: ladder.rungs,
             not_built: ladder.not_built,
             groups: report::groups(&ladder.coupling),
-            frozen: report::frozen(&ladder.coupling),
+            frozen: report::frozen(&ladder.coupling).into_iter().chain(ladder.declined).collect(),
         };
         let text = serde_json::to_string_pretty(&manifest).code(Code::Software)?;
         let path = self.out.join(manifest::MANIFEST_FILE);
@@ -231,11 +233,34 @@ impl Prune {
         }
     }
 
-    fn samples(&self, model: &Model) -> Result<Samples, Failure> {
+    /// Fewer samples where the box has no memory for the network's values on all of them.
+    fn affordable(
+        &self,
+        engine: &OrtEngine,
+        model: &Model,
+        samples: Samples,
+    ) -> Result<Samples, Failure> {
+        let sizes = free_sizes(model, &samples.first);
+        let shapes = Engine::shapes(engine, model, &sizes).code(Code::Data)?;
+        let request = samples.first.values().find_map(|t| t.shape.first().copied()).unwrap_or(1);
+        let memory = HostProbe::new().host().memory_available() / limits::ACTIVATION_SHARE;
+        let most = Samples::affordable(&shapes, request, memory);
+        if most >= samples.count {
+            return Ok(samples);
+        }
+        eprintln!(
+            "blochd: memory allows {most} of the {} calibration samples ({} MiB may be used)",
+            samples.count,
+            memory >> 20
+        );
+        self.samples(model, most)
+    }
+
+    fn samples(&self, model: &Model, most: usize) -> Result<Samples, Failure> {
         let specs = calibration::inputs(model).code(Code::Data)?;
         let Some(path) = &self.calibration else {
             let sizes: BTreeMap<String, usize> = self.shapes.iter().cloned().collect();
-            let count = self.samples.min(blochd::limits::SYNTHETIC_SAMPLES);
+            let count = most.min(limits::SYNTHETIC_SAMPLES);
             return calibration::synthetic(&specs, &sizes, count, self.seed).code(Code::Data);
         };
         let source = if self.calibration_is_live {
@@ -244,7 +269,7 @@ impl Prune {
             CalibrationSource::File
         };
         let arrays = npz::read(path).code(Code::Data)?;
-        calibration::from_arrays(&specs, &arrays, self.samples, source)
+        calibration::from_arrays(&specs, &arrays, most, source)
             .with_context(|| path.display().to_string())
             .code(Code::Data)
     }
@@ -284,6 +309,9 @@ fn save_rung(out: &Path, rung: &mut Rung, model: &Model) -> Result<(), String> {
     rung.file = format!("{}.onnx", rung.name);
     models::save(model, &out.join(&rung.file)).map_err(|error| error.to_string())
 }
+
+/// How many of the outputs that may not be cut the table names.
+const FROZEN_SHOWN: usize = 8;
 
 /// A table of another engine or format is as good as none.
 fn read_table(path: &Path) -> LatencyTable {
@@ -393,7 +421,10 @@ fn print_table(manifest: &Manifest) {
              for rungs that hold on real data."
         );
     }
-    if !manifest.frozen.is_empty() {
-        println!("{} outputs may not be cut; the manifest says why.", manifest.frozen.len());
+    for frozen in manifest.frozen.iter().take(FROZEN_SHOWN) {
+        println!("may not be cut: {} ({} channels): {}", frozen.what, frozen.width, frozen.because);
+    }
+    if manifest.frozen.len() > FROZEN_SHOWN {
+        println!("… and {} more; the manifest names them.", manifest.frozen.len() - FROZEN_SHOWN);
     }
 }

@@ -9,7 +9,7 @@ use super::manifest::CalibrationSource;
 use crate::limits;
 use crate::onnx::proto::tensor_shape_proto::dimension;
 use crate::onnx::proto::{ValueInfoProto, type_proto};
-use crate::onnx::{DType, Graph, Model, Tensor};
+use crate::onnx::{DType, Graph, Model, Shapes, Tensor, ValueType, free_axis};
 use crate::spectra::activations::Batch;
 
 /// Why given arrays are not samples of a model.
@@ -32,7 +32,7 @@ pub enum CalibrationError {
 pub struct InputSpec {
     pub name: String,
     pub dtype: DType,
-    /// `Ok(size)` or `Err(symbol)` (possibly empty) for each axis.
+    /// `Ok(size)`, or `Err(name)` of a free axis (see [`free_axis`]), for each axis.
     pub dims: Vec<Result<usize, String>>,
 }
 
@@ -59,16 +59,29 @@ pub fn inputs(model: &Model) -> Result<Vec<InputSpec>, CalibrationError> {
 
 fn spec(info: &ValueInfoProto) -> Option<InputSpec> {
     let Some(type_proto::Value::TensorType(tensor)) = &info.r#type.value else { return None };
-    let dims = tensor.shape.dim.iter().map(|dim| match &dim.value {
+    let name = info.name.clone()?;
+    let dims = tensor.shape.dim.iter().enumerate().map(|(axis, dim)| match &dim.value {
         Some(dimension::Value::DimValue(size)) if *size > 0 => Ok(*size as usize),
-        Some(dimension::Value::DimParam(symbol)) => Err(symbol.clone()),
-        _ => Err(String::new()),
+        _ => Err(free_axis(&name, axis, dim).unwrap_or_default()),
     });
     Some(InputSpec {
-        name: info.name.clone()?,
+        name: name.clone(),
         dtype: DType::from_onnx(tensor.elem_type?)?,
         dims: dims.collect(),
     })
+}
+
+/// Sizes of the free axes of one request where no sample tells them: 1 for the first axis, and for the
+/// others what `given` says or [`limits::SYNTHETIC_FREE_AXIS`].
+pub fn assumed_sizes(
+    specs: &[InputSpec],
+    given: &BTreeMap<String, usize>,
+) -> BTreeMap<String, usize> {
+    let axes = specs.iter().flat_map(|spec| spec.dims.iter().enumerate());
+    let free = axes.filter_map(|(axis, dim)| Some((axis, dim.as_ref().err()?)));
+    let assumed = |axis| if axis == 0 { 1 } else { limits::SYNTHETIC_FREE_AXIS };
+    free.map(|(axis, name)| (name.clone(), given.get(name).copied().unwrap_or(assumed(axis))))
+        .collect()
 }
 
 /// Samples in batches, as the model takes them.
@@ -138,7 +151,6 @@ fn check_type(spec: &InputSpec, array: &Tensor) -> Result<(), CalibrationError> 
         .iter()
         .map(|dim| match dim {
             Ok(size) => size.to_string(),
-            Err(symbol) if symbol.is_empty() => "?".to_owned(),
             Err(symbol) => symbol.clone(),
         })
         .collect();
@@ -148,6 +160,24 @@ fn check_type(spec: &InputSpec, array: &Tensor) -> Result<(), CalibrationError> 
         expected: format!("{:?} [{}]", spec.dtype, dims.join(", ")),
     })
 }
+
+impl Samples {
+    /// How many samples may be used (at least those of one request) so that the values which are held at once (four of the largest: what an
+    /// operator reads and says, in the dense and in the cut network) stay within `bytes`. `shapes` are those
+    /// of one request.
+    pub fn affordable(shapes: &Shapes, request: usize, bytes: u64) -> usize {
+        let size = |value: &ValueType| -> u64 {
+            let elements: Option<u64> =
+                value.shape.iter().map(|d| d.map(|d| d as u64)).product::<Option<u64>>();
+            elements.unwrap_or(0).saturating_mul(value.dtype.size().unwrap_or(8) as u64)
+        };
+        let largest = shapes.values().map(size).max().unwrap_or(0) / request.max(1) as u64;
+        usize::try_from(bytes / (HELD_AT_ONCE * largest.max(1))).unwrap_or(usize::MAX).max(request)
+    }
+}
+
+/// See [`Samples::affordable`].
+const HELD_AT_ONCE: u64 = 4;
 
 /// The given rows (first axis) of an array.
 pub fn rows_of(array: &Tensor, rows: &[usize]) -> Tensor {

@@ -1,23 +1,20 @@
 //! Makes a ladder: scores and times every group once, then for each ratio plans, measures the planned cut
 //! on the whole model, corrects the plan, repairs the cut and judges the result.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
+use super::allocate::Choice;
 use super::calibration::Samples;
-use super::manifest::{Figures, NotBuilt, Rung};
-use super::plan::{Known, Plan, PlanError, group_choices, items, plan, widths};
-use super::quality::{Agreement, Outputs, accuracy, agreement, outputs};
-use super::report;
+use super::manifest::{Figures, FrozenInfo, NotBuilt, Rung};
+use super::plan::{Known, PlanError, group_choices, items, widths};
+use super::rungs::Bench;
 use super::score::Scorer;
 use super::table::{LatencyTable, Stopwatch, TableError};
-use super::timing::{Candidate, Timings};
-use crate::coupling::{Coupling, blocks, couple};
-use crate::limits;
+use crate::coupling::{Coupling, Group, blocks, couple};
 use crate::onnx::{Engine, ExecError, Graph, Model, OnnxError, Shapes, Tensor};
 use crate::redundancy::selection::Method;
 use crate::spectra::activations::Batch;
-use crate::surgery::repair::{Mode, Repair, RepairError, is_held_out};
-use crate::surgery::{self, Gone};
+use crate::surgery::repair::{Mode, RepairError, is_held_out};
 
 /// What is asked of a ladder.
 #[derive(Debug, Clone, PartialEq)]
@@ -83,6 +80,8 @@ pub struct Ladder {
     pub rungs: Vec<Rung>,
     pub not_built: Vec<NotBuilt>,
     pub coupling: Coupling,
+    /// Groups that could be cut by their coupling and are not, because a trial of it failed.
+    pub declined: Vec<FrozenInfo>,
 }
 
 /// The inputs of [`Task::make`].
@@ -117,17 +116,37 @@ impl Task<'_> {
             blocks: &blocks,
             scored: BTreeMap::new(),
         };
-        let losses = self.score(&mut known, on)?;
-        let items = self.items(&known, &losses, table, on)?;
+        let mut declined = Vec::new();
+        let losses = self.score(&mut known, &mut declined, on);
+        let items = self.items(&known, &losses, table, &mut declined, on);
         let held_out = self.held_out();
-        let mut bench = Bench::new(self, &known, &held_out)?;
-        let dense = bench.dense_figures()?;
-        let mut ladder =
-            Ladder { dense, rungs: Vec::new(), not_built: Vec::new(), coupling: coupling.clone() };
+        let bench = Bench::new(self, &known, &held_out)?;
+        let mut ladder = Ladder {
+            dense: bench.dense.clone(),
+            rungs: Vec::new(),
+            not_built: Vec::new(),
+            coupling: coupling.clone(),
+            declined,
+        };
         let mut ratios = self.options.ratios.clone();
         ratios.sort_by(|a, b| b.total_cmp(a));
         for asked in ratios {
-            bench.rung(asked, &items, &mut ladder, on, sink)?;
+            let stage = format!("building {asked}");
+            let mut progress = |done, total| on(Event::Progress { stage: &stage, done, total });
+            let attempt = bench.attempt(asked, &items, ladder.rungs.last(), &mut progress);
+            let missed = match attempt {
+                Ok(Ok(mut built)) => {
+                    sink(&mut built.rung, &built.model).map_err(LadderError::Sink)?;
+                    on(Event::Rung(&built.rung));
+                    ladder.rungs.push(built.rung);
+                    continue;
+                }
+                Ok(Err(missed)) => missed,
+                // One plan that fails is no reason to lose the other rungs.
+                Err(error) => NotBuilt { asked, because: sentence(&error), reachable: None },
+            };
+            on(Event::NotBuilt(&missed));
+            ladder.not_built.push(missed);
         }
         Ok(ladder)
     }
@@ -138,8 +157,14 @@ impl Task<'_> {
         self.engine.shapes(self.model, &fixed)
     }
 
-    /// Ranks all groups; returns for each block the loss of removing it.
-    fn score(&self, known: &mut Known, on: &mut dyn FnMut(Event)) -> Result<Vec<f64>, LadderError> {
+    /// Ranks all groups; returns for each block the loss of removing it. Where the runtime fails on a
+    /// part of the network, that part is left whole and the rest goes on.
+    fn score(
+        &self,
+        known: &mut Known,
+        declined: &mut Vec<FrozenInfo>,
+        on: &mut dyn FnMut(Event),
+    ) -> Vec<f64> {
         let mut scorer = Scorer::new(
             known.graph,
             self.engine,
@@ -148,22 +173,27 @@ impl Task<'_> {
             self.options.method,
             self.options.seed,
         );
-        let total = known.coupling.groups.len();
-        for (done, group) in known.coupling.groups.iter().enumerate() {
-            on(Event::Progress { stage: "ranking channels", done, total });
-            if let Some(first) = group.producers.iter().map(|producer| producer.node).min() {
-                scorer.forget_before(first);
-            }
-            if let Some(scored) = scorer.score(group)? {
-                known.scored.insert(group.id, scored);
+        let groups = &known.coupling.groups;
+        let mut losses = scorer.watch(groups, &mut |done, total| {
+            on(Event::Progress { stage: "watching dense", done, total });
+        });
+        if !self.options.depth {
+            losses.fill(f64::INFINITY);
+        }
+        for (done, group) in groups.iter().enumerate() {
+            on(Event::Progress { stage: "ranking channels", done, total: groups.len() });
+            match scorer.score(group) {
+                Ok(Some(scored)) => {
+                    known.scored.insert(group.id, scored);
+                }
+                Ok(None) => {
+                    let why = "no operator that reads it can be fitted".to_owned();
+                    declined.push(decline(group, why));
+                }
+                Err(error) => declined.push(decline(group, sentence(&error))),
             }
         }
-        let mut losses = Vec::new();
-        for (done, block) in known.blocks.iter().enumerate() {
-            on(Event::Progress { stage: "weighing blocks", done, total: known.blocks.len() });
-            losses.push(if self.options.depth { scorer.removal(block)? } else { f64::INFINITY });
-        }
-        Ok(losses)
+        losses
     }
 
     fn items(
@@ -171,8 +201,9 @@ impl Task<'_> {
         known: &Known,
         losses: &[f64],
         table: &mut LatencyTable,
+        declined: &mut Vec<FrozenInfo>,
         on: &mut dyn FnMut(Event),
-    ) -> Result<Vec<Vec<super::allocate::Choice>>, LadderError> {
+    ) -> Vec<Vec<Choice>> {
         let mut watch = Stopwatch::new(
             self.engine,
             known.graph,
@@ -187,21 +218,24 @@ impl Task<'_> {
             on(Event::Progress { stage: "timing cuts", done, total });
             let Some(scored) = known.scored.get(&group.id) else { continue };
             let widths = widths(group, self.options.align);
-            let savings = watch.group(group, &widths)?;
-            let savings: Vec<(usize, f64)> = widths.into_iter().zip(savings).collect();
-            choices.insert(group.id, group_choices(group.id, group.width, scored, &savings));
+            match watch.group(group, &widths) {
+                Ok(savings) => {
+                    let savings: Vec<(usize, f64)> = widths.into_iter().zip(savings).collect();
+                    let offered = group_choices(group.id, group.width, scored, &savings);
+                    choices.insert(group.id, offered);
+                }
+                Err(error) => declined.push(decline(group, sentence(&error))),
+            }
         }
         let mut removals = Vec::new();
         for (index, (block, loss)) in known.blocks.iter().zip(losses).enumerate() {
             let done = known.coupling.groups.len() + index;
             on(Event::Progress { stage: "timing cuts", done, total });
-            removals.push(match loss.is_finite() {
-                true => Some((watch.block(block)?, *loss)),
-                false => None,
-            });
+            let saving = loss.is_finite().then(|| watch.block(block).ok()).flatten();
+            removals.push(saving.map(|saving| (saving, *loss)));
         }
         on(Event::Progress { stage: "timing cuts", done: total, total });
-        Ok(items(choices, known.blocks, &removals))
+        items(choices, known.blocks, &removals)
     }
 
     /// The calibration samples that no repair sees, in batches of their own.
@@ -226,6 +260,16 @@ impl Task<'_> {
     }
 }
 
+fn decline(group: &Group, because: String) -> FrozenInfo {
+    FrozenInfo { what: group.name.clone(), width: group.width, because }
+}
+
+/// An error and its causes in one line.
+fn sentence(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |error| error.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
 /// Sizes of the free axes of a model's inputs, by symbol, as `batch` has them.
 pub fn free_sizes(model: &Model, batch: &Batch) -> BTreeMap<String, usize> {
     let mut sizes = BTreeMap::new();
@@ -238,269 +282,4 @@ pub fn free_sizes(model: &Model, batch: &Batch) -> BTreeMap<String, usize> {
         }
     }
     sizes
-}
-
-/// Builds and measures variants against the dense model.
-struct Bench<'a> {
-    task: &'a Task<'a>,
-    known: &'a Known<'a>,
-    held_out: &'a [Batch],
-    dense_outputs: Outputs,
-    /// Microseconds.
-    dense_us: f64,
-}
-
-/// A variant that is built and measured.
-struct Built {
-    rung: Rung,
-    model: Model,
-}
-
-impl<'a> Bench<'a> {
-    fn new(
-        task: &'a Task<'a>,
-        known: &'a Known<'a>,
-        held_out: &'a [Batch],
-    ) -> Result<Self, LadderError> {
-        let dense_outputs = outputs(task.engine, task.model, held_out)?;
-        Ok(Self { task, known, held_out, dense_outputs, dense_us: 0.0 })
-    }
-
-    /// Latencies of dense (candidate 0) and `variant` in the same rounds.
-    fn compare(&self, variant: &Model, seconds: f64) -> Result<Timings, LadderError> {
-        let inputs: Vec<(&str, &Tensor)> =
-            self.task.samples.first.iter().map(|(name, t)| (name.as_str(), t)).collect();
-        let mut candidates = Vec::new();
-        for model in [self.task.model, variant] {
-            let session = self.task.engine.open(model)?;
-            candidates.push(Candidate { session, inputs: inputs.clone() });
-        }
-        Ok(Timings::take(&mut candidates, seconds)?)
-    }
-
-    fn dense_figures(&mut self) -> Result<Figures, LadderError> {
-        let timings = self.compare(self.task.model, self.task.options.seconds)?;
-        self.dense_us = timings.percentile(0, 0.5);
-        let own = Agreement { quality: 1.0, explained: 1.0 };
-        self.figures(self.task.model, &timings, own, 0)
-    }
-
-    fn figures(
-        &self,
-        model: &Model,
-        timings: &Timings,
-        agreement: Agreement,
-        candidate: usize,
-    ) -> Result<Figures, LadderError> {
-        let sizes = free_sizes(model, &self.task.samples.first);
-        let shapes = self.task.engine.shapes(model, &sizes)?;
-        let graph = Graph::new(model);
-        Ok(Figures {
-            p50_us: timings.percentile(candidate, 0.5),
-            p99_us: timings.percentile(candidate, 0.99),
-            ratio: timings.ratio(candidate),
-            macs: report::macs(&graph, &shapes),
-            params: report::parameters(&graph),
-            bytes: model.encode_inline()?.len() as u64,
-            quality: agreement.quality,
-            explained: agreement.explained,
-            accuracy: self.accuracy(model)?,
-        })
-    }
-
-    fn accuracy(&self, model: &Model) -> Result<Option<f64>, LadderError> {
-        let Some(Eval { samples, labels: Some(labels) }) = self.task.eval else { return Ok(None) };
-        let outputs = outputs(self.task.engine, model, &samples.batches)?;
-        Ok(accuracy(&outputs, labels))
-    }
-
-    /// Builds the rung for `asked`, or says why not and what can be reached.
-    fn rung(
-        &mut self,
-        asked: f64,
-        items: &[Vec<super::allocate::Choice>],
-        ladder: &mut Ladder,
-        on: &mut dyn FnMut(Event),
-        sink: &mut Sink,
-    ) -> Result<(), LadderError> {
-        let floor = self.task.options.floor;
-        let stage = format!("building {asked}");
-        let mut give_up = |because: String, reachable: Option<f64>, ladder: &mut Ladder| {
-            let missed = NotBuilt { asked, because, reachable };
-            on(Event::NotBuilt(&missed));
-            ladder.not_built.push(missed);
-        };
-        let Some((plan, planned)) = self.find_plan(asked, items)? else {
-            let reached = self.fastest(items)?;
-            let because = "all cuts that are sound together do not save so much time".to_owned();
-            give_up(because, reached, ladder);
-            return Ok(());
-        };
-        if (planned / asked - 1.0).abs() > limits::RATIO_TOLERANCE {
-            let because = format!(
-                "the nearest that the measured steps of this box allow is a ratio of {planned:.3}"
-            );
-            give_up(because, Some(planned), ladder);
-            return Ok(());
-        }
-        let mut report = |done, total| on(Event::Progress { stage: &stage, done, total });
-        let mut built = self.build(asked, &plan, &mut report)?;
-        if built.rung.figures.quality < floor {
-            let because = format!(
-                "its quality would be {:.3}, below the floor of {floor}",
-                built.rung.figures.quality
-            );
-            let reachable = self.reachable(asked, items, ladder)?;
-            let missed = NotBuilt { asked, because, reachable };
-            on(Event::NotBuilt(&missed));
-            ladder.not_built.push(missed);
-            return Ok(());
-        }
-        sink(&mut built.rung, &built.model).map_err(LadderError::Sink)?;
-        on(Event::Rung(&built.rung));
-        ladder.rungs.push(built.rung);
-        Ok(())
-    }
-
-    /// The plan whose cut, measured on the whole model, comes nearest to a ratio.
-    fn find_plan(
-        &self,
-        asked: f64,
-        items: &[Vec<super::allocate::Choice>],
-    ) -> Result<Option<(Plan, f64)>, LadderError> {
-        let mut needed = self.dense_us * (1.0 - asked);
-        // The nearest plans on either side: what they were asked to save, and their measured ratio.
-        let mut too_slow: Option<(f64, f64)> = None;
-        let mut too_fast: Option<(f64, f64)> = None;
-        let mut best: Option<(Plan, f64)> = None;
-        let mut seen: BTreeSet<String> = BTreeSet::new();
-        for _ in 0..limits::PLAN_CORRECTIONS {
-            let Some(candidate) = plan(items, needed) else { break };
-            let new = seen.insert(format!("{candidate:?}"));
-            let ratio = if new {
-                let model = self.known.carry_out(&candidate)?;
-                self.compare(&model, self.task.options.seconds * 0.4)?.ratio(1)
-            } else {
-                match (too_slow, too_fast) {
-                    // Nothing lies between the two plans.
-                    (Some(_), Some(_)) => break,
-                    _ => best.as_ref().map_or(1.0, |(_, ratio)| *ratio),
-                }
-            };
-            let off = |ratio: f64| (ratio / asked - 1.0).abs();
-            if new && best.as_ref().is_none_or(|(_, nearest)| off(*nearest) > off(ratio)) {
-                best = Some((candidate, ratio));
-            }
-            if off(ratio) <= limits::RATIO_GOOD_ENOUGH {
-                break;
-            }
-            match ratio > asked {
-                true => too_slow = Some((needed, ratio)),
-                false => too_fast = Some((needed, ratio)),
-            }
-            needed = match (too_slow, too_fast) {
-                (Some((n0, r0)), Some((n1, r1))) if (r0 - r1).abs() > 1e-6 => {
-                    let share = ((r0 - asked) / (r0 - r1)).clamp(0.1, 0.9);
-                    n0 + share * (n1 - n0)
-                }
-                _ => needed * ((1.0 - asked) / (1.0 - ratio).max(1e-3)).clamp(0.5, 1.7),
-            };
-        }
-        Ok(best)
-    }
-
-    /// The ratio of the plan that saves the most.
-    fn fastest(&self, items: &[Vec<super::allocate::Choice>]) -> Result<Option<f64>, LadderError> {
-        let most: f64 = items
-            .iter()
-            .map(|item| item.iter().map(|c| c.saving).filter(|s| s.is_finite()).fold(0.0, f64::max))
-            .sum();
-        let Some(candidate) = plan(items, most * 0.98) else { return Ok(None) };
-        let model = self.known.carry_out(&candidate)?;
-        Ok(Some(self.compare(&model, self.task.options.seconds * 0.4)?.ratio(1)))
-    }
-
-    /// The lowest ratio above `failed` whose quality is at the floor, by bisection.
-    fn reachable(
-        &self,
-        failed: f64,
-        items: &[Vec<super::allocate::Choice>],
-        ladder: &Ladder,
-    ) -> Result<Option<f64>, LadderError> {
-        let mut low = failed;
-        let best = ladder.rungs.last().map(|rung| rung.figures.ratio);
-        let mut high = best.unwrap_or(1.0);
-        let mut reached = best;
-        for _ in 0..limits::FLOOR_BISECTIONS {
-            let middle = f64::midpoint(low, high);
-            let Some((plan, ratio)) = self.find_plan(middle, items)? else { break };
-            let built = self.build(middle, &plan, &mut |_, _| {})?;
-            if built.rung.figures.quality >= self.task.options.floor {
-                (high, reached) = (middle, Some(ratio));
-            } else {
-                low = middle;
-            }
-        }
-        Ok(reached)
-    }
-
-    fn build(
-        &self,
-        asked: f64,
-        plan: &Plan,
-        progress: &mut dyn FnMut(usize, usize),
-    ) -> Result<Built, LadderError> {
-        let task = self.task;
-        let gone =
-            surgery::gone(self.known.coupling, &self.known.cut(plan)).map_err(PlanError::Cut)?;
-        let model = self.repaired(plan, &gone, progress)?;
-        let (model, repairs) = model;
-        let found = outputs(task.engine, &model, self.held_out)?;
-        let agreement = agreement(&self.dense_outputs, &found, |_| true);
-        let mut timings = self.compare(&model, task.options.seconds)?;
-        if (timings.ratio(1) / asked - 1.0).abs() > limits::RATIO_TOLERANCE {
-            // The cut was as fast as asked when it was planned: one of the two was disturbed.
-            timings = self.compare(&model, 2.0 * task.options.seconds)?;
-        }
-        let figures = self.figures(&model, &timings, agreement, 1)?;
-        let rung = Rung {
-            name: format!("r{asked}"),
-            asked,
-            file: String::new(),
-            digest: model.digest()?,
-            figures,
-            cuts: report::cuts(self.known, plan),
-            bypassed: plan
-                .bypass
-                .iter()
-                .map(|b| self.known.graph.label(self.known.blocks[*b].add))
-                .collect(),
-            repairs,
-        };
-        Ok(Built { rung, model })
-    }
-
-    fn repaired(
-        &self,
-        plan: &Plan,
-        gone: &Gone,
-        progress: &mut dyn FnMut(usize, usize),
-    ) -> Result<(Model, Vec<super::manifest::Repair>), LadderError> {
-        let repair = Repair {
-            engine: self.task.engine,
-            dense: self.task.model,
-            gone,
-            batches: &self.task.samples.batches,
-            mode: self.task.options.repair,
-            seed: self.task.options.seed,
-        };
-        let (model, done) = repair.run(self.known.carry_out(plan)?, progress)?;
-        let repairs = done.into_iter().map(|one| super::manifest::Repair {
-            operator: one.operator,
-            kind: one.kind.name().to_owned(),
-            before: one.before,
-            after: one.after,
-        });
-        Ok((model, repairs.collect()))
-    }
 }

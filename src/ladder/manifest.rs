@@ -70,13 +70,13 @@ pub struct Calibration {
 }
 
 /// What a variant costs and is worth.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Figures {
-    /// Median latency of one sample on this box, microseconds.
+    /// Promised median latency of one sample on this box, microseconds: dense's, times `ratio`.
     pub p50_us: f64,
-    /// 99th percentile of the same runs, microseconds.
+    /// Promised 99th percentile, microseconds: dense's, times `ratio`.
     pub p99_us: f64,
-    /// Median over interleaved runs of this variant's time divided by dense's.
+    /// This variant's undisturbed latency (lower quartile of runs in turn with dense) divided by dense's.
     pub ratio: f64,
     /// Multiply-accumulate operations of one sample.
     pub macs: u64,

@@ -8,6 +8,7 @@ pub mod manifest;
 pub mod plan;
 pub mod quality;
 pub mod report;
+mod rungs;
 pub mod score;
 pub mod segments;
 pub mod table;

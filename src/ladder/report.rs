@@ -89,7 +89,7 @@ fn certificates(scored: &Scored, removed: &BTreeSet<usize>, width: usize) -> Vec
                 .states
                 .get(*channel)
                 .zip(scored.states.get(by))
-                .map(|(a, b)| a.distance(b)),
+                .and_then(|(a, b)| Some(a.as_ref()?.fubini_study(b.as_ref()?))),
             d_response: nearest.map(|(distance, _)| distance),
             bound: nearest.map(|(distance, _)| distance.sin()),
             measured: measured.as_ref().and_then(|all| all.get(index).copied()),

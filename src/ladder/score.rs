@@ -1,18 +1,20 @@
 //! What every group would lose: its channels ranked, and the loss at every width, on the dense network.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use faer::Mat;
 
-use crate::coupling::{Block, Group};
+use crate::coupling::{Block, Consumer, Group};
 use crate::limits;
 use crate::onnx::{Engine, ExecError, Graph, Model, NodeId, Operator, Tensor, operators};
 use crate::redundancy::selection::{
     Method, Reader, Selection, along, by_chance, by_distance, by_score, obs,
 };
+use crate::spectra::State;
 use crate::spectra::activations::{Activations, Batch};
 use crate::spectra::moments::Moments;
 use crate::spectra::rows::{Geometry, sample};
+use crate::spectra::tiny::batch;
 use crate::surgery::repair::{is_held_out, rows_wanted, scale_after};
 
 /// A group with its channels ranked.
@@ -22,19 +24,27 @@ pub struct Scored {
     pub selection: Selection,
     /// Covariance of the channels as their first reader sees them (taps averaged), width × width.
     pub covariance: Option<Mat<f64>>,
-    /// Spectral states of the channels.
-    pub states: Vec<Spectrum>,
+    /// Spectral states of the channels; `None` where all weights are zero.
+    pub states: Vec<Option<State>>,
 }
 
-/// The dense network, its operators by node, and its activations on the calibration samples.
+/// The dense network, its operators by node, and what was seen of it on the calibration samples.
 pub struct Scorer<'a> {
     pub graph: &'a Graph<'a>,
-    pub engine: &'a dyn Engine,
     pub blocks: &'a [Block],
     pub method: Method,
     pub seed: u64,
     operators: BTreeMap<NodeId, Operator>,
     known: Activations<'a>,
+    /// Operators that read a group, without the columns that belong to it.
+    seen: BTreeMap<NodeId, Result<Option<Reader>, ExecError>>,
+}
+
+/// A place of the network where something is measured, in the order of its nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Stop {
+    Reader,
+    Block(usize),
 }
 
 impl<'a> Scorer<'a> {
@@ -48,22 +58,49 @@ impl<'a> Scorer<'a> {
     ) -> Self {
         let operators = operators(graph).into_iter().map(|op| (op.node, op)).collect();
         let known = Activations::new(engine, batches);
-        Self { graph, engine, blocks, method, seed, operators, known }
+        Self { graph, blocks, method, seed, operators, known, seen: BTreeMap::new() }
+    }
+
+    /// Runs the dense network once, front to back, and remembers of every reader of `groups` what ranking
+    /// needs. Returns for each block the loss of removing it, infinite where the runtime fails.
+    pub fn watch(&mut self, groups: &[Group], progress: &mut dyn FnMut(usize, usize)) -> Vec<f64> {
+        let readers = groups.iter().flat_map(|group| &group.consumers);
+        let readers = readers.map(|consumer| (consumer.node, Stop::Reader));
+        let blocks = self.blocks.iter().enumerate().map(|(i, b)| (b.add, Stop::Block(i)));
+        let stops: BTreeSet<(NodeId, Stop)> = readers.chain(blocks).collect();
+        let mut losses = vec![f64::INFINITY; self.blocks.len()];
+        for (done, (node, stop)) in stops.iter().enumerate() {
+            progress(done, stops.len());
+            self.known.forget_before(self.graph.model(), *node);
+            match stop {
+                Stop::Reader => {
+                    let reader = self.reader(*node);
+                    self.seen.insert(*node, reader);
+                }
+                Stop::Block(index) => {
+                    losses[*index] = self.removal(&self.blocks[*index]).unwrap_or(f64::INFINITY);
+                }
+            }
+        }
+        losses
     }
 
     fn model(&self) -> &'a Model {
         self.graph.model()
     }
 
-    /// Ranks the channels of a group. `None` where nothing is known of what its readers make of it.
+    /// Ranks the channels of a group that was watched. `None` where nothing is known of what its readers
+    /// make of it.
     ///
     /// # Errors
-    /// Where the runtime fails.
-    pub fn score(&mut self, group: &Group) -> Result<Option<Scored>, ExecError> {
+    /// Where the runtime failed on a reader.
+    pub fn score(&self, group: &Group) -> Result<Option<Scored>, ExecError> {
         let mut readers = Vec::new();
         for consumer in &group.consumers {
-            if let Some(reader) = self.reader(group, consumer.node, &consumer.inputs)? {
-                readers.push(reader);
+            let Some(seen) = self.seen.get(&consumer.node) else { continue };
+            if let Some(reader) = seen.as_ref().map_err(Clone::clone)? {
+                let columns = self.columns(consumer, group.width);
+                readers.push(Reader { columns, ..reader.clone() });
             }
         }
         if readers.is_empty() {
@@ -87,8 +124,9 @@ impl<'a> Scorer<'a> {
                 along(&order, readers)
             }
             Method::Spectral => {
-                let order =
-                    by_distance(&self.magnitudes(group), |i, j| states[i].distance(&states[j]));
+                let order = by_distance(&self.magnitudes(group), |i, j| {
+                    spectral_distance(&states[i], &states[j])
+                });
                 along(&order, readers)
             }
         };
@@ -100,7 +138,7 @@ impl<'a> Scorer<'a> {
     ///
     /// # Errors
     /// Where the runtime fails.
-    pub fn removal(&mut self, block: &Block) -> Result<f64, ExecError> {
+    fn removal(&mut self, block: &Block) -> Result<f64, ExecError> {
         let Some(sum) = self.graph.node(block.add).output.first() else { return Ok(f64::INFINITY) };
         self.known.fetch(self.model(), &[sum, &block.shortcut])?;
         let (Some(after), Some(before)) = (self.known.get(sum), self.known.get(&block.shortcut))
@@ -132,12 +170,16 @@ impl<'a> Scorer<'a> {
         sum.unwrap_or(&operator.output).clone()
     }
 
-    fn reader(
-        &mut self,
-        group: &Group,
-        node: NodeId,
-        inputs: &[Vec<u32>],
-    ) -> Result<Option<Reader>, ExecError> {
+    /// The columns of a reader's matrix that each channel feeds.
+    fn columns(&self, consumer: &Consumer, width: usize) -> Vec<Vec<usize>> {
+        let taps = self.operators.get(&consumer.node).map_or(1, Operator::taps);
+        let fed = |channel| consumer.inputs.get(channel).into_iter().flatten();
+        let columns = |input: &u32| *input as usize * taps..(*input as usize + 1) * taps;
+        (0..width).map(|channel| fed(channel).flat_map(columns).collect()).collect()
+    }
+
+    /// What an operator makes of its inputs; `None` where it cannot be fitted.
+    fn reader(&mut self, node: NodeId) -> Result<Option<Reader>, ExecError> {
         let Some(operator) = self.operators.get(&node).cloned() else { return Ok(None) };
         let columns = operator.row_len();
         if operator.group() > 1 || columns > limits::SELECTION_COLUMNS {
@@ -165,14 +207,7 @@ impl<'a> Scorer<'a> {
         let weight = Mat::from_fn(matrix.rows, matrix.cols, |i, j| {
             f64::from(matrix.data[i * matrix.cols + j] * norm[i])
         });
-        let taps = operator.taps();
-        let columns = (0..group.width)
-            .map(|channel| {
-                let fed = inputs.get(channel).into_iter().flatten().map(|input| *input as usize);
-                fed.flat_map(|input| input * taps..(input + 1) * taps).collect()
-            })
-            .collect();
-        Ok(Some(Reader { weight, covariance: moments.xx, columns, scale }))
+        Ok(Some(Reader { weight, covariance: moments.xx, columns: Vec::new(), scale }))
     }
 
     /// Norm of the weights that produce each channel.
@@ -200,55 +235,25 @@ impl<'a> Scorer<'a> {
     }
 
     /// Spectral states of the channels: singular values of each one's (inputs × taps) matrix.
-    pub fn states(&self, group: &Group) -> Vec<Spectrum> {
-        self.rows_of_channels(group).iter().map(|rows| Spectrum::of(rows)).collect()
-    }
-
-    /// Forgets what no group behind node `node` needs.
-    pub fn forget_before(&mut self, node: NodeId) {
-        let graph = self.graph;
-        self.known.retain(|value| {
-            let later = |used: &crate::onnx::Use| match used {
-                crate::onnx::Use::Input { node: user, .. } => *user >= node,
-                crate::onnx::Use::Captured { node: user } => *user >= node,
-                crate::onnx::Use::Output => false,
-            };
-            graph.producer(value).is_none() || graph.uses(value).iter().any(later)
-        });
+    pub fn states(&self, group: &Group) -> Vec<Option<State>> {
+        self.rows_of_channels(group).iter().map(|rows| state(rows)).collect()
     }
 }
 
-/// Unit-length singular values of a channel's weights.
-#[derive(Debug, Clone)]
-pub struct Spectrum(Vec<f64>);
-
-impl Spectrum {
-    fn of(rows: &[(usize, Vec<f32>)]) -> Self {
-        let mut values: Vec<f64> = Vec::new();
-        for (taps, row) in rows {
-            let taps = (*taps).max(1);
-            let matrix = Mat::from_fn(row.len() / taps, taps, |i, j| f64::from(row[i * taps + j]));
-            values.extend(matrix.singular_values().unwrap_or_default());
-        }
-        values.sort_by(|a, b| b.total_cmp(a));
-        let norm = values.iter().map(|v| v * v).sum::<f64>().sqrt();
-        if norm > 0.0 {
-            values.iter_mut().for_each(|v| *v /= norm);
-        }
-        Self(values)
+/// State of the singular values of all matrices (inputs × taps) that produce a channel.
+fn state(rows: &[(usize, Vec<f32>)]) -> Option<State> {
+    let mut values: Vec<f64> = Vec::new();
+    for (taps, row) in rows {
+        let taps = (*taps).max(1);
+        values.extend(batch(row, row.len() / taps, taps).ok()?.into_iter().flatten());
     }
+    values.sort_by(|a, b| b.total_cmp(a));
+    State::of(&values)
+}
 
-    /// Fubini–Study distance, 2·atan2(‖a − b‖, ‖a + b‖).
-    pub fn distance(&self, other: &Self) -> f64 {
-        let length = self.0.len().max(other.0.len());
-        let at = |s: &Self, i: usize| s.0.get(i).copied().unwrap_or(0.0);
-        let (mut minus, mut plus) = (0.0, 0.0);
-        for i in 0..length {
-            minus += (at(self, i) - at(other, i)).powi(2);
-            plus += (at(self, i) + at(other, i)).powi(2);
-        }
-        2.0 * minus.sqrt().atan2(plus.sqrt())
-    }
+/// Fubini–Study distance; a channel without a state (all its weights are zero) is far from every other.
+pub fn spectral_distance(a: &Option<State>, b: &Option<State>) -> f64 {
+    a.as_ref().zip(b.as_ref()).map_or(std::f64::consts::FRAC_PI_2, |(a, b)| a.fubini_study(b))
 }
 
 /// arccos|corr| of two channels.
@@ -280,10 +285,12 @@ pub fn total_variance(tensors: &[Tensor], channels: usize) -> f64 {
             Some(axis) if *axis == channels => tensor.shape[2..].iter().product(),
             _ => 1,
         };
-        for (index, value) in values.iter().enumerate() {
-            let sum = &mut sums[index / plane.max(1) % channels];
-            sum.0 += f64::from(*value);
-            sum.1 += f64::from(*value).powi(2);
+        for (index, plane) in values.chunks_exact(plane.max(1)).enumerate() {
+            let sum = &mut sums[index % channels];
+            for value in plane.iter().map(|value| f64::from(*value)) {
+                sum.0 += value;
+                sum.1 += value * value;
+            }
         }
         count += values.len() as f64 / channels.max(1) as f64;
     }

@@ -83,8 +83,9 @@ impl<'a> Stopwatch<'a> {
             let savings = missing.iter().enumerate().map(|(i, w)| (*w, timings.saving(i + 1)));
             entry.extend(savings);
         }
-        let entry = &self.table.entries[&name];
-        Ok(widths.iter().map(|width| entry.get(width).copied().unwrap_or(f64::NAN)).collect())
+        let entry = self.table.entries.get(&name);
+        let saving = |width| entry.and_then(|entry| entry.get(width)).copied().unwrap_or(f64::NAN);
+        Ok(widths.iter().map(saving).collect())
     }
 
     /// Microseconds that a residual block takes: what its removal saves.

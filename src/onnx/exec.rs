@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::Model;
+use super::proto::tensor_shape_proto::{Dimension, dimension::Value as Size};
 
 /// Element types that cross the [`Engine`] boundary and the serving protocol, numbered as in ONNX's
 /// `TensorProto.DataType`.
@@ -122,6 +123,16 @@ pub struct ValueType {
     pub shape: Vec<Option<usize>>,
 }
 
+/// The name of a graph input's free axis: its symbol, or `input[axis]` where it has none; `None` for an axis
+/// of a fixed size.
+pub fn free_axis(input: &str, axis: usize, dim: &Dimension) -> Option<String> {
+    match &dim.value {
+        Some(Size::DimValue(size)) if *size > 0 => None,
+        Some(Size::DimParam(symbol)) if !symbol.is_empty() => Some(symbol.clone()),
+        _ => Some(format!("{input}[{axis}]")),
+    }
+}
+
 /// The type of every tensor value of a graph (inputs, intermediates, outputs; not initializers), by
 /// name. Values that are not tensors, or of a type the program does not handle, are absent.
 pub type Shapes = BTreeMap<String, ValueType>;
@@ -142,7 +153,7 @@ pub trait Engine {
     fn identity(&self) -> String;
 
     /// The type of every value of the model. `fixed` gives sizes for the graph inputs' free
-    /// dimensions by symbol name; free dimensions that it does not name stay free.
+    /// dimensions by name (see [`free_axis`]); free dimensions that it does not name stay free.
     ///
     /// # Errors
     /// Where the runtime refuses the model.

@@ -22,7 +22,7 @@ pub mod proto {
 }
 
 pub use error::OnnxError;
-pub use exec::{DType, Engine, ExecError, Session, Shapes, Tensor, ValueType};
+pub use exec::{DType, Engine, ExecError, Session, Shapes, Tensor, ValueType, free_axis};
 pub use graph::{Attrs, Graph, NodeId, Use, Weight};
 pub use model::{Encoded, Model, entry, tensor};
 pub use operator::{Matrix, Operator, OperatorKind, operators};

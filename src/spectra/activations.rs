@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::onnx::proto::tensor_shape_proto::{Dimension, dimension};
 use crate::onnx::proto::{TensorShapeProto, TypeProto, ValueInfoProto, type_proto};
-use crate::onnx::{DType, Engine, ExecError, Graph, Model, Tensor, extract};
+use crate::onnx::{DType, Engine, ExecError, Graph, Model, NodeId, Tensor, extract};
 
 /// One batch of inputs: a tensor for every graph input, by name.
 pub type Batch = BTreeMap<String, Tensor>;
@@ -84,9 +84,18 @@ impl<'e> Activations<'e> {
         self.known.get(value).map(Vec::as_slice)
     }
 
-    /// Forgets all values but those for which `keep` holds.
-    pub fn retain(&mut self, keep: impl Fn(&str) -> bool) {
-        self.known.retain(|name, _| keep(name));
+    /// Forgets what is not needed to compute everything that node `first` and those behind it read.
+    ///
+    /// A value that nobody behind reads may still be what such a value is computed from: were it forgotten,
+    /// the network would be run again from its inputs.
+    pub fn forget_before(&mut self, model: &Model, first: NodeId) {
+        let graph = Graph::new(model);
+        let behind = (first..graph.nodes().len()).flat_map(|id| {
+            graph.node(id).input.iter().map(String::as_str).chain(graph.captured(id))
+        });
+        let wanted: Vec<&str> = behind.collect();
+        let needed = self.frontier(model, &wanted);
+        self.known.retain(|name, _| needed.contains(name) || graph.producer(name).is_none());
     }
 }
 

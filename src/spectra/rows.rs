@@ -85,11 +85,62 @@ impl Geometry {
     }
 }
 
-/// Draws about `limit` rows of group `group` (0 for an operator without groups) from the operator's
-/// inputs `x` and wanted outputs `y`, one tensor a batch; the batch axis is the first. The same positions
-/// are drawn for the same `seed` and shapes.
-///
-/// `None` where the tensors are not floating-point or their shapes do not fit the operator.
+/// Positions drawn from an operator's inputs and wanted outputs, from which the rows of each group of its
+/// channels are read.
+pub struct Sampler<'a> {
+    geometry: &'a Geometry,
+    batches: Vec<Planes>,
+    /// The positions of each sample, through all batches.
+    positions: Vec<Vec<usize>>,
+}
+
+impl<'a> Sampler<'a> {
+    /// Draws about `limit` positions of `x` and `y`, one tensor a batch; the batch axis is the first. The
+    /// same positions are drawn for the same `seed` and shapes.
+    ///
+    /// `None` where the tensors are not floating-point or their shapes do not fit the operator.
+    pub fn new(
+        geometry: &'a Geometry,
+        x: &[Tensor],
+        y: &[Tensor],
+        limit: usize,
+        seed: u64,
+    ) -> Option<Self> {
+        let samples: usize = x.iter().map(|t| t.shape.first().copied().unwrap_or(1)).sum();
+        let per_sample = limit.div_ceil(samples.max(1)).max(1);
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let pairs = x.iter().zip(y).map(|(x, y)| Planes::of(geometry, x, y));
+        let batches: Vec<Planes> = pairs.collect::<Option<_>>()?;
+        let sizes = batches.iter().flat_map(|b| std::iter::repeat_n(b.positions, b.samples));
+        let positions = sizes.map(|size| draw(&mut rng, size, per_sample)).collect();
+        Some(Self { geometry, batches, positions })
+    }
+
+    /// The rows of group `group` (0 for an operator without groups).
+    pub fn rows(&self, group: usize) -> Rows {
+        let g = self.geometry;
+        let inputs = g.inputs / g.group * g.kernel.iter().product::<usize>();
+        let outputs = g.outputs / g.group;
+        let count = self.positions.iter().map(Vec::len).sum::<usize>();
+        let mut rows = Rows {
+            inputs,
+            outputs,
+            x: Vec::with_capacity(count * inputs),
+            y: Vec::with_capacity(count * outputs),
+            sample: Vec::with_capacity(count),
+        };
+        let samples = self.batches.iter().flat_map(|b| (0..b.samples).map(move |s| (b, s)));
+        for (number, ((batch, sample), positions)) in samples.zip(&self.positions).enumerate() {
+            for position in positions {
+                batch.push(g, group, sample, *position, &mut rows);
+                rows.sample.push(number as u32);
+            }
+        }
+        rows
+    }
+}
+
+/// [`Sampler::rows`] of one group of one operator.
 pub fn sample(
     geometry: &Geometry,
     x: &[Tensor],
@@ -98,25 +149,7 @@ pub fn sample(
     limit: usize,
     seed: u64,
 ) -> Option<Rows> {
-    let samples: usize = x.iter().map(|t| t.shape.first().copied().unwrap_or(1)).sum();
-    let per_sample = limit.div_ceil(samples.max(1)).max(1);
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let inputs = geometry.inputs / geometry.group * geometry.kernel.iter().product::<usize>();
-    let outputs = geometry.outputs / geometry.group;
-    let mut rows = Rows { inputs, outputs, ..Rows::default() };
-    let mut first = 0;
-    for (x, y) in x.iter().zip(y) {
-        let batch = Planes::of(geometry, x, y)?;
-        for sample in 0..batch.samples {
-            let positions = draw(&mut rng, batch.positions, per_sample);
-            for position in positions {
-                batch.push(geometry, group, sample, position, &mut rows);
-                rows.sample.push(first + sample as u32);
-            }
-        }
-        first += batch.samples as u32;
-    }
-    Some(rows)
+    Some(Sampler::new(geometry, x, y, limit, seed)?.rows(group))
 }
 
 /// `count` different numbers below `total`, all where there are no more; ascending.

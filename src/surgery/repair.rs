@@ -18,7 +18,7 @@ use crate::onnx::{
 };
 use crate::spectra::activations::{Activations, Batch};
 use crate::spectra::moments::Moments;
-use crate::spectra::rows::{Geometry, sample};
+use crate::spectra::rows::{Geometry, Sampler};
 
 /// Every fifth sample is not fitted on; it decides whether a fit is kept.
 pub const HELD_OUT: u32 = 5;
@@ -102,8 +102,10 @@ impl Repair<'_> {
                 model = patch.apply(&model)?;
                 report.push(repaired);
             }
-            forget_past(&Graph::new(&model), &mut pruned, &operator.output);
-            forget_past(&Graph::new(self.dense), &mut dense, &operator.output);
+            for (known, model) in [(&mut pruned, &model), (&mut dense, self.dense)] {
+                let reached = Graph::new(model).producer(&operator.output).unwrap_or(0);
+                known.forget_before(model, reached + 1);
+            }
         }
         progress(todo.len(), todo.len());
         Ok((model, report))
@@ -132,9 +134,10 @@ impl Repair<'_> {
         let mut new = Matrix { data: Vec::with_capacity(current.data.len()), ..current.clone() };
         let mut new_bias = Vec::with_capacity(bias.len());
         let mut worst: Option<Refit> = None;
+        let sampler = Sampler::new(&geometry, x, &wanted, limit, self.seed ^ operator.node as u64);
+        let Some(sampler) = sampler else { return Ok(None) };
         for g in 0..group {
-            let rows = sample(&geometry, x, &wanted, g, limit, self.seed ^ operator.node as u64);
-            let Some(rows) = rows else { return Ok(None) };
+            let rows = sampler.rows(g);
             let moments =
                 (Moments::of(&rows, |s| !is_held_out(s)), Moments::of(&rows, is_held_out));
             let (Some(fit), Some(check)) = moments else { return Ok(None) };
@@ -279,16 +282,6 @@ fn dirty_values(cut: &Graph, dense: &Graph) -> BTreeSet<String> {
         }
     }
     dirty
-}
-
-/// Forgets values that nothing behind the producer of `reached` reads.
-fn forget_past(graph: &Graph, known: &mut Activations, reached: &str) {
-    let now = graph.producer(reached).unwrap_or(0);
-    let later = |one: &Use| match one {
-        Use::Input { node, .. } | Use::Captured { node } => *node > now,
-        Use::Output => false,
-    };
-    known.retain(|value| graph.producer(value).is_none() || graph.uses(value).iter().any(later));
 }
 
 /// The addition at the end of an operator's residual branch.

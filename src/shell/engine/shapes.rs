@@ -16,7 +16,7 @@ use crate::onnx::proto::type_proto::{Tensor as TensorType, Value as Kind};
 use crate::onnx::proto::{
     GraphProto, ModelProto, NodeProto, TensorProto, TensorShapeProto, TypeProto, ValueInfoProto,
 };
-use crate::onnx::{ExecError, Model, Shapes, ValueType};
+use crate::onnx::{ExecError, Model, Shapes, ValueType, free_axis};
 
 const DOING: &str = "inferring shapes";
 
@@ -121,13 +121,13 @@ fn without_weights(model: &Model, fixed: &BTreeMap<String, usize>) -> Option<Vec
 /// Gives free dimensions their sizes and makes every intermediate an output.
 fn prepare(graph: &mut GraphProto, fixed: &BTreeMap<String, usize>) {
     for input in &mut graph.input {
+        let name = input.name.clone().unwrap_or_default();
         let Some(kind) = input.r#type.as_option_mut() else { continue };
         let Some(Kind::TensorType(tensor)) = &mut kind.value else { continue };
         let Some(shape) = tensor.shape.as_option_mut() else { continue };
-        for dim in &mut shape.dim {
-            if let Some(Size::DimParam(symbol)) = &dim.value
-                && let Some(size) = fixed.get(symbol)
-            {
+        for (axis, dim) in shape.dim.iter_mut().enumerate() {
+            let Some(symbol) = free_axis(&name, axis, dim) else { continue };
+            if let Some(size) = fixed.get(&symbol) {
                 dim.value = Some(Size::DimValue(*size as i64));
             }
         }
