@@ -73,7 +73,8 @@ pub struct Prune {
     /// Most calibration samples that are used.
     #[arg(long, default_value_t = limits::CALIBRATION_SAMPLES)]
     samples: usize,
-    /// Size of a free axis of an input, when samples are made up: `--shape height=640`.
+    /// Size of a free axis of an input, when samples are made up: `--shape height=640`, or
+    /// `--shape "x[2]=48"` for the third axis of input x where it has no name.
     #[arg(long = "shape", value_parser = super::named_size)]
     shapes: Vec<(String, usize)>,
     /// Threads of ONNX Runtime.
@@ -171,8 +172,7 @@ impl Prune {
             .make(&mut table, &mut |event| shown.event(&event), &mut |rung, model| {
                 save_rung(&out, rung, model)
             })
-            .map_err(|error| anyhow!(error).context(format!("{}", self.model.display())))
-            .code(Code::Data)?;
+            .map_err(|error| self.failure(&model, error.into()))?;
         shown.finish();
         // The table only saves time: a state directory that cannot be written is no failure.
         if let Err(error) = write_table(&table_path, &table) {
@@ -233,6 +233,25 @@ impl Prune {
         }
     }
 
+    /// The runtime refused the model on these samples. Where their sizes were assumed, says which.
+    fn failure(&self, model: &Model, error: anyhow::Error) -> Failure {
+        let specs = calibration::inputs(model).unwrap_or_default();
+        let given: BTreeMap<String, usize> = self.shapes.iter().cloned().collect();
+        let mut assumed = calibration::assumed_sizes(&specs, &given);
+        assumed.retain(|axis, size| *size > 1 && !given.contains_key(axis));
+        let mut what = self.model.display().to_string();
+        if self.calibration.is_none() && !assumed.is_empty() {
+            let axes: Vec<String> =
+                assumed.iter().map(|(axis, size)| format!("{axis}={size}")).collect();
+            what = format!(
+                "{what}: made-up samples of the sizes {} do not suit the model; give --calibration \
+                 or --shape AXIS=SIZE",
+                axes.join(", ")
+            );
+        }
+        Failure { code: Code::Data, error: error.context(what) }
+    }
+
     /// Fewer samples where the box has no memory for the network's values on all of them.
     fn affordable(
         &self,
@@ -241,7 +260,8 @@ impl Prune {
         samples: Samples,
     ) -> Result<Samples, Failure> {
         let sizes = free_sizes(model, &samples.first);
-        let shapes = Engine::shapes(engine, model, &sizes).code(Code::Data)?;
+        let shapes = Engine::shapes(engine, model, &sizes)
+            .map_err(|error| self.failure(model, error.into()))?;
         let request = samples.first.values().find_map(|t| t.shape.first().copied()).unwrap_or(1);
         let memory = HostProbe::new().host().memory_available() / limits::ACTIVATION_SHARE;
         let most = Samples::affordable(&shapes, request, memory);

@@ -117,14 +117,32 @@ impl<'a> Bench<'a> {
             );
             return missed(because, Some(planned));
         }
-        let built = self.build(asked, &plan, progress)?;
-        let quality = built.rung.figures.quality;
-        // A comparison that is false for NaN: such a variant is never taken.
-        if quality >= floor {
+        let mut built = self.build(asked, &plan, progress)?;
+        let off = |built: &Built| (built.rung.figures.ratio / asked - 1.0).abs();
+        if off(&built) > limits::RATIO_TOLERANCE {
+            // The repair moved it: aim as far beside the mark.
+            let aim = (asked * asked / built.rung.figures.ratio).clamp(0.05, 0.99);
+            if let Some((plan, _)) = self.find_plan(aim, items)? {
+                let again = self.build(asked, &plan, progress)?;
+                if off(&again) < off(&built) {
+                    built = again;
+                }
+            }
+        }
+        let Figures { ratio, quality, .. } = built.rung.figures;
+        let slower = slower.map_or(1.0, |rung| rung.figures.ratio);
+        // Comparisons that are false for NaN: such a variant is never taken.
+        if quality >= floor && ratio < slower {
             return Ok(Ok(built));
         }
+        if quality >= floor {
+            let because = format!(
+                "repaired, it takes {ratio:.3} of dense's time, no less than what is there already"
+            );
+            return missed(because, None);
+        }
         let because = format!("its quality would be {quality:.3}, below the floor of {floor}");
-        missed(because, self.reachable(asked, items, slower.map(|rung| rung.figures.ratio))?)
+        missed(because, self.reachable(asked, items, slower)?)
     }
 
     /// The plan whose cut, measured on the whole model, comes nearest to a ratio.
@@ -190,11 +208,11 @@ impl<'a> Bench<'a> {
         &self,
         failed: f64,
         items: &[Vec<Choice>],
-        slower: Option<f64>,
+        slower: f64,
     ) -> Result<Option<f64>, LadderError> {
         let mut low = failed;
-        let mut high = slower.unwrap_or(1.0);
-        let mut reached = slower;
+        let mut high = slower;
+        let mut reached = (slower < 1.0).then_some(slower);
         for _ in 0..limits::FLOOR_BISECTIONS {
             let middle = f64::midpoint(low, high);
             let Some((plan, ratio)) = self.find_plan(middle, items)? else { break };
