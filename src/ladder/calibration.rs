@@ -162,9 +162,9 @@ fn check_type(spec: &InputSpec, array: &Tensor) -> Result<(), CalibrationError> 
 }
 
 impl Samples {
-    /// How many samples may be used (at least those of one request) so that the values which are held at once (four of the largest: what an
-    /// operator reads and says, in the dense and in the cut network) stay within `bytes`. `shapes` are those
-    /// of one request.
+    /// How many samples may be used (at least those of one request) so that the values which are held at
+    /// once (four of the largest: what an operator reads and says, in the dense and in the cut network) stay
+    /// within `bytes`. `shapes` are those of one request.
     pub fn affordable(shapes: &Shapes, request: usize, bytes: u64) -> usize {
         let size = |value: &ValueType| -> u64 {
             let elements: Option<u64> =
