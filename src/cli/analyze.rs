@@ -14,7 +14,7 @@ use blochd::redundancy::{
 };
 use blochd::shell::engine::{self, EngineOptions, OrtEngine, Search};
 use blochd::shell::spectra_cache::SpectraCache;
-use blochd::shell::{files, models, npz, places};
+use blochd::shell::{files, models, places};
 use blochd::spectra::{Augment, NoStore, Store};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -116,9 +116,7 @@ impl Analyze {
     fn samples(&self, model: &Model) -> Result<Option<Samples>, Failure> {
         let Some(path) = &self.calibration else { return Ok(None) };
         let specs = calibration::inputs(model).code(Code::Data)?;
-        let arrays = npz::read(path)
-            .map_err(|error| (if error.unreadable { Code::Io } else { Code::Data }, error))
-            .map_err(|(code, error)| Failure { code, error: error.into() })?;
+        let arrays = super::samples_of(path)?;
         calibration::from_arrays(&specs, &arrays, self.samples, CalibrationSource::File)
             .with_context(|| path.display().to_string())
             .code(Code::Data)

@@ -9,8 +9,12 @@ mod runtime;
 mod status;
 mod trial;
 
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::ExitCode;
 
+use blochd::onnx::Tensor;
+use blochd::shell::npz;
 use clap::{Parser, Subcommand};
 use nix::sys::signal::{SigHandler, Signal, signal};
 
@@ -83,6 +87,14 @@ fn named_size(text: &str) -> Result<(String, usize), String> {
     let (name, size) = text.split_once('=').ok_or("write NAME=SIZE")?;
     let size: usize = size.parse().map_err(|_| format!("{size:?} is not a size"))?;
     if size == 0 { Err("a size is at least 1".to_owned()) } else { Ok((name.to_owned(), size)) }
+}
+
+/// The arrays of a file of samples that the user named.
+fn samples_of(path: &Path) -> Result<BTreeMap<String, Tensor>, Failure> {
+    npz::read(path).map_err(|error| Failure {
+        code: if error.unreadable { Code::Io } else { Code::Data },
+        error: error.into(),
+    })
 }
 
 /// Carries out the command; prints its failure, with every cause, to standard error.

@@ -15,7 +15,7 @@ use blochd::onnx::{DType, Engine, Model};
 use blochd::redundancy::selection::Method;
 use blochd::shell::engine::{self, EngineOptions, OrtEngine, Search};
 use blochd::shell::probe::HostProbe;
-use blochd::shell::{files, models, npz, places};
+use blochd::shell::{files, models, places};
 use blochd::surgery::repair::Mode;
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -25,8 +25,9 @@ use super::{Code, Failure, OrFail};
 
 /// Make a ladder of faster variants of a model, without training.
 ///
-/// Writes one ONNX file a rung and `manifest.json` into the output folder. Exit code 0 when at least one
-/// rung was built, 65 when the model or the samples are not usable, 69 without ONNX Runtime.
+/// Writes one ONNX file a rung and `manifest.json` into the output folder. Exit code 0 when it is
+/// written (it says which rungs could not be built, and why), 65 when the model or the samples are not
+/// usable, 69 without ONNX Runtime, 74 when a file cannot be read or written.
 #[derive(Debug, Args)]
 pub struct Prune {
     /// The dense ONNX model.
@@ -288,7 +289,7 @@ impl Prune {
         } else {
             CalibrationSource::File
         };
-        let arrays = npz::read(path).code(Code::Data)?;
+        let arrays = super::samples_of(path)?;
         calibration::from_arrays(&specs, &arrays, most, source)
             .with_context(|| path.display().to_string())
             .code(Code::Data)
@@ -297,7 +298,7 @@ impl Prune {
     fn eval(&self, model: &Model) -> Result<Option<Eval>, Failure> {
         let Some(path) = &self.eval else { return Ok(None) };
         let specs = calibration::inputs(model).code(Code::Data)?;
-        let arrays = npz::read(path).code(Code::Data)?;
+        let arrays = super::samples_of(path)?;
         let samples =
             calibration::from_arrays(&specs, &arrays, usize::MAX, CalibrationSource::File)
                 .with_context(|| path.display().to_string())

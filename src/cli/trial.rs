@@ -10,7 +10,7 @@ use blochd::ladder::calibration::{self, Samples};
 use blochd::ladder::manifest::CalibrationSource;
 use blochd::onnx::{Engine, Model, Tensor};
 use blochd::shell::engine::{self, EngineOptions, OrtEngine, Search};
-use blochd::shell::{models, npz, places};
+use blochd::shell::{models, places};
 use blochd::units::Percentile;
 use clap::Args;
 use serde_json::json;
@@ -104,10 +104,7 @@ impl Trial {
     fn samples(&self, model: &Model) -> Result<Samples, Failure> {
         let specs = calibration::inputs(model).code(Code::Data)?;
         if let Some(path) = &self.inputs {
-            let arrays = npz::read(path).map_err(|error| Failure {
-                code: if error.unreadable { Code::Io } else { Code::Data },
-                error: error.into(),
-            })?;
+            let arrays = super::samples_of(path)?;
             return calibration::from_arrays(&specs, &arrays, 1, CalibrationSource::File)
                 .with_context(|| path.display().to_string())
                 .code(Code::Data);
