@@ -9,6 +9,7 @@
 //! tick ─► governor ─► Action ─► slot.publish ─► drain ─► loaded again, standing by
 //! ```
 
+mod building;
 mod event;
 mod lifecycle;
 mod pace;
@@ -17,6 +18,7 @@ mod reservoir;
 mod samples;
 mod served;
 mod status;
+mod swapping;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;

@@ -1,0 +1,216 @@
+//! How variants are loaded to stand by, put into service and drained.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Agent;
+use super::event::{Event, Opened, Unfit};
+use super::served::{Build, Candidate, Standby};
+use crate::arrivals::VersionKey;
+use crate::governor;
+use crate::ladder::manifest::CalibrationSource;
+use crate::limits;
+use crate::shell::probe::HostProbe;
+use crate::shell::slot::{Drain, Fault, Notice, Runner};
+use crate::shell::store::{InService, ModelRecord};
+use crate::units::Digest;
+
+impl Agent {
+    /// Loads the variants that could serve and are not loaded, memory permitting.
+    pub(super) fn open_missing(&mut self, model: &str) {
+        let loader = self.loader_for(model);
+        // What the box or the slice that the agent runs in has left; 0 where neither tells.
+        let available = Some(HostProbe::new().host().memory_available()).filter(|bytes| *bytes > 0);
+        let Some(served) = self.served.get_mut(model) else { return };
+        let floor = served.config.quality_floor;
+        let made_up = matches!(
+            &served.build,
+            Build::Done(manifest) if manifest.calibration.source == CalibrationSource::Synthetic
+        );
+        for (index, candidate) in served.candidates.iter_mut().enumerate() {
+            let Standby::Waiting(_) = candidate.standby else { continue };
+            // What noise says of quality holds for noise: only who asks for none takes its word.
+            if index > 0 && made_up && floor > 0.0 {
+                let why = "its quality is not known: no calibration.npz was given, and made-up \
+                           samples prove nothing; give one, or let samples of requests be kept \
+                           (calibration: {live: true})";
+                candidate.standby = Standby::Waiting(why.to_owned());
+                continue;
+            }
+            if index > 0 && candidate.info.quality < floor {
+                let quality = candidate.info.quality;
+                let why = format!("its quality {quality:.3} is below the floor of {floor}");
+                candidate.standby = Standby::Waiting(why);
+                continue;
+            }
+            let size = std::fs::metadata(&candidate.path).map_or(0, |meta| meta.len());
+            // Weights, their packed copies and the activations of every instance.
+            let needed = size * (2 + loader.instances as u64) + limits::MEMORY_RESERVE;
+            if available.is_some_and(|available| available < needed) {
+                let why = format!("{needed} bytes of memory are wanted for it");
+                candidate.standby = Standby::Waiting(why);
+                continue;
+            }
+            candidate.standby = Standby::Opening;
+            let (events, permits) = (self.events.clone(), Arc::clone(&self.loading));
+            let (key, loader) = (served.key.clone(), loader.clone());
+            let (path, digest) = (candidate.path.clone(), candidate.info.digest);
+            let variant = candidate.info.name.clone();
+            tokio::spawn(async move {
+                let _one_at_a_time = permits.acquire_owned().await;
+                let outcome = loader.open(path, digest).await;
+                let _ = events.send(Event::Opened { key, digest, variant, outcome }).await;
+            });
+        }
+    }
+
+    pub(super) fn opened(
+        &mut self,
+        key: &VersionKey,
+        digest: Digest,
+        variant: &str,
+        outcome: Result<Opened, Unfit>,
+    ) {
+        let Some(served) = self.served.get_mut(&key.model).filter(|s| s.key == *key) else {
+            return;
+        };
+        let find = |c: &&mut Candidate| c.info.name == variant && c.info.digest == digest;
+        let Some(candidate) = served.candidates.iter_mut().find(find) else { return };
+        match outcome {
+            Ok(opened) => {
+                candidate.standby = Standby::Loaded(opened.sessions);
+                self.resume(key, variant);
+            }
+            Err(unfit) if unfit.for_good => {
+                candidate.standby = Standby::Withdrawn(unfit.reason.clone());
+                tracing::error!(model = key.model, variant, "withdrawn: {}", unfit.reason);
+                self.put_into_quarantine(digest, format!("{} {variant}", key.model), unfit.reason);
+            }
+            Err(unfit) => candidate.standby = Standby::Waiting(unfit.reason),
+        }
+    }
+
+    /// After a restart the variant that served last takes over again as soon as it is loaded: whatever
+    /// made it necessary is likely to last.
+    fn resume(&mut self, key: &VersionKey, variant: &str) {
+        let Some(served) = self.served.get(&key.model).filter(|served| served.swaps == 0) else {
+            return;
+        };
+        let last = self.store.model(&key.model).in_service;
+        let this =
+            InService { version: key.version, dense: served.digest, variant: variant.to_owned() };
+        let to = served.candidates.iter().position(|c| c.info.name == variant);
+        if let Some(to) = to.filter(|to| *to > 0 && last == Some(this)) {
+            let because = governor::Because::Budget;
+            self.switch(&governor::Action { model: key.model.clone(), to, because });
+        }
+    }
+
+    fn remember_variant(&mut self, model: &str) {
+        let Some(served) = self.served.get(model) else { return };
+        let in_service = Some(InService {
+            version: served.key.version,
+            dense: served.digest,
+            variant: served.candidates[served.current].info.name.clone(),
+        });
+        let record = ModelRecord { in_service, ..self.store.model(model) };
+        if let Err(error) = self.store.put_model(model, record) {
+            tracing::warn!(model, "the variant in service is not remembered: {error}");
+        }
+    }
+
+    /// Carries out what the governor asks for.
+    pub(super) fn switch(&mut self, action: &governor::Action) {
+        let Some(served) = self.served.get_mut(&action.model) else { return };
+        let Some(candidate) = served.candidates.get_mut(action.to) else { return };
+        let Standby::Loaded(_) = candidate.standby else { return };
+        let taken = std::mem::replace(&mut candidate.standby, Standby::InService);
+        let sessions: Vec<Box<dyn Runner>> = match taken {
+            Standby::Loaded(sessions) => sessions,
+            Standby::InService | Standby::Opening | Standby::Waiting(_) | Standby::Withdrawn(_) => {
+                return;
+            }
+        };
+        let info = candidate.info.clone();
+        let name = info.name.clone();
+        let drain = match served.slot.publish(info, sessions) {
+            Ok(drain) => drain,
+            Err(error) => {
+                candidate.standby = Standby::Waiting(error.to_string());
+                return;
+            }
+        };
+        let leaving = &mut served.candidates[served.current];
+        let (from, left) = (leaving.info.name.clone(), leaving.info.digest);
+        let fault = served.fault.take();
+        leaving.standby = match &fault {
+            Some(reason) => Standby::Withdrawn(reason.clone()),
+            None => Standby::Opening,
+        };
+        served.current = action.to;
+        served.switched = Instant::now();
+        served.swaps += 1;
+        served.last_because = Some(action.because.to_string());
+        served.slot.current().set_probation(true);
+        let key = served.key.clone();
+        tracing::info!(model = key.model, from, to = name, because = %action.because, "swapped");
+        self.metrics.swapped(&key.model, key.version, &action.because.to_string());
+        if let Some(reason) = fault {
+            let what = format!("{} {from}", key.model);
+            self.put_into_quarantine(left, what, format!("it failed in service: {reason}"));
+        }
+        self.remember_variant(&key.model);
+        self.await_drain(key, from, drain);
+    }
+
+    fn await_drain(&self, key: VersionKey, variant: String, drain: Drain) {
+        let events = self.events.clone();
+        let patience = Duration::from(self.config.drain_timeout);
+        tokio::spawn(async move {
+            if tokio::time::timeout(patience, drain.done()).await.is_err() {
+                tracing::warn!(model = key.model, variant, "is still running a request");
+            }
+            let _ = events.send(Event::Drained { key, variant }).await;
+        });
+    }
+
+    /// The variant that left service is loaded again, to stand by.
+    pub(super) fn drained(&mut self, key: &VersionKey, variant: &str) {
+        let loader = self.loader_for(&key.model);
+        let Some(served) = self.served.get(&key.model).filter(|s| s.key == *key) else { return };
+        let found = served.candidates.iter().find(|c| c.info.name == variant);
+        let Some(candidate) = found.filter(|c| matches!(c.standby, Standby::Opening)) else {
+            return;
+        };
+        let (events, permits) = (self.events.clone(), Arc::clone(&self.loading));
+        let (key, variant) = (key.clone(), variant.to_owned());
+        let (path, digest) = (candidate.path.clone(), candidate.info.digest);
+        let (p50, p99) = (candidate.p50, candidate.p99);
+        tokio::spawn(async move {
+            let _one_at_a_time = permits.acquire_owned().await;
+            let sessions = loader.reopen(path, digest).await;
+            let outcome = sessions.map(|sessions| Opened { sessions, p50, p99 });
+            let _ = events.send(Event::Opened { key, digest, variant, outcome }).await;
+        });
+    }
+
+    pub(super) fn notice(&mut self, notice: &Notice) {
+        let Some(served) = self.served.get_mut(&notice.model) else { return };
+        let current = served.slot.current();
+        if served.key.version != notice.version || current.generation() != notice.generation {
+            return;
+        }
+        let reason = match &notice.fault {
+            Fault::Error(reason) => reason.clone(),
+            Fault::Panic(reason) => format!("it panicked: {reason}"),
+            Fault::NonFinite { output } => format!("its output {output:?} was not finite"),
+        };
+        tracing::error!(model = notice.model, variant = notice.variant, "fault: {reason}");
+        // Dense is what the operator gave: there is nothing to go back to. A rung that has served its
+        // probation is no worse than dense: a request that fails it is likely at fault itself.
+        let panicked = matches!(notice.fault, Fault::Panic(_));
+        if served.current != 0 && (current.on_probation() || panicked) {
+            served.fault = Some(reason);
+        }
+    }
+}
