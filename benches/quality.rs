@@ -21,6 +21,9 @@ const METHODS: [(&str, &str, &str); 3] = [
 
 const SEEDS: [&str; 3] = ["0", "1", "2"];
 
+/// By the ratio that was asked for: measured ratio and accuracy, one a seed.
+type Cells = BTreeMap<String, Vec<(f64, f64)>>;
+
 struct Subject {
     model: PathBuf,
     calibration: PathBuf,
@@ -65,9 +68,9 @@ fn subjects() -> Vec<Subject> {
 fn table(subject: &Subject, ratios: &str) {
     let name = subject.model.file_name().unwrap_or_default().to_string_lossy();
     let mut dense = None;
-    let mut rows: Vec<(&str, BTreeMap<String, Vec<(f64, f64)>>, usize)> = Vec::new();
+    let mut rows: Vec<(&str, Cells, usize)> = Vec::new();
     for (label, method, repair) in METHODS {
-        let mut cells: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
+        let mut cells = Cells::new();
         let mut missing = 0;
         for seed in SEEDS {
             eprintln!("{name}: {label}, seed {seed}");
