@@ -1,15 +1,18 @@
 //! `blochd run`: the agent in the foreground, as systemd starts it.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use blochd::config::{Config, Flag, Layers, LogFormat, LogLevel, Text};
 use blochd::shell::agent::{self, AgentError, Setup};
 use blochd::shell::places;
+use blochd::shell::probe::HostProbe;
 use clap::Args;
-use serde_json::json;
+use serde_json::Value;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -57,6 +60,9 @@ pub struct Run {
 /// Looked for when no configuration is named.
 const SYSTEM_CONFIG: &str = "/etc/blochd/agent.yaml";
 
+/// What the status tells of the box is at most this old.
+const HOST_AGE: Duration = Duration::from_secs(1);
+
 impl Run {
     pub fn run(self) -> Result<(), Failure> {
         let file = self.file();
@@ -67,7 +73,7 @@ impl Run {
         let reread = Box::new(move || {
             load(reread_file.as_deref(), &flags).map_err(|error| format!("{error:#}"))
         });
-        let hardware = Box::new(hardware);
+        let hardware = Box::new(hardware());
         let setup = Setup { config, config_file: file, reread, hardware };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -190,18 +196,20 @@ fn log(config: &Config) {
     };
 }
 
-/// What the status tells of the box.
-fn hardware() -> serde_json::Value {
-    let load = sysinfo::System::load_average().ok();
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let kib = |name: &str| -> Option<u64> {
-        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-        line.trim().strip_suffix(" kB")?.trim().parse().ok()
-    };
-    json!({
-        "cores": std::thread::available_parallelism().map_or(0, usize::from),
-        "load_1": load.map(|load| load.one),
-        "memory_total_bytes": kib("MemTotal:").map(|kib| kib * 1024),
-        "memory_available_bytes": kib("MemAvailable:").map(|kib| kib * 1024),
-    })
+/// What the status tells of the box. Every turn of the agent asks, and the answer costs a millisecond: it is
+/// kept for a second.
+fn hardware() -> impl Fn() -> Value + Send {
+    let kept = RefCell::new((HostProbe::new(), None::<(Instant, Value)>));
+    move || {
+        let (probe, last) = &mut *kept.borrow_mut();
+        match last {
+            Some((at, host)) if at.elapsed() < HOST_AGE => host.clone(),
+            _ => {
+                // Numbers, texts and lists of them always have a form in JSON.
+                let host = serde_json::to_value(probe.host()).unwrap_or(Value::Null);
+                *last = Some((Instant::now(), host.clone()));
+                host
+            }
+        }
+    }
 }

@@ -67,6 +67,12 @@ impl Observed {
         tails.get(tails.len().saturating_sub(1) / 2).copied()
     }
 
+    /// Whether more requests lie above `budget` than chance explains where those that the percentile leaves
+    /// may.
+    pub fn breaks_budget(&self, budget: Duration) -> bool {
+        self.breaks(|latency| latency > budget, 0.0)
+    }
+
     /// Whether more requests are `over` than chance explains, where a share of `besides` more than the
     /// percentile leaves would be.
     pub(super) fn breaks(&self, over: impl Fn(Duration) -> bool, besides: f64) -> bool {

@@ -18,7 +18,7 @@ pub fn step(state: &mut State, models: &[ModelView], now: Duration) -> Outcome {
         let memory = state.models.entry(model.name.clone()).or_insert_with(|| Memory::new(now));
         memory.observe(model, now);
         let budget = model.budget.filter(|_| model.observed.count() > 0);
-        let met = budget.map(|budget| !model.observed.breaks(|latency| latency > budget, 0.0));
+        let met = budget.map(|budget| !model.observed.breaks_budget(budget));
         let verdict = Verdict { slowdown: memory.slowdown, met };
         outcome.verdicts.insert(model.name.clone(), verdict);
         if outcome.action.is_none()
@@ -132,10 +132,11 @@ impl Memory {
         (now.saturating_sub(since) >= wait).then_some((to, Because::Headroom))
     }
 
-    /// `latency` of the variant in service over what it promised, at least 1.
+    /// `latency` of the variant in service over what it promised. Below 1 where the box was not undisturbed
+    /// when the promise was measured.
     fn slowdown_at(&self, model: &ModelView, latency: Duration) -> Option<f64> {
         let promised = model.variants.get(model.current)?.promised.as_secs_f64();
-        (promised > 0.0).then(|| (latency.as_secs_f64() / promised).max(1.0))
+        (promised > 0.0).then(|| latency.as_secs_f64() / promised)
     }
 
     /// What a faster variant would take, with its margin. A budget that is broken wants to be held at

@@ -12,7 +12,8 @@ use super::estimate::Observed;
 #[derive(Debug, Clone, PartialEq)]
 pub struct VariantView {
     pub name: String,
-    /// Latency at the budget's percentile on the undisturbed box.
+    /// Latency at the budget's percentile on the undisturbed box. What counts between two variants is the
+    /// quotient.
     pub promised: Duration,
     /// Agreement with dense, 0 to 1.
     pub quality: f64,
@@ -95,7 +96,7 @@ pub struct Action {
 /// What the governor thinks of a model.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Verdict {
-    /// Observed / promised latency; 1 on an undisturbed box.
+    /// Observed / promised latency; about 1 on an undisturbed box.
     pub slowdown: f64,
     /// Whether the budget is held; `None` without a budget or without traffic.
     pub met: Option<bool>,

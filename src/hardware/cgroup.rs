@@ -57,6 +57,17 @@ pub fn memory_max(text: &str) -> Option<u64> {
     text.trim().parse().ok()
 }
 
+/// Reads from `memory.stat` (of either version) the bytes of files that the kernel keeps as long as nobody needs
+/// the memory: a group that has read much looks full and is not.
+pub fn file_cache(text: &str) -> Option<u64> {
+    let value = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
+        line.trim().parse().ok()
+    };
+    // Version 1's plain names leave the groups below out.
+    value("total_inactive_file").or_else(|| value("inactive_file"))
+}
+
 /// Reads version 1's `memory.limit_in_bytes`. Its "no limit" is 2⁶³ rounded down to a page.
 pub fn memory_max_v1(text: &str) -> Option<u64> {
     memory_max(text).filter(|bytes| *bytes < 1 << 60)

@@ -92,7 +92,7 @@ pub struct Limits {
     /// Bytes.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub memory: Option<u64>,
-    /// Bytes used of it by the limited group.
+    /// Bytes used of it by the limited group, without files that the kernel would drop.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub memory_used: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none", default)]

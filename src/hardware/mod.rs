@@ -19,7 +19,7 @@ pub use kernel::Pressure;
 /// Parsers of what the kernel shows, one a kind of file.
 pub mod parse {
     pub use super::cgroup::{
-        cpu_max, cpu_quota_v1, cpu_set, cpu_stat, groups, memory_max, memory_max_v1,
+        cpu_max, cpu_quota_v1, cpu_set, cpu_stat, file_cache, groups, memory_max, memory_max_v1,
     };
     pub use super::kernel::{
         CpuInfo, cpuinfo, frequency_mhz, load_average, meminfo, millidegrees, pressure,

@@ -27,6 +27,10 @@ fn memory_bounds_are_read_from_both_versions() {
     assert_eq!(memory_max("1073741824\n"), Some(1 << 30));
     assert_eq!(memory_max_v1("9223372036854771712\n"), None);
     assert_eq!(memory_max_v1("536870912\n"), Some(512 << 20));
+    let stat = "anon 1000\nfile 5000\ninactive_file 3000\nactive_file 2000\n";
+    assert_eq!(file_cache(stat), Some(3000));
+    assert_eq!(file_cache("inactive_file 1\ntotal_inactive_file 7\n"), Some(7));
+    assert_eq!(file_cache("anon 1000\n"), None);
 }
 
 #[test]
@@ -118,7 +122,7 @@ fn slices_bound_what_a_host_offers() {
 proptest! {
     #[test]
     fn no_text_makes_a_parser_panic(text in "(?s)[ -~\n\t]{0,120}") {
-        let _ = (cpu_max(&text), memory_max(&text), cpu_set(&text), cpu_stat(&text));
+        let _ = (cpu_max(&text), memory_max(&text), file_cache(&text), cpu_set(&text), cpu_stat(&text));
         let _ = (groups(&text), cpuinfo(&text), meminfo(&text), load_average(&text));
         let _ = (pressure(&text), millidegrees(&text), frequency_mhz(&text));
         let _ = cpu_quota_v1(&text, &text);

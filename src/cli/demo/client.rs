@@ -1,20 +1,23 @@
 //! The demo's client: a process of its own that sends one digit after the other at a steady rate over
 //! HTTP, in the protocol's binary form, and tells on its standard output how each went.
 
-use std::io::{Read, Write};
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use blochd::onnx::values;
 use blochd::shell::npz;
+use blochd::units::Percentile;
 use clap::Args;
 use serde_json::json;
 
-use super::Sample;
+use super::Running;
+use super::story::Request;
 
 /// What the demo starts its client with.
 #[derive(Debug, Args)]
@@ -111,7 +114,7 @@ fn infer(
 }
 
 /// Reads one line of the client; times count from its start.
-pub fn parse(line: &str, started: Instant) -> Option<Sample> {
+fn parse(line: &str, started: Instant) -> Option<Sample> {
     let value: serde_json::Value = serde_json::from_str(line).ok()?;
     Some(Sample {
         at: started + Duration::try_from_secs_f64(value["at"].as_f64()?).ok()?,
@@ -119,4 +122,83 @@ pub fn parse(line: &str, started: Instant) -> Option<Sample> {
         variant: value["variant"].as_str()?.to_owned(),
         right: value["right"].as_bool(),
     })
+}
+
+/// One answered (or failed) request as the client process tells it.
+#[derive(Debug, Clone)]
+struct Sample {
+    /// When it was sent.
+    at: Instant,
+    /// Seconds until the whole answer was there.
+    latency: f64,
+    variant: String,
+    /// `None` where the request failed.
+    right: Option<bool>,
+}
+
+/// The client process and what it has told so far.
+pub struct Client {
+    process: Running,
+    told: Arc<Mutex<Vec<Sample>>>,
+    reader: Option<thread::JoinHandle<()>>,
+}
+
+impl Client {
+    pub fn start(assets: &Path, port: u16, rate: f64) -> anyhow::Result<Self> {
+        let started = Instant::now();
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("demo-client").arg(assets.join("digits_test.npz"));
+        command.arg(port.to_string()).arg(rate.to_string());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+        let mut process = Running(command.spawn()?);
+        let out = process.0.stdout.take().context("the client's output is not connected")?;
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let into = Arc::clone(&told);
+        let reader = thread::spawn(move || {
+            for line in BufReader::new(out).lines().map_while(Result::ok) {
+                if let (Some(sample), Ok(mut all)) = (parse(&line, started), into.lock()) {
+                    all.push(sample);
+                }
+            }
+        });
+        Ok(Self { process, told, reader: Some(reader) })
+    }
+
+    fn samples(&self) -> anyhow::Result<Vec<Sample>> {
+        Ok(self.told.lock().map_err(|_| anyhow!("the client's reader failed"))?.clone())
+    }
+
+    /// p99 of the requests sent since `since`, seconds.
+    pub fn p99_since(&self, since: Instant) -> anyhow::Result<f64> {
+        let mut all: Vec<f64> =
+            self.samples()?.iter().filter(|s| s.at >= since).map(|s| s.latency).collect();
+        all.sort_by(f64::total_cmp);
+        Percentile::P99.of(&all).context("no request was answered")
+    }
+
+    /// Sent and failed.
+    pub fn counts(&self) -> (usize, usize) {
+        let all = self.samples().unwrap_or_default();
+        (all.len(), all.iter().filter(|sample| sample.right.is_none()).count())
+    }
+
+    /// Ends the client and returns what it told, times relative to `begin`.
+    pub fn finish(mut self, begin: Instant) -> anyhow::Result<Vec<Request>> {
+        // The client stops when its input closes, after the request in flight.
+        drop(self.process.0.stdin.take());
+        if let Some(reader) = self.reader.take() {
+            reader.join().map_err(|_| anyhow!("the client's reader failed"))?;
+        }
+        let request = |sample: Sample| Request {
+            at: if sample.at >= begin {
+                (sample.at - begin).as_secs_f64()
+            } else {
+                -(begin - sample.at).as_secs_f64()
+            },
+            latency: sample.latency,
+            variant: sample.variant,
+            right: sample.right,
+        };
+        Ok(self.samples()?.into_iter().map(request).collect())
+    }
 }

@@ -86,12 +86,20 @@ impl Served {
         self.config.budget.map_or(Percentile::P99, |budget| budget.percentile)
     }
 
+    /// What dense was measured to take at the percentile, times the candidate's ratio: the ratio is the median
+    /// of runs taken in turn, while the tails of two short trials differ by what the box did meanwhile.
     fn promised(&self, candidate: &Candidate) -> Duration {
-        match self.percentile() {
-            Percentile::P50 => candidate.p50,
-            Percentile::P90 | Percentile::P95 | Percentile::P99 => candidate.p99,
-            Percentile::P999 | Percentile::Max => candidate.p99,
-        }
+        let dense = &self.candidates[0];
+        let taken = match self.percentile() {
+            Percentile::P50 => dense.p50,
+            Percentile::P90
+            | Percentile::P95
+            | Percentile::P99
+            | Percentile::P999
+            | Percentile::Max => dense.p99,
+        };
+        let scaled = taken.as_secs_f64() * candidate.info.ratio;
+        Duration::try_from_secs_f64(scaled).unwrap_or(taken)
     }
 
     /// Latencies of the variant in service within the window, since it came into service, in the order of

@@ -19,8 +19,8 @@ impl Agent {
     /// Loads the variants that could serve and are not loaded, memory permitting.
     pub(super) fn open_missing(&mut self, model: &str) {
         let loader = self.loader_for(model);
-        // What the box or the slice that the agent runs in has left; 0 where neither tells.
-        let available = Some(HostProbe::new().host().memory_available()).filter(|bytes| *bytes > 0);
+        let host = HostProbe::new().host();
+        let available = (host.memory.total > 0).then(|| host.memory_available());
         let Some(served) = self.served.get_mut(model) else { return };
         let floor = served.config.quality_floor;
         let made_up = matches!(

@@ -196,7 +196,9 @@ impl HostProbe {
             let bound = ["memory.max", "memory.high"].into_iter();
             let bound = bound.filter_map(|file| parse::memory_max(&read(file)?)).min();
             if tighter(&mut limits.memory, bound) {
-                limits.memory_used = read("memory.current").and_then(|t| parse::memory_max(&t));
+                let used = read("memory.current").and_then(|text| parse::memory_max(&text));
+                let cache = read("memory.stat").and_then(|t| parse::file_cache(&t)).unwrap_or(0);
+                limits.memory_used = used.map(|used| used.saturating_sub(cache));
             }
             if limits.cpu_set.is_none() {
                 limits.cpu_set =
@@ -226,7 +228,9 @@ impl HostProbe {
             let bound = read("memory.limit_in_bytes").and_then(|text| parse::memory_max_v1(&text));
             if tighter(&mut limits.memory, bound) {
                 let used = read("memory.usage_in_bytes");
-                limits.memory_used = used.and_then(|text| parse::memory_max(&text));
+                let used = used.and_then(|text| parse::memory_max(&text));
+                let cache = read("memory.stat").and_then(|t| parse::file_cache(&t)).unwrap_or(0);
+                limits.memory_used = used.map(|used| used.saturating_sub(cache));
             }
         }
         for folder in folders("cpuset") {
@@ -281,14 +285,15 @@ mod tests {
         assert_eq!((zone.name.as_str(), zone.celsius), ("cpu-thermal", Some(82.243)));
         assert_eq!((zone.passive, zone.critical), (Some(80.0), Some(110.0)));
         assert!(host.is_hot());
-        // The quota stands on the service, the tighter memory bound on the slice above it.
+        // The quota stands on the service, the tighter memory bound on the slice above it, where a hundred
+        // of the four hundred mebibytes in use are files that can be dropped.
         assert_eq!(host.limits.cpus, Some(1.5));
         assert_eq!(host.limits.cpu_set.as_deref(), Some(&[0, 1, 2][..]));
-        assert_eq!((host.limits.memory, host.limits.memory_used), (Some(1 << 30), Some(400 << 20)));
+        assert_eq!((host.limits.memory, host.limits.memory_used), (Some(1 << 30), Some(300 << 20)));
         let throttling = host.limits.throttling.unwrap();
         assert_eq!((throttling.periods, throttling.throttled_us), (8_000, 91_234_567));
         assert_eq!(host.usable_cores(), 2);
-        assert_eq!(host.memory_available(), 624 << 20);
+        assert_eq!(host.memory_available(), 724 << 20);
         assert_eq!(host.cpu_pressure.unwrap().some_10s, 0.125);
     }
 
