@@ -57,8 +57,8 @@ pub fn memory_max(text: &str) -> Option<u64> {
     text.trim().parse().ok()
 }
 
-/// Reads from `memory.stat` (of either version) the bytes of files that the kernel keeps as long as nobody needs
-/// the memory: a group that has read much looks full and is not.
+/// Reads from `memory.stat` (of either version) the bytes of files that the kernel keeps as long as nobody
+/// needs the memory: a group that has read much looks full and is not.
 pub fn file_cache(text: &str) -> Option<u64> {
     let value = |name: &str| {
         let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;

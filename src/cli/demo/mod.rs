@@ -214,7 +214,8 @@ fn line(model: &Value, at: Duration, (sent, failed): (usize, usize)) -> String {
         None => "-",
     };
     format!(
-        "{:5.1} s  {:8} ratio {}  p99 {:>6} ms  budget {met:6}  slowdown {}  sent {sent}, failed {failed}",
+        "{:5.1} s  {:8} ratio {}  p99 {:>6} ms  budget {met:6}  slowdown {}  \
+         sent {sent}, failed {failed}",
         at.as_secs_f64(),
         model["variant"].as_str().unwrap_or_default(),
         number(&model["ratio"]),

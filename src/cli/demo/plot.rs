@@ -134,10 +134,11 @@ fn axes(svg: &mut String, scale: &Scale) {
     }
     put!(
         svg,
-        "<line class=\"axis\" x1=\"{LEFT}\" x2=\"{RIGHT}\" y1=\"{BOTTOM}\" y2=\"{BOTTOM}\"/>\n<text \
-         class=\"soft\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">time in seconds</text>\n<text \
-         class=\"soft\" transform=\"translate(16 {:.1}) rotate(-90)\" text-anchor=\"middle\">latency \
-         of a request in ms (logarithmic)</text>\n",
+        "<line class=\"axis\" x1=\"{LEFT}\" x2=\"{RIGHT}\" y1=\"{BOTTOM}\" y2=\"{BOTTOM}\"/>\n\
+         <text class=\"soft\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">\
+         time in seconds</text>\n\
+         <text class=\"soft\" transform=\"translate(16 {:.1}) rotate(-90)\" \
+         text-anchor=\"middle\">latency of a request in ms (logarithmic)</text>\n",
         (LEFT + RIGHT) / 2.0,
         BOTTOM + 40.0,
         (TOP + BOTTOM) / 2.0
@@ -213,8 +214,8 @@ fn legend(svg: &mut String, story: &Story) {
     }
     put!(
         svg,
-        "<path class=\"p99\" d=\"M{x:.1} 44h22\"/><text x=\"{:.1}\" y=\"48\">p99 of the last {WINDOW} \
-         s</text>\n",
+        "<path class=\"p99\" d=\"M{x:.1} 44h22\"/><text x=\"{:.1}\" y=\"48\">\
+         p99 of the last {WINDOW} s</text>\n",
         x + 29.0
     );
 }

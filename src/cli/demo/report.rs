@@ -21,7 +21,8 @@ pub fn table(story: &Story) -> String {
         // Writing to a string cannot fail.
         let _ = writeln!(
             text,
-            "{:5.1} – {:5.1}  {:8} {:8} {:>6.2} ms {:>6.2} ms {:>6.2} ms {:>5.1} % {:>7.1} % {:>13}",
+            "{:5.1} – {:5.1}  {:8} {:8} {:>6.2} ms {:>6.2} ms {:>6.2} ms {:>5.1} % {:>7.1} % \
+             {:>13}",
             row.from,
             row.to,
             row.act,
@@ -56,8 +57,8 @@ fn findings(story: &Story) -> Vec<String> {
             lines.push(match reaction.held {
                 None => "It was not held again before the squeeze ended.".to_owned(),
                 Some(held) => format!(
-                    "It was held again {:.1} s later, and at {:.0} % of all moments from then to the \
-                     end of the squeeze.",
+                    "It was held again {:.1} s later, and at {:.0} % of all moments from then to \
+                     the end of the squeeze.",
                     held - reaction.broken,
                     100.0 * story.held_share().unwrap_or_default()
                 ),
@@ -75,8 +76,8 @@ fn findings(story: &Story) -> Vec<String> {
 /// A page that needs nothing but itself.
 pub fn html(story: &Story) -> String {
     let lead = format!(
-        "A CNN that reads handwritten digits, served by the agent on {} to a client that sends labelled \
-         test digits over HTTP, while competing processes take the CPU. Nothing here is simulated.",
+        "A CNN that reads handwritten digits, served by the agent on {} to a client that sends \
+         labelled test digits over HTTP, while competing processes take the CPU. Nothing here is simulated.",
         escaped(&story.host)
     );
     PAGE.replace("{{plot.css}}", PLOT_STYLE.trim())

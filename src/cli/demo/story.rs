@@ -242,7 +242,7 @@ mod tests {
             let at = f64::from(n) / 60.0 - 2.0;
             let (variant, ms) = answer(at);
             let variant = variant.to_owned();
-            Request { at, latency: ms * 1e-3, variant, right: Some(n % 50 != 0) }
+            Request { at, latency: ms * 1e-3, variant, right: Some(!n.is_multiple_of(50)) }
         };
         Story {
             budget_ms: 10.0,

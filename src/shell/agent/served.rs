@@ -86,8 +86,8 @@ impl Served {
         self.config.budget.map_or(Percentile::P99, |budget| budget.percentile)
     }
 
-    /// What dense was measured to take at the percentile, times the candidate's ratio: the ratio is the median
-    /// of runs taken in turn, while the tails of two short trials differ by what the box did meanwhile.
+    /// What dense was measured to take at the percentile, times the ratio: that one is undisturbed, being taken
+    /// in turn with dense, while the tails of two short trials differ by what the box did meanwhile.
     fn promised(&self, candidate: &Candidate) -> Duration {
         let dense = &self.candidates[0];
         let taken = match self.percentile() {
