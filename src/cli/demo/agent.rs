@@ -49,7 +49,7 @@ impl Agent {
             "model_dir: {0}/models\nstate_dir: {0}/state\nhttp_address: 127.0.0.1:{1}\n\
              metrics_address: 127.0.0.1:{2}\nruntime_library: {3}\ndefaults:\n{4}  \
              intra_op_threads: 1\n  quality_floor: 0.9\n  governor:\n    \
-             sustain: 3s\n    dwell: 3s\n  \
+             sustain: 6s\n    dwell: 2s\n  \
              ladder:\n    ratios: [0.75, 0.5]\n  calibration:\n    samples: 128\n",
             self.dir.display(),
             self.port,

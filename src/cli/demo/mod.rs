@@ -57,15 +57,13 @@ const TIMED: u64 = 8;
 const CALM: u64 = 12;
 const SQUEEZED: u64 = 25;
 const AFTER: u64 = 60;
-/// Competing processes after the one by which dense became too slow, so that it is so by far.
-const FURTHER: usize = 2;
 /// Seconds between two competing processes: the agent sees the effect of one before the next comes.
 const BETWEEN: u64 = 3;
 /// Seconds for which dense must have been back.
 const BACK: u64 = 8;
 
 /// The budget as a multiple of the p99 that dense shows to the client on the undisturbed box.
-const BUDGET_FACTOR: f64 = 2.2;
+const BUDGET_FACTOR: f64 = 1.8;
 
 /// Niceness of the competing processes. At the same niceness as the agent, most of a request's time goes by
 /// waiting for a turn, which no variant makes shorter; a background job is usually nice anyway.
@@ -154,19 +152,14 @@ impl Demo {
         stage.act(CALM, None)?;
         say(&format!(
             "squeeze: a competing process more (nice {NICE}) every {BETWEEN} s, until dense is too \
-             slow, and {FURTHER} more"
+             slow"
         ));
         let (mut squeezed, mut squeeze) = (Vec::new(), Vec::new());
-        let mut most = 6 * thread::available_parallelism().map_or(1, usize::from);
-        let mut enough = false;
-        while squeeze.len() < most {
+        let most = 6 * thread::available_parallelism().map_or(1, usize::from);
+        while squeeze.len() < most && stage.variant == "dense" {
             squeezed.push(stage.begin.elapsed().as_secs_f64());
             squeeze.push(compete()?);
             stage.act(BETWEEN, None)?;
-            if stage.variant != "dense" && !enough {
-                enough = true;
-                most = squeeze.len() + FURTHER;
-            }
         }
         println!("  {} competing processes", squeeze.len());
         stage.act(SQUEEZED, None)?;

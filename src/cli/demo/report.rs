@@ -77,7 +77,8 @@ fn findings(story: &Story) -> Vec<String> {
 pub fn html(story: &Story) -> String {
     let lead = format!(
         "A CNN that reads handwritten digits, served by the agent on {} to a client that sends \
-         labelled test digits over HTTP, while competing processes take the CPU. Nothing here is simulated.",
+         labelled test digits over HTTP, while competing processes take the CPU. Nothing \
+         here is simulated.",
         escaped(&story.host)
     );
     PAGE.replace("{{plot.css}}", PLOT_STYLE.trim())
