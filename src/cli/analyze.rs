@@ -5,8 +5,7 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
-use blochd::ladder::calibration::{self, Samples};
-use blochd::ladder::make::free_sizes;
+use blochd::ladder::calibration::{self, Samples, free_sizes};
 use blochd::ladder::manifest::CalibrationSource;
 use blochd::onnx::{Engine, Model, Shapes};
 use blochd::redundancy::{

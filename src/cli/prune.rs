@@ -5,10 +5,10 @@ use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
-use blochd::ladder::calibration::{self, Samples};
-use blochd::ladder::make::{Eval, Event, Options, Task, free_sizes};
+use blochd::ladder::calibration::{self, Samples, free_sizes};
 use blochd::ladder::manifest::{Calibration, CalibrationSource, MANIFEST_FORMAT, Rung, Source};
 use blochd::ladder::table::LatencyTable;
+use blochd::ladder::task::{Eval, Event, Options, Task};
 use blochd::ladder::{Manifest, manifest, report};
 use blochd::limits;
 use blochd::onnx::{DType, Engine, Model};

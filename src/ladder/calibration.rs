@@ -84,6 +84,20 @@ pub fn assumed_sizes(
         .collect()
 }
 
+/// Sizes of the free axes of a model's inputs, by symbol, as `batch` has them.
+pub fn free_sizes(model: &Model, batch: &Batch) -> BTreeMap<String, usize> {
+    let mut sizes = BTreeMap::new();
+    for spec in inputs(model).unwrap_or_default() {
+        let Some(tensor) = batch.get(&spec.name) else { continue };
+        for (dim, size) in spec.dims.iter().zip(&tensor.shape) {
+            if let Err(symbol) = dim {
+                sizes.insert(symbol.clone(), *size);
+            }
+        }
+    }
+    sizes
+}
+
 /// Samples in batches, as the model takes them.
 #[derive(Debug, Clone)]
 pub struct Samples {

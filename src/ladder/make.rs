@@ -4,94 +4,17 @@
 use std::collections::BTreeMap;
 
 use super::allocate::Choice;
-use super::calibration::Samples;
-use super::manifest::{Figures, FrozenInfo, NotBuilt, Rung};
-use super::plan::{Known, PlanError, group_choices, items, widths};
+use super::calibration::free_sizes;
+use super::manifest::{FrozenInfo, NotBuilt};
+use super::plan::{Known, group_choices, items, widths};
 use super::rungs::Bench;
 use super::score::Scorer;
-use super::table::{LatencyTable, Stopwatch, TableError};
-use crate::coupling::{Coupling, Group, blocks, couple};
-use crate::onnx::{Engine, ExecError, Graph, Model, OnnxError, Shapes, Tensor};
-use crate::redundancy::selection::Method;
+use super::table::{LatencyTable, Stopwatch};
+use super::task::{Event, Ladder, LadderError, Sink, Task};
+use crate::coupling::{Group, blocks, couple};
+use crate::onnx::{ExecError, Graph, Shapes, Tensor};
 use crate::spectra::activations::Batch;
-use crate::surgery::repair::{Mode, RepairError, is_held_out};
-
-/// What is asked of a ladder.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Options {
-    /// Latency ratios to dense, each in (0, 1).
-    pub ratios: Vec<f64>,
-    pub method: Method,
-    pub repair: Mode,
-    /// Whether whole residual blocks may be removed.
-    pub depth: bool,
-    /// Kept widths are multiples of this; `None` lets the measured latencies decide.
-    pub align: Option<usize>,
-    pub seed: u64,
-    /// Least quality of a rung; below it none is built.
-    pub floor: f64,
-    /// Seconds for which a whole variant is compared with dense.
-    pub seconds: f64,
-}
-
-/// Labelled samples that nothing is fitted on.
-#[derive(Debug, Clone)]
-pub struct Eval {
-    pub samples: Samples,
-    /// One class a sample, if known.
-    pub labels: Option<Vec<i64>>,
-}
-
-/// What happens while a ladder is made.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Event<'a> {
-    /// `done` of `total` steps of a stage.
-    Progress { stage: &'a str, done: usize, total: usize },
-    /// A rung is finished.
-    Rung(&'a Rung),
-    /// A ratio is given up.
-    NotBuilt(&'a NotBuilt),
-}
-
-/// Why no ladder could be made.
-#[derive(Debug, thiserror::Error)]
-pub enum LadderError {
-    #[error("the runtime failed")]
-    Exec(#[from] ExecError),
-    #[error(transparent)]
-    Onnx(#[from] OnnxError),
-    #[error(transparent)]
-    Table(#[from] TableError),
-    #[error(transparent)]
-    Plan(#[from] PlanError),
-    #[error(transparent)]
-    Repair(#[from] RepairError),
-    #[error("{0}")]
-    Sink(String),
-}
-
-/// Takes a finished rung and its model; an error stops the work.
-pub type Sink<'a> = dyn FnMut(&mut Rung, &Model) -> Result<(), String> + 'a;
-
-/// A finished ladder, without what only the shell knows (files, versions).
-#[derive(Debug, Clone)]
-pub struct Ladder {
-    pub dense: Figures,
-    pub rungs: Vec<Rung>,
-    pub not_built: Vec<NotBuilt>,
-    pub coupling: Coupling,
-    /// Groups that could be cut by their coupling and are not, because a trial of it failed.
-    pub declined: Vec<FrozenInfo>,
-}
-
-/// The inputs of [`Task::make`].
-pub struct Task<'a> {
-    pub engine: &'a dyn Engine,
-    pub model: &'a Model,
-    pub samples: &'a Samples,
-    pub eval: Option<&'a Eval>,
-    pub options: &'a Options,
-}
+use crate::surgery::repair::is_held_out;
 
 impl Task<'_> {
     /// Makes the ladder. Finished rungs go to `sink` one by one, slowest first, so that an interrupted
@@ -268,18 +191,4 @@ fn decline(group: &Group, because: String) -> FrozenInfo {
 fn sentence(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |error| error.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
-}
-
-/// Sizes of the free axes of a model's inputs, by symbol, as `batch` has them.
-pub fn free_sizes(model: &Model, batch: &Batch) -> BTreeMap<String, usize> {
-    let mut sizes = BTreeMap::new();
-    for spec in super::calibration::inputs(model).unwrap_or_default() {
-        let Some(tensor) = batch.get(&spec.name) else { continue };
-        for (dim, size) in spec.dims.iter().zip(&tensor.shape) {
-            if let Err(symbol) = dim {
-                sizes.insert(symbol.clone(), *size);
-            }
-        }
-    }
-    sizes
 }

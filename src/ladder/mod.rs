@@ -12,6 +12,7 @@ mod rungs;
 pub mod score;
 pub mod segments;
 pub mod table;
+pub mod task;
 pub mod timing;
 
 pub use manifest::Manifest;

@@ -4,11 +4,12 @@
 use std::collections::BTreeSet;
 
 use super::allocate::Choice;
-use super::make::{Eval, LadderError, Task, free_sizes};
+use super::calibration::free_sizes;
 use super::manifest::{self, Figures, NotBuilt, Rung};
 use super::plan::{Known, Plan, PlanError, plan};
 use super::quality::{Agreement, Outputs, accuracy, agreement, outputs};
 use super::report;
+use super::task::{Eval, LadderError, Task};
 use super::timing::{Candidate, Timings};
 use crate::limits;
 use crate::onnx::{Graph, Model, Tensor};
