@@ -291,11 +291,10 @@ fn what_is_passed_over_is_told_once_and_why() {
 #[test]
 fn a_missing_runtime_is_one_message_that_says_what_to_do() {
     let home = home();
-    let run = std::process::Command::new(env!("CARGO_BIN_EXE_blochd"))
-        .args(["run", "--runtime-library", "/no/such/libonnxruntime.so", "--config"])
-        .arg(home.dir.path().join("agent.yaml"))
-        .output()
-        .unwrap();
+    let mut run = std::process::Command::new(env!("CARGO_BIN_EXE_blochd"));
+    running::without_settings(&mut run);
+    run.args(["run", "--runtime-library", "/no/such/libonnxruntime.so", "--config"]);
+    let run = run.arg(home.dir.path().join("agent.yaml")).output().unwrap();
     assert_eq!(run.status.code(), Some(69));
     let words = String::from_utf8_lossy(&run.stderr);
     assert!(words.contains("/no/such/libonnxruntime.so"), "{words}");
@@ -307,11 +306,10 @@ fn a_missing_runtime_is_one_message_that_says_what_to_do() {
 fn a_wrong_configuration_at_the_start_ends_with_every_error_and_its_place() {
     let home = home();
     home.configure("defaults: {instances: 0, budgte: {p99: 4ms}}\nhttp: 8000");
-    let run = std::process::Command::new(env!("CARGO_BIN_EXE_blochd"))
-        .args(["run", "--config"])
-        .arg(home.dir.path().join("agent.yaml"))
-        .output()
-        .unwrap();
+    let mut run = std::process::Command::new(env!("CARGO_BIN_EXE_blochd"));
+    running::without_settings(&mut run);
+    run.args(["run", "--config"]).arg(home.dir.path().join("agent.yaml"));
+    let run = run.output().unwrap();
     assert_eq!(run.status.code(), Some(78));
     let words = String::from_utf8_lossy(&run.stderr);
     for place in ["agent.yaml:6:23:", "agent.yaml:6:26:", "agent.yaml:7:1:", "budgte", "`http`"] {
@@ -325,13 +323,10 @@ fn a_state_directory_that_cannot_be_written_is_told() {
     let file = home.dir.path().join("state");
     fs::write(&file, "in the way").unwrap();
     fs::set_permissions(&file, fs::Permissions::from_mode(0o444)).unwrap();
-    let run = std::process::Command::new(env!("CARGO_BIN_EXE_blochd"))
-        .args(["run", "--config"])
-        .arg(home.dir.path().join("agent.yaml"))
-        .arg("--runtime-library")
-        .arg(running::onnx_runtime())
-        .output()
-        .unwrap();
+    let mut run = std::process::Command::new(env!("CARGO_BIN_EXE_blochd"));
+    running::without_settings(&mut run);
+    run.args(["run", "--config"]).arg(home.dir.path().join("agent.yaml"));
+    let run = run.arg("--runtime-library").arg(running::onnx_runtime()).output().unwrap();
     let words = String::from_utf8_lossy(&run.stderr);
     assert_eq!(run.status.code(), Some(74), "{words}");
     assert!(words.contains(file.to_str().unwrap()), "{words}");
