@@ -184,6 +184,10 @@ pub const SELECTION_COLUMNS: usize = 4_800;
 /// small parts, a dozen of the large ones.
 pub const SEGMENT_SECONDS: f64 = 0.03;
 
+/// Shares of a removed block's own loss at which it is planned with: all of it, as if nothing made up for
+/// it, down to nearly nothing. Each share is one more plan that is measured, repaired and compared.
+pub const BLOCK_LOSS_SHARES: [f64; 4] = [1.0, 0.3, 0.1, 0.03];
+
 /// How often a plan is corrected by measuring the whole model.
 pub const PLAN_CORRECTIONS: usize = 8;
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::allocate::{Choice, allocate, combine};
 use super::score::Scored;
 use crate::coupling::{Block, Coupling, Group, GroupId};
-use crate::onnx::{Graph, Model, OnnxError, Patch, Shapes};
+use crate::onnx::{Graph, Model, OnnxError, Patch, Shapes, Use};
 use crate::surgery::{self, Cut, CutError};
 
 /// Channels a group may keep: multiples of `align` (or of what divides its width into at most sixteen
@@ -32,7 +32,7 @@ pub struct Known<'a> {
 }
 
 /// The channels to keep and the blocks to remove.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Plan {
     /// Kept channels of every group that is cut.
     pub widths: BTreeMap<GroupId, usize>,
@@ -125,6 +125,13 @@ impl Known<'_> {
     /// Lets the readers of each removed block's sum read its shortcut. An activation that directly follows
     /// and that the shortcut went through already is skipped as well.
     fn bypass(&self, plan: &Plan) -> Patch {
+        let replace = self.replaced(plan);
+        let forget = replace.keys().cloned().collect();
+        Patch { replace, forget, ..Patch::default() }
+    }
+
+    /// Values that nobody computes any more, each with the one that is read instead.
+    fn replaced(&self, plan: &Plan) -> BTreeMap<String, String> {
         let mut replace: BTreeMap<String, String> = BTreeMap::new();
         for block in plan.bypass.iter().map(|index| &self.blocks[*index]) {
             let Some(sum) = self.graph.node(block.add).output.first() else { continue };
@@ -141,18 +148,53 @@ impl Known<'_> {
             }
             (from.clone(), end.clone())
         });
-        let resolved: BTreeMap<String, String> = resolved.collect();
-        let forget = resolved.keys().cloned().collect();
-        Patch { replace: resolved, forget, ..Patch::default() }
+        resolved.collect()
+    }
+
+    /// For the value before each removed block (or row of removed blocks): the dense network's value
+    /// behind it, which it stands for from now on. Both are taken before the activation that follows.
+    pub fn stands_for(&self, plan: &Plan) -> BTreeMap<String, String> {
+        let replaced = self.replaced(plan);
+        let mut found = BTreeMap::new();
+        // Blocks stand in topological order: of a row of them the last one's sum stays.
+        for block in plan.bypass.iter().map(|index| &self.blocks[*index]) {
+            let Some(sum) = self.graph.node(block.add).output.first() else { continue };
+            let Some(end) = replaced.get(sum).filter(|end| self.is_read_by_removed(plan, end))
+            else {
+                continue;
+            };
+            let relu = self.graph.producer(end).filter(|node| self.graph.op(*node) == "Relu");
+            let before = match relu {
+                // What lies behind a Relu cannot stand for a sum that none follows.
+                Some(_) if self.repeated_relu(sum, end).is_none() => continue,
+                Some(node) => self.graph.input(node, 0),
+                None => Some(end.as_str()),
+            };
+            if let Some(before) = before {
+                found.insert(before.to_owned(), sum.clone());
+            }
+        }
+        found
+    }
+
+    /// Whether only removed blocks read a value in the dense network: others still expect it as it was.
+    fn is_read_by_removed(&self, plan: &Plan, value: &str) -> bool {
+        self.graph.uses(value).iter().all(|used| match used {
+            Use::Input { node, .. } => plan.bypass.iter().any(|index| {
+                let block = &self.blocks[*index];
+                block.add == *node || block.branch.contains(node)
+            }),
+            Use::Captured { .. } | Use::Output => false,
+        })
     }
 
     /// Relu(x) where x = Relu(…): the value of the second and the one that it repeats.
     fn repeated_relu(&self, sum: &str, shortcut: &str) -> Option<(String, String)> {
         let is_relu = |node: usize| self.graph.op(node) == "Relu";
         self.graph.producer(shortcut).filter(|node| is_relu(*node))?;
-        let [crate::onnx::Use::Input { node, .. }] = self.graph.uses(sum) else { return None };
+        let [Use::Input { node, .. }] = self.graph.uses(sum) else { return None };
         let output = self.graph.node(*node).output.first().filter(|_| is_relu(*node))?;
-        let returned = self.graph.uses(output).contains(&crate::onnx::Use::Output);
+        let returned = self.graph.uses(output).contains(&Use::Output);
         (!returned).then(|| (output.clone(), shortcut.to_owned()))
     }
 }

@@ -5,7 +5,7 @@
 //! The last operator of a residual branch is fitted to the dense value *after* the addition minus the cut
 //! network's own shortcut: each block repairs the error that the stream brings along.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use faer::Mat;
 
@@ -66,6 +66,9 @@ pub struct Repair<'a> {
     pub dense: &'a Model,
     /// Removed indices of every value that lost channels.
     pub gone: &'a Gone,
+    /// Values of the cut network that stand for others of the dense one: where a residual block is left
+    /// out, the sum before it is read in place of the sum behind it, and is to resemble that one.
+    pub stands_for: &'a BTreeMap<String, String>,
     pub batches: &'a [Batch],
     pub mode: Mode,
     pub seed: u64,
@@ -91,7 +94,12 @@ impl Repair<'_> {
         let todo: Vec<Operator> = {
             let graph = Graph::new(&model);
             let dirty = dirty_values(&graph, &Graph::new(self.dense));
-            operators(&graph).into_iter().filter(|op| dirty.contains(&op.input)).collect()
+            let moved = |op: &Operator| {
+                self.mode == Mode::Refit
+                    && aim(&graph, op, self.stands_for).is_some_and(|aim| aim.moved)
+            };
+            let found = operators(&graph).into_iter();
+            found.filter(|op| dirty.contains(&op.input) || moved(op)).collect()
         };
         let mut report = Vec::new();
         for (done, operator) in todo.iter().enumerate() {
@@ -184,19 +192,26 @@ impl Repair<'_> {
         if self.mode != Mode::Refit {
             return Ok(Some(plain));
         }
-        let Some(sum) = residual_sum(graph, operator) else { return Ok(Some(plain)) };
-        dense.fetch(self.dense, &[&sum.output])?;
-        pruned.fetch(graph.model(), &[&sum.shortcut])?;
-        let (Some(after), Some(shortcut)) =
-            (self.kept(dense, &sum.output), pruned.get(&sum.shortcut))
-        else {
-            return Ok(Some(plain));
+        let Some(aim) = aim(graph, operator, self.stands_for) else { return Ok(Some(plain)) };
+        dense.fetch(self.dense, &[&aim.value])?;
+        let Some(after) = self.kept(dense, &aim.value) else { return Ok(Some(plain)) };
+        let shortcut = match &aim.shortcut {
+            Some(name) => {
+                pruned.fetch(graph.model(), &[name])?;
+                pruned.get(name)
+            }
+            None => None,
         };
+        if aim.shortcut.is_some() && shortcut.is_none_or(|tensors| tensors.len() != after.len()) {
+            return Ok(Some(plain));
+        }
         let corrected: Option<Vec<Tensor>> = after
             .iter()
-            .zip(shortcut)
             .zip(&plain)
-            .map(|((after, shortcut), plain)| sum.before_norm(after, shortcut, plain))
+            .enumerate()
+            .map(|(batch, (after, plain))| {
+                aim.before_norm(after, shortcut.map(|tensors| &tensors[batch]), plain)
+            })
             .collect();
         Ok(Some(corrected.unwrap_or(plain)))
     }
@@ -298,25 +313,31 @@ fn dirty_values(cut: &Graph, dense: &Graph) -> BTreeSet<String> {
     dirty
 }
 
-/// The addition at the end of an operator's residual branch.
-struct ResidualSum {
-    /// The sum.
-    output: String,
-    /// Its other term, which the cut network has computed already.
-    shortcut: String,
-    /// Per-channel scale and shift of a BatchNormalization between the operator and the sum.
+/// What an operator's output is to bring about behind it.
+struct Aim {
+    /// The dense value that is to come out.
+    value: String,
+    /// What the cut network adds to the operator's output before that, and has computed already.
+    shortcut: Option<String>,
+    /// Per-channel scale and shift of a BatchNormalization between the operator and the value.
     norm: Option<(Vec<f32>, Vec<f32>)>,
+    /// Whether the value stands elsewhere in the dense network: then the operator is to say something else
+    /// than it did, even where its input is the old one.
+    moved: bool,
 }
 
 /// Follows the operator's output through at most one normalisation to an addition whose other term does
-/// not depend on operators that are still to be repaired.
-fn residual_sum(graph: &Graph, operator: &Operator) -> Option<ResidualSum> {
+/// not depend on operators that are still to be repaired, or to a value that stands for another.
+fn aim(graph: &Graph, operator: &Operator, stands_for: &BTreeMap<String, String>) -> Option<Aim> {
     if matches!(operator.kind, OperatorKind::ConvTranspose { .. }) {
         return None;
     }
     let mut value = operator.output.as_str();
     let mut norm = None;
     loop {
+        if let Some(other) = stands_for.get(value) {
+            return Some(Aim { value: other.clone(), shortcut: None, norm, moved: true });
+        }
         let [Use::Input { node, input }] = graph.uses(value) else { return None };
         let output = graph.node(*node).output.first()?;
         match graph.op(*node).as_str() {
@@ -324,8 +345,10 @@ fn residual_sum(graph: &Graph, operator: &Operator) -> Option<ResidualSum> {
                 let shortcut = graph.input(*node, 1 - input)?;
                 let ready = graph.weight(shortcut).is_none()
                     && ancestors_before(graph, shortcut, operator.node);
-                let (output, shortcut) = (output.clone(), shortcut.to_owned());
-                return ready.then_some(ResidualSum { output, shortcut, norm });
+                let other = stands_for.get(output);
+                let value = other.unwrap_or(output).clone();
+                let (shortcut, moved) = (Some(shortcut.to_owned()), other.is_some());
+                return ready.then_some(Aim { value, shortcut, norm, moved });
             }
             "Identity" => {}
             "BatchNormalization" if norm.is_none() && *input == 0 => {
@@ -378,16 +401,23 @@ fn norm_of(graph: &Graph, node: NodeId) -> Option<(Vec<f32>, Vec<f32>)> {
     Some((scale, shift))
 }
 
-impl ResidualSum {
-    /// What the operator should say so that sum = `after`, given the shortcut: (after − shortcut) taken
+impl Aim {
+    /// What the operator should say so that `after` comes out, given the shortcut: (after − shortcut) taken
     /// back through the normalisation. Channels that the normalisation all but silences keep `plain`.
-    fn before_norm(&self, after: &Tensor, shortcut: &Tensor, plain: &Tensor) -> Option<Tensor> {
-        if after.shape != shortcut.shape || after.shape != plain.shape {
+    fn before_norm(
+        &self,
+        after: &Tensor,
+        shortcut: Option<&Tensor>,
+        plain: &Tensor,
+    ) -> Option<Tensor> {
+        if after.shape != plain.shape || shortcut.is_some_and(|s| s.shape != plain.shape) {
             return None;
         }
-        let (after, shortcut, plain_values) =
-            (after.to_f32()?, shortcut.to_f32()?, plain.to_f32()?);
-        let mut values: Vec<f32> = after.iter().zip(&shortcut).map(|(a, s)| a - s).collect();
+        let plain_values = plain.to_f32()?;
+        let mut values = after.to_f32()?;
+        if let Some(shortcut) = shortcut {
+            values.iter_mut().zip(shortcut.to_f32()?.iter()).for_each(|(a, s)| *a -= s);
+        }
         if let Some((scale, shift)) = &self.norm {
             let channels = *plain.shape.get(1)?;
             let plane: usize = plain.shape[2..].iter().product();

@@ -242,9 +242,9 @@ fn first_to_go() {
 fn yield_to_others(nice: i32) {
     let idle = libc::sched_param { sched_priority: 0 };
     // SAFETY: plain system calls on this process with valid arguments; where they are refused, the
-    // priority stays as it was.
+    // priority stays as it was. The niceness is absolute: the agent itself may run at a negative one.
     unsafe {
-        libc::nice(nice);
+        libc::setpriority(libc::PRIO_PROCESS, 0, nice);
         libc::sched_setscheduler(0, libc::SCHED_IDLE, &idle);
     }
 }
