@@ -15,7 +15,8 @@ use crate::spectra::activations::{Activations, Batch};
 use crate::spectra::moments::Moments;
 use crate::spectra::rows::{Geometry, sample};
 use crate::spectra::tiny::batch;
-use crate::surgery::repair::{is_held_out, rows_wanted, scale_after};
+use crate::surgery::repair::{is_held_out, rows_wanted};
+use crate::surgery::scale_after;
 
 /// A group with its channels ranked.
 #[derive(Debug, Clone)]

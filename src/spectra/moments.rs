@@ -82,6 +82,27 @@ impl Moments {
     }
 }
 
+/// Means of `wanted` (chosen rows × outputs, row-major) and its cross-covariance with the x of the `chosen`
+/// rows, whose means are `mean_x`; outputs × inputs.
+pub fn cross_moments(
+    rows: &Rows,
+    chosen: &[usize],
+    wanted: &[f32],
+    mean_x: &[f64],
+) -> (Vec<f64>, Mat<f64>) {
+    let (count, n, m) = (chosen.len(), rows.inputs, rows.outputs);
+    let all: Vec<usize> = (0..count).collect();
+    let (mean, wanted) = centred(wanted, m, &all);
+    let mut x = Vec::with_capacity(count * n);
+    for row in chosen {
+        let row = &rows.x[row * n..][..n];
+        x.extend(row.iter().zip(mean_x).map(|(value, mean)| (f64::from(*value) - mean) as f32));
+    }
+    let x = MatRef::from_row_major_slice(&x, count, n);
+    let wanted = MatRef::from_row_major_slice(&wanted, count, m);
+    (mean, cross(wanted, x, 1.0 / count.max(1) as f64))
+}
+
 /// Means in f64 and the centred rows in f32.
 fn centred(values: &[f32], width: usize, chosen: &[usize]) -> (Vec<f64>, Vec<f32>) {
     let mut mean = vec![0.0f64; width];

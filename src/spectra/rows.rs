@@ -138,6 +138,29 @@ impl<'a> Sampler<'a> {
         }
         rows
     }
+
+    /// Values of another tensor a batch that is shaped as the operator's output, at the same positions:
+    /// rows × outputs of the group. `None` where the shapes differ.
+    pub fn outputs_of(&self, values: &[Tensor], group: usize) -> Option<Vec<f32>> {
+        let g = self.geometry;
+        let per_group = g.outputs / g.group;
+        let mut out = Vec::new();
+        let mut positions = self.positions.iter();
+        for (batch, tensor) in self.batches.iter().zip(values) {
+            let values = tensor.to_f32().filter(|values| values.len() == batch.y.len())?;
+            for sample in 0..batch.samples {
+                for position in positions.next()? {
+                    out.extend((group * per_group..(group + 1) * per_group).map(|channel| {
+                        values[match g.kernel.is_empty() {
+                            true => (sample * batch.positions + position) * g.outputs + channel,
+                            false => (sample * g.outputs + channel) * batch.positions + position,
+                        }]
+                    }));
+                }
+            }
+        }
+        Some(out)
+    }
 }
 
 /// [`Sampler::rows`] of one group of one operator.

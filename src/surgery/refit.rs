@@ -27,6 +27,8 @@ pub struct Refit {
     /// operator as it was and as it is now.
     pub before: f64,
     pub after: f64,
+    /// The ridge that was best, where the weight was refitted.
+    pub ridge: Option<f64>,
 }
 
 /// What was changed.
@@ -65,14 +67,16 @@ pub fn refit(current: Affine, fit: &Moments, check: &Moments) -> Refit {
     let residual = residual(current.weight.as_ref(), fit);
     let full = RIDGES.iter().filter_map(|ridge| {
         let weight = solve(current.weight.as_ref(), &residual, fit, *ridge)?;
-        Some((RefitKind::Full, Affine { bias: fit.matching_bias(weight.as_ref()), weight }))
+        let affine = Affine { bias: fit.matching_bias(weight.as_ref()), weight };
+        Some((RefitKind::Full, affine, Some(*ridge)))
     });
-    let mut best = Refit { affine: current.clone(), kind: RefitKind::Kept, before, after: before };
-    for (kind, affine) in std::iter::once((RefitKind::Bias, shifted)).chain(full) {
+    let kept = (current.clone(), RefitKind::Kept);
+    let mut best = Refit { affine: kept.0, kind: kept.1, before, after: before, ridge: None };
+    for (kind, affine, ridge) in std::iter::once((RefitKind::Bias, shifted, None)).chain(full) {
         let after = relative(&affine);
         // A comparison that is false for NaN: a failed candidate never wins.
         if after < best.after {
-            best = Refit { affine, kind, before, after };
+            best = Refit { affine, kind, before, after, ridge };
         }
     }
     best
@@ -91,6 +95,12 @@ fn solve(
     moments: &Moments,
     ridge: f64,
 ) -> Option<Mat<f64>> {
+    let step = ridged(moments, ridge)?.llt(Side::Lower).ok()?.solve(residual.transpose());
+    Some(weight + step.transpose())
+}
+
+/// C_xx + ridge · tr(C_xx)/n · I; `None` where nothing varies.
+pub(super) fn ridged(moments: &Moments, ridge: f64) -> Option<Mat<f64>> {
     let n = moments.xx.nrows();
     let mean = (0..n).map(|i| moments.xx[(i, i)]).sum::<f64>() / n.max(1) as f64;
     if !(mean.is_finite() && mean > 0.0) {
@@ -98,8 +108,7 @@ fn solve(
     }
     let mut ridged = moments.xx.clone();
     (0..n).for_each(|i| ridged[(i, i)] += ridge * mean);
-    let step = ridged.llt(Side::Lower).ok()?.solve(residual.transpose());
-    Some(weight + step.transpose())
+    Some(ridged)
 }
 
 /// Scales each output and shifts it so that its mean and variance on the rows are those of the wanted
@@ -121,7 +130,7 @@ pub fn match_statistics(current: Affine, fit: &Moments, check: &Moments) -> Refi
     }
     let affine = Affine { bias: fit.matching_bias(weight.as_ref()), weight };
     let after = relative(&affine);
-    Refit { affine, kind: RefitKind::Bias, before, after }
+    Refit { affine, kind: RefitKind::Bias, before, after, ridge: None }
 }
 
 #[cfg(test)]

@@ -9,12 +9,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use faer::Mat;
 
+use super::aim::{Aim, aim};
 use super::cut::Gone;
+use super::rectified::refit_rectified;
 use super::refit::{Affine, Refit, match_statistics, refit};
 use crate::limits;
 use crate::onnx::{
-    DType, Engine, ExecError, Graph, Matrix, Model, NodeId, OnnxError, Operator, OperatorKind,
-    Patch, Tensor, Use, operators, tensor,
+    DType, Engine, ExecError, Graph, Matrix, Model, OnnxError, Operator, OperatorKind, Patch,
+    Tensor, operators, tensor,
 };
 use crate::spectra::activations::{Activations, Batch};
 use crate::spectra::moments::Moments;
@@ -130,7 +132,8 @@ impl Repair<'_> {
         let Some(geometry) = Geometry::of(&graph, operator).filter(|_| operator.exact) else {
             return Ok(None);
         };
-        let Some(wanted) = self.target(&graph, operator, dense, pruned)? else { return Ok(None) };
+        let target = self.target(&graph, operator, dense, pruned)?;
+        let Some((wanted, aim)) = target else { return Ok(None) };
         pruned.fetch(model, &[&operator.input])?;
         let Some(x) = pruned.get(&operator.input) else { return Ok(None) };
         let current = operator.matrix(&graph)?;
@@ -155,9 +158,20 @@ impl Repair<'_> {
                 }),
                 bias: bias[g * per_group..][..per_group].iter().map(|b| f64::from(*b)).collect(),
             };
-            let found = match self.mode {
-                Mode::Refit => refit(affine, &fit, &check),
-                Mode::Statistics | Mode::None => match_statistics(affine, &fit, &check),
+            let gate = aim.as_ref().and_then(|aim| {
+                let added = match &aim.shortcut {
+                    Some(name) => Some(sampler.outputs_of(pruned.get(name)?, g)?),
+                    None => None,
+                };
+                aim.gate(&rows.y, added.as_deref(), g * per_group, per_group)
+            });
+            let found = match (self.mode, gate) {
+                (Mode::Refit, None) => refit(affine, &fit, &check),
+                (Mode::Refit, Some(gate)) => {
+                    let plain = refit(affine.clone(), &fit, &check);
+                    refit_rectified(plain, &affine, &rows, &gate, &fit, is_held_out)
+                }
+                (Mode::Statistics | Mode::None, _) => match_statistics(affine, &fit, &check),
             };
             for i in 0..per_group {
                 new.data.extend((0..current.cols).map(|j| found.affine.weight[(i, j)] as f32));
@@ -179,22 +193,25 @@ impl Repair<'_> {
         Ok(Some((patch, Repaired { operator: operator.name.clone(), kind, before, after })))
     }
 
-    /// What the operator's output is to be, one tensor a batch, only the channels that are left.
+    /// What the operator's output is to be, one tensor a batch, only the channels that are left; and what
+    /// it is for, where that is known.
     fn target(
         &self,
         graph: &Graph,
         operator: &Operator,
         dense: &mut Activations,
         pruned: &mut Activations,
-    ) -> Result<Option<Vec<Tensor>>, RepairError> {
+    ) -> Result<Option<(Vec<Tensor>, Option<Aim>)>, RepairError> {
         dense.fetch(self.dense, &[&operator.output])?;
         let Some(plain) = self.kept(dense, &operator.output) else { return Ok(None) };
         if self.mode != Mode::Refit {
-            return Ok(Some(plain));
+            return Ok(Some((plain, None)));
         }
-        let Some(aim) = aim(graph, operator, self.stands_for) else { return Ok(Some(plain)) };
+        let Some(aim) = aim(graph, operator, self.stands_for) else {
+            return Ok(Some((plain, None)));
+        };
         dense.fetch(self.dense, &[&aim.value])?;
-        let Some(after) = self.kept(dense, &aim.value) else { return Ok(Some(plain)) };
+        let Some(after) = self.kept(dense, &aim.value) else { return Ok(Some((plain, None))) };
         let shortcut = match &aim.shortcut {
             Some(name) => {
                 pruned.fetch(graph.model(), &[name])?;
@@ -203,7 +220,7 @@ impl Repair<'_> {
             None => None,
         };
         if aim.shortcut.is_some() && shortcut.is_none_or(|tensors| tensors.len() != after.len()) {
-            return Ok(Some(plain));
+            return Ok(Some((plain, None)));
         }
         let corrected: Option<Vec<Tensor>> = after
             .iter()
@@ -213,7 +230,7 @@ impl Repair<'_> {
                 aim.before_norm(after, shortcut.map(|tensors| &tensors[batch]), plain)
             })
             .collect();
-        Ok(Some(corrected.unwrap_or(plain)))
+        Ok(Some(corrected.map_or((plain, None), |wanted| (wanted, Some(aim)))))
     }
 
     /// A dense value without the channels that the cut removed.
@@ -311,131 +328,6 @@ fn dirty_values(cut: &Graph, dense: &Graph) -> BTreeSet<String> {
         }
     }
     dirty
-}
-
-/// What an operator's output is to bring about behind it.
-struct Aim {
-    /// The dense value that is to come out.
-    value: String,
-    /// What the cut network adds to the operator's output before that, and has computed already.
-    shortcut: Option<String>,
-    /// Per-channel scale and shift of a BatchNormalization between the operator and the value.
-    norm: Option<(Vec<f32>, Vec<f32>)>,
-    /// Whether the value stands elsewhere in the dense network: then the operator is to say something else
-    /// than it did, even where its input is the old one.
-    moved: bool,
-}
-
-/// Follows the operator's output through at most one normalisation to an addition whose other term does
-/// not depend on operators that are still to be repaired, or to a value that stands for another.
-fn aim(graph: &Graph, operator: &Operator, stands_for: &BTreeMap<String, String>) -> Option<Aim> {
-    if matches!(operator.kind, OperatorKind::ConvTranspose { .. }) {
-        return None;
-    }
-    let mut value = operator.output.as_str();
-    let mut norm = None;
-    loop {
-        if let Some(other) = stands_for.get(value) {
-            return Some(Aim { value: other.clone(), shortcut: None, norm, moved: true });
-        }
-        let [Use::Input { node, input }] = graph.uses(value) else { return None };
-        let output = graph.node(*node).output.first()?;
-        match graph.op(*node).as_str() {
-            "Add" => {
-                let shortcut = graph.input(*node, 1 - input)?;
-                let ready = graph.weight(shortcut).is_none()
-                    && ancestors_before(graph, shortcut, operator.node);
-                let other = stands_for.get(output);
-                let value = other.unwrap_or(output).clone();
-                let (shortcut, moved) = (Some(shortcut.to_owned()), other.is_some());
-                return ready.then_some(Aim { value, shortcut, norm, moved });
-            }
-            "Identity" => {}
-            "BatchNormalization" if norm.is_none() && *input == 0 => {
-                norm = Some(norm_of(graph, *node)?);
-            }
-            _ => return None,
-        }
-        value = output;
-    }
-}
-
-/// Whether every operator that `value` depends on stands before node `before`.
-fn ancestors_before(graph: &Graph, value: &str, before: NodeId) -> bool {
-    let mut seen = BTreeSet::new();
-    let mut open = vec![value];
-    while let Some(value) = open.pop() {
-        let Some(node) = graph.producer(value) else { continue };
-        if !seen.insert(node) {
-            continue;
-        }
-        // Behind the operator there may stand additions and activations that do not read it.
-        if node == before || (node > before && operators_at(graph, node)) {
-            return false;
-        }
-        open.extend(graph.node(node).input.iter().map(String::as_str));
-    }
-    true
-}
-
-fn operators_at(graph: &Graph, node: NodeId) -> bool {
-    let op = graph.op(node);
-    matches!(op.as_str(), "Conv" | "ConvTranspose" | "Gemm" | "MatMul")
-}
-
-/// Per-channel scale of the BatchNormalization that alone reads an operator's output; `None` where there
-/// is none.
-pub fn scale_after(graph: &Graph, operator: &Operator) -> Option<Vec<f32>> {
-    let [Use::Input { node, input: 0 }] = graph.uses(&operator.output) else { return None };
-    let norm = (graph.op(*node) == "BatchNormalization").then(|| norm_of(graph, *node))?;
-    norm.map(|(scale, _)| scale).filter(|scale| scale.len() == operator.outputs)
-}
-
-fn norm_of(graph: &Graph, node: NodeId) -> Option<(Vec<f32>, Vec<f32>)> {
-    let floats = |input| graph.floats(graph.input(node, input)?);
-    let (gamma, beta, mean, variance) = (floats(1)?, floats(2)?, floats(3)?, floats(4)?);
-    let epsilon = graph.attrs(node).float("epsilon").unwrap_or(1e-5);
-    let scale: Vec<f32> =
-        gamma.iter().zip(&variance).map(|(g, v)| g / (v + epsilon).sqrt()).collect();
-    let shift = beta.iter().zip(&mean).zip(&scale).map(|((b, m), s)| b - m * s).collect();
-    Some((scale, shift))
-}
-
-impl Aim {
-    /// What the operator should say so that `after` comes out, given the shortcut: (after − shortcut) taken
-    /// back through the normalisation. Channels that the normalisation all but silences keep `plain`.
-    fn before_norm(
-        &self,
-        after: &Tensor,
-        shortcut: Option<&Tensor>,
-        plain: &Tensor,
-    ) -> Option<Tensor> {
-        if after.shape != plain.shape || shortcut.is_some_and(|s| s.shape != plain.shape) {
-            return None;
-        }
-        let plain_values = plain.to_f32()?;
-        let mut values = after.to_f32()?;
-        if let Some(shortcut) = shortcut {
-            values.iter_mut().zip(shortcut.to_f32()?.iter()).for_each(|(a, s)| *a -= s);
-        }
-        if let Some((scale, shift)) = &self.norm {
-            let channels = *plain.shape.get(1)?;
-            let plane: usize = plain.shape[2..].iter().product();
-            if scale.len() != channels {
-                return None;
-            }
-            let loudest = scale.iter().fold(0.0f32, |max, s| max.max(s.abs()));
-            for (index, value) in values.iter_mut().enumerate() {
-                let channel = index / plane.max(1) % channels;
-                *value = if scale[channel].abs() > 1e-3 * loudest {
-                    (*value - shift[channel]) / scale[channel]
-                } else {
-                    plain_values[index]
-                };
-            }
-        }
-        Some(Tensor::from_f32(&plain.shape, &values))
-    }
 }
 
 #[cfg(test)]
