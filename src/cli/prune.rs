@@ -81,6 +81,9 @@ pub struct Prune {
     /// Threads of ONNX Runtime.
     #[arg(long, default_value_t = 1)]
     threads: usize,
+    /// Further plans that are tried for each rung: more are slower to build and lose less.
+    #[arg(long, default_value_t = limits::PLAN_TRIALS)]
+    trials: usize,
     /// Seconds for which a variant is compared with dense.
     #[arg(long, default_value_t = 1.5)]
     seconds: f64,
@@ -230,6 +233,7 @@ impl Prune {
             align: self.align.map(|align| align as usize),
             seed: self.seed,
             floor: self.floor,
+            trials: self.trials,
             seconds: self.seconds,
         }
     }

@@ -6,6 +6,7 @@ pub mod calibration;
 pub mod make;
 pub mod manifest;
 pub mod plan;
+mod prices;
 pub mod quality;
 pub mod report;
 mod rungs;

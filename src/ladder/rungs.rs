@@ -8,6 +8,7 @@ use super::allocate::Choice;
 use super::calibration::free_sizes;
 use super::manifest::{self, Figures, NotBuilt, Rung};
 use super::plan::{Known, Plan, PlanError, plan};
+use super::prices::Prices;
 use super::quality::{Agreement, Outputs, accuracy, agreement, outputs};
 use super::report;
 use super::task::{Eval, LadderError, Task};
@@ -35,17 +36,76 @@ pub struct Built {
     pub model: Model,
 }
 
+/// The search for the best variant of about one ratio.
+struct Search<'i> {
+    asked: f64,
+    items: &'i [Vec<Choice>],
+    seen: BTreeSet<Plan>,
+    /// The best variant so far, and the prices that led to it.
+    best: Option<(Built, Prices)>,
+    /// The ratio of a plan that came nearest to what is asked for.
+    nearest: Option<f64>,
+    /// What the last plan was asked to save, microseconds: the next one begins there.
+    needed: Option<f64>,
+}
+
+impl<'i> Search<'i> {
+    fn new(asked: f64, items: &'i [Vec<Choice>]) -> Self {
+        let (seen, best) = (BTreeSet::new(), None);
+        Self { asked, items, seen, best, nearest: None, needed: None }
+    }
+
+    /// Whether the best variant is so near to dense that no other is worth the time.
+    fn is_over(&self) -> bool {
+        let explained = self.best.as_ref().map(|(best, _)| best.rung.figures.explained);
+        explained.is_some_and(|explained| explained >= limits::EXPLAINED_ENOUGH)
+    }
+
+    /// Plans at other prices and builds the plan, if it is a new one.
+    fn price(
+        &mut self,
+        bench: &Bench,
+        prices: Prices,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<(), LadderError> {
+        let items = prices.of(self.items);
+        let Some(found) = bench.find_plan(self.asked, &items, self.needed)? else { return Ok(()) };
+        let off = |ratio: f64| (ratio / self.asked - 1.0).abs();
+        if self.nearest.is_none_or(|nearest| off(found.ratio) < off(nearest)) {
+            self.nearest = Some(found.ratio);
+        }
+        if off(found.ratio) > limits::RATIO_TOLERANCE || !self.seen.insert(found.plan.clone()) {
+            return Ok(());
+        }
+        self.needed = Some(found.needed);
+        let built = bench.on_target(self.asked, &found.plan, &items, progress)?;
+        let best = self.best.as_ref().map(|(best, _)| best);
+        if best.is_none_or(|best| is_better(self.asked, &built, best)) {
+            self.best = Some((built, prices));
+        }
+        Ok(())
+    }
+}
+
 /// Whether one of two variants for the same ratio is to be preferred: the one that is as fast as asked, and
-/// of those the one that explains more of dense.
+/// of those the one that errs less. A slower variant's error counts for more, as it would grow on the
+/// way to the ratio that is asked for (about with its inverse cube on the networks that were measured).
 fn is_better(asked: f64, built: &Built, other: &Built) -> bool {
-    let fits =
-        |built: &Built| (built.rung.figures.ratio / asked - 1.0).abs() <= limits::RATIO_TOLERANCE;
-    let explained = |built: &Built| built.rung.figures.explained;
+    let relative = |built: &Built| built.rung.figures.ratio / asked;
+    let fits = |built: &Built| (relative(built) - 1.0).abs() <= limits::RATIO_TOLERANCE;
+    let error = |built: &Built| (1.0 - built.rung.figures.explained) * relative(built).powi(3);
     match (fits(built), fits(other)) {
         (true, false) => true,
         (false, true) => false,
-        _ => explained(built) > explained(other),
+        _ => error(built) < error(other),
     }
+}
+
+/// A plan, what it was asked to save (microseconds), and the ratio that its cut was measured at.
+struct Found {
+    plan: Plan,
+    needed: f64,
+    ratio: f64,
 }
 
 impl<'a> Bench<'a> {
@@ -125,29 +185,30 @@ impl<'a> Bench<'a> {
     ) -> Result<Result<Built, NotBuilt>, LadderError> {
         let floor = self.task.options.floor;
         let missed = |because: String, reachable| Ok(Err(NotBuilt { asked, because, reachable }));
-        let plans = self.plans(asked, items)?;
-        let off = |ratio: f64| (ratio / asked - 1.0).abs();
-        let Some((_, nearest)) = plans.iter().min_by(|a, b| off(a.1).total_cmp(&off(b.1))) else {
+        let mut search = Search::new(asked, items);
+        for removed in limits::REMOVED_PRICES {
+            if search.is_over() {
+                break;
+            }
+            search.price(self, Prices::uniform(items.len(), removed), progress)?;
+        }
+        let Some(nearest) = search.nearest else {
             let because = "all cuts that are sound together do not save so much time".to_owned();
             return missed(because, self.fastest(items)?);
         };
-        if off(*nearest) > limits::RATIO_TOLERANCE {
+        for trial in 0..self.task.options.trials as u64 {
+            let Some((_, prices)) = search.best.as_ref().filter(|_| !search.is_over()) else {
+                break;
+            };
+            let seed = self.task.options.seed ^ asked.to_bits() ^ trial;
+            search.price(self, prices.near(seed), progress)?;
+        }
+        let Some((built, _)) = search.best else {
             let because = format!(
                 "the nearest that the measured steps of this box allow is a ratio of {nearest:.3}"
             );
-            return missed(because, Some(*nearest));
-        }
-        let mut best: Option<Built> = None;
-        for (plan, ratio) in &plans {
-            if off(*ratio) > limits::RATIO_TOLERANCE {
-                continue;
-            }
-            let built = self.on_target(asked, plan, items, progress)?;
-            if best.as_ref().is_none_or(|best| is_better(asked, &built, best)) {
-                best = Some(built);
-            }
-        }
-        let Some(built) = best else { return missed("no plan was left".to_owned(), None) };
+            return missed(because, Some(nearest));
+        };
         let Figures { ratio, quality, .. } = built.rung.figures;
         let slower = slower.map_or(1.0, |rung| rung.figures.ratio);
         // Comparisons that are false for NaN: such a variant is never taken.
@@ -178,8 +239,8 @@ impl<'a> Bench<'a> {
             return Ok(built);
         }
         let aim = (asked * asked / built.rung.figures.ratio).clamp(0.05, 0.99);
-        if let Some((plan, _)) = self.find_plan(aim, items)? {
-            let again = self.build(asked, &plan, progress)?;
+        if let Some(found) = self.find_plan(aim, items, None)? {
+            let again = self.build(asked, &found.plan, progress)?;
             if off(&again) < off(&built) {
                 return Ok(again);
             }
@@ -187,33 +248,19 @@ impl<'a> Bench<'a> {
         Ok(built)
     }
 
-    /// Plans of about the ratio that is asked for, each with its measured ratio. What a removed block costs
-    /// once those behind it are refitted is not known before it is tried, so the plans differ in how dear
-    /// it is taken to be.
-    fn plans(&self, asked: f64, items: &[Vec<Choice>]) -> Result<Vec<(Plan, f64)>, LadderError> {
-        let mut found: Vec<(Plan, f64)> = Vec::new();
-        for share in limits::BLOCK_LOSS_SHARES {
-            let mut items = items.to_vec();
-            for choice in items.iter_mut().flatten().filter(|choice| choice.bypass.is_some()) {
-                choice.loss *= share;
-            }
-            let plan = self.find_plan(asked, &items)?;
-            found.extend(plan.filter(|plan| found.iter().all(|other| other.0 != plan.0)));
-        }
-        Ok(found)
-    }
-
-    /// The plan whose cut, measured on the whole model, comes nearest to a ratio.
+    /// The plan whose cut, measured on the whole model, comes nearest to a ratio. `start` is what a plan
+    /// should save at first, microseconds, where something is known about that.
     fn find_plan(
         &self,
         asked: f64,
         items: &[Vec<Choice>],
-    ) -> Result<Option<(Plan, f64)>, LadderError> {
-        let mut needed = self.dense.p50_us * (1.0 - asked);
+        start: Option<f64>,
+    ) -> Result<Option<Found>, LadderError> {
+        let mut needed = start.unwrap_or(self.dense.p50_us * (1.0 - asked));
         // The nearest plans on either side: what they were asked to save, and their measured ratio.
         let mut too_slow: Option<(f64, f64)> = None;
         let mut too_fast: Option<(f64, f64)> = None;
-        let mut best: Option<(Plan, f64)> = None;
+        let mut best: Option<Found> = None;
         let mut seen: BTreeSet<Plan> = BTreeSet::new();
         for _ in 0..limits::PLAN_CORRECTIONS {
             let Some(candidate) = plan(items, needed) else { break };
@@ -224,12 +271,12 @@ impl<'a> Bench<'a> {
                 match (too_slow, too_fast) {
                     // Nothing lies between the two plans.
                     (Some(_), Some(_)) => break,
-                    _ => best.as_ref().map_or(1.0, |(_, ratio)| *ratio),
+                    _ => best.as_ref().map_or(1.0, |best| best.ratio),
                 }
             };
             let off = |ratio: f64| (ratio / asked - 1.0).abs();
-            if new && best.as_ref().is_none_or(|(_, nearest)| off(*nearest) > off(ratio)) {
-                best = Some((candidate, ratio));
+            if new && best.as_ref().is_none_or(|best| off(best.ratio) > off(ratio)) {
+                best = Some(Found { plan: candidate, needed, ratio });
             }
             if off(ratio) <= limits::RATIO_GOOD_ENOUGH {
                 break;
@@ -282,10 +329,10 @@ impl<'a> Bench<'a> {
         let mut reached = (slower < 1.0).then_some(slower);
         for _ in 0..limits::FLOOR_BISECTIONS {
             let middle = f64::midpoint(low, high);
-            let Some((plan, ratio)) = self.find_plan(middle, items)? else { break };
-            let built = self.build(middle, &plan, &mut |_, _| {})?;
+            let Some(found) = self.find_plan(middle, items, None)? else { break };
+            let built = self.build(middle, &found.plan, &mut |_, _| {})?;
             if built.rung.figures.quality >= self.task.options.floor {
-                (high, reached) = (middle, Some(ratio));
+                (high, reached) = (middle, Some(found.ratio));
             } else {
                 low = middle;
             }

@@ -15,6 +15,7 @@ use crate::spectra::activations::{Activations, Batch};
 use crate::spectra::moments::Moments;
 use crate::spectra::rows::{Geometry, sample};
 use crate::spectra::tiny::batch;
+use crate::surgery::refit::{Affine, refit};
 use crate::surgery::repair::{is_held_out, rows_wanted};
 use crate::surgery::scale_after;
 
@@ -134,8 +135,9 @@ impl<'a> Scorer<'a> {
         Ok(Some(Scored { selection, covariance, states }))
     }
 
-    /// Loss of removing a residual block: the variance that its branch adds, relative to the variance
-    /// after the addition.
+    /// Loss of removing a residual block: the variance that its branch adds and that no linear map of the
+    /// shortcut explains (what stands before and behind the block can take such a map over), relative to
+    /// the variance after the addition.
     ///
     /// # Errors
     /// Where the runtime fails.
@@ -146,21 +148,8 @@ impl<'a> Scorer<'a> {
         else {
             return Ok(f64::INFINITY);
         };
-        let channels = after.first().and_then(|t| t.shape.get(1)).copied().unwrap_or(1);
-        let branch: Option<Vec<Tensor>> = after
-            .iter()
-            .zip(before)
-            .map(|(a, b)| {
-                let (a32, b32) = (a.to_f32()?, b.to_f32()?);
-                let minus: Vec<f32> = a32.iter().zip(&b32).map(|(a, b)| a - b).collect();
-                (a32.len() == b32.len()).then(|| Tensor::from_f32(&a.shape, &minus))
-            })
-            .collect();
-        let whole = total_variance(after, channels);
-        Ok(match branch {
-            Some(branch) if whole > 0.0 => total_variance(&branch, channels) / whole,
-            _ => f64::INFINITY,
-        })
+        let seed = self.seed ^ block.add as u64;
+        Ok(unexplained(after, before, seed).unwrap_or(f64::INFINITY))
     }
 
     /// Variance of the value that operator `node` contributes to: after the addition of its residual
@@ -239,6 +228,29 @@ impl<'a> Scorer<'a> {
     pub fn states(&self, group: &Group) -> Vec<Option<State>> {
         self.rows_of_channels(group).iter().map(|rows| state(rows)).collect()
     }
+}
+
+/// Share of the variance of `after` that lies in what was added to `before` and is no linear map of it.
+fn unexplained(after: &[Tensor], before: &[Tensor], seed: u64) -> Option<f64> {
+    let branch: Option<Vec<Tensor>> = after
+        .iter()
+        .zip(before)
+        .map(|(a, b)| {
+            let (a32, b32) = (a.to_f32()?, b.to_f32()?);
+            let minus: Vec<f32> = a32.iter().zip(&b32).map(|(a, b)| a - b).collect();
+            (a32.len() == b32.len()).then(|| Tensor::from_f32(&a.shape, &minus))
+        })
+        .collect();
+    let shape = &after.first()?.shape;
+    let channels = if shape.len() > 3 { *shape.get(1)? } else { *shape.last()? };
+    let whole = total_variance(after, channels);
+    let geometry = Geometry::pointwise(shape.len(), channels, channels);
+    let rows = sample(&geometry, before, &branch?, 0, rows_wanted(channels), seed)?;
+    let fit = Moments::of(&rows, |s| !is_held_out(s))?;
+    let check = Moments::of(&rows, is_held_out)?;
+    let nothing = Affine { weight: Mat::zeros(channels, channels), bias: vec![0.0; channels] };
+    let left = refit(nothing, &fit, &check).after * check.variance();
+    (whole > 0.0 && left.is_finite()).then(|| left / whole)
 }
 
 /// State of the singular values of all matrices (inputs × taps) that produce a channel.

@@ -20,6 +20,8 @@ pub struct Options {
     pub depth: bool,
     /// Kept widths are multiples of this; `None` lets the measured latencies decide.
     pub align: Option<usize>,
+    /// Further plans that are tried for each rung once the first ones are built.
+    pub trials: usize,
     pub seed: u64,
     /// Least quality of a rung; below it none is built.
     pub floor: f64,

@@ -74,6 +74,22 @@ impl Geometry {
         })
     }
 
+    /// A map from `inputs` to `outputs` channels at every position of tensors of rank `rank`: channels on
+    /// axis 1 where there are spatial axes (rank above 3), else on the last.
+    pub fn pointwise(rank: usize, inputs: usize, outputs: usize) -> Self {
+        let spatial = if rank > 3 { rank - 2 } else { 0 };
+        Self {
+            kernel: vec![1; spatial],
+            strides: vec![1; spatial],
+            dilations: vec![1; spatial],
+            pads: Some(vec![0; spatial]),
+            same_lower: false,
+            group: 1,
+            inputs,
+            outputs,
+        }
+    }
+
     /// Leading pad of spatial axis `axis`.
     fn pad(&self, axis: usize, input: usize, output: usize) -> isize {
         if let Some(pads) = &self.pads {

@@ -11,7 +11,7 @@ use faer::Mat;
 
 use super::aim::{Aim, aim};
 use super::cut::Gone;
-use super::rectified::refit_rectified;
+use super::rectified::{Gate, refit_rectified};
 use super::refit::{Affine, Refit, match_statistics, refit};
 use crate::limits;
 use crate::onnx::{
@@ -20,7 +20,7 @@ use crate::onnx::{
 };
 use crate::spectra::activations::{Activations, Batch};
 use crate::spectra::moments::Moments;
-use crate::spectra::rows::{Geometry, Sampler};
+use crate::spectra::rows::{Geometry, Rows, Sampler};
 
 /// Every fifth sample is not fitted on; it decides whether a fit is kept.
 pub const HELD_OUT: u32 = 5;
@@ -132,8 +132,7 @@ impl Repair<'_> {
         let Some(geometry) = Geometry::of(&graph, operator).filter(|_| operator.exact) else {
             return Ok(None);
         };
-        let target = self.target(&graph, operator, dense, pruned)?;
-        let Some((wanted, aim)) = target else { return Ok(None) };
+        let Some(target) = self.target(&graph, operator, dense, pruned)? else { return Ok(None) };
         pruned.fetch(model, &[&operator.input])?;
         let Some(x) = pruned.get(&operator.input) else { return Ok(None) };
         let current = operator.matrix(&graph)?;
@@ -145,34 +144,19 @@ impl Repair<'_> {
         let mut new = Matrix { data: Vec::with_capacity(current.data.len()), ..current.clone() };
         let mut new_bias = Vec::with_capacity(bias.len());
         let mut worst: Option<Refit> = None;
-        let sampler = Sampler::new(&geometry, x, &wanted, limit, self.seed ^ operator.node as u64);
+        let sampler =
+            Sampler::new(&geometry, x, &target.wanted, limit, self.seed ^ operator.node as u64);
         let Some(sampler) = sampler else { return Ok(None) };
         for g in 0..group {
             let rows = sampler.rows(g);
-            let moments =
-                (Moments::of(&rows, |s| !is_held_out(s)), Moments::of(&rows, is_held_out));
-            let (Some(fit), Some(check)) = moments else { return Ok(None) };
             let affine = Affine {
                 weight: Mat::from_fn(per_group, current.cols, |i, j| {
                     f64::from(current.data[(g * per_group + i) * current.cols + j])
                 }),
                 bias: bias[g * per_group..][..per_group].iter().map(|b| f64::from(*b)).collect(),
             };
-            let gate = aim.as_ref().and_then(|aim| {
-                let added = match &aim.shortcut {
-                    Some(name) => Some(sampler.outputs_of(pruned.get(name)?, g)?),
-                    None => None,
-                };
-                aim.gate(&rows.y, added.as_deref(), g * per_group, per_group)
-            });
-            let found = match (self.mode, gate) {
-                (Mode::Refit, None) => refit(affine, &fit, &check),
-                (Mode::Refit, Some(gate)) => {
-                    let plain = refit(affine.clone(), &fit, &check);
-                    refit_rectified(plain, &affine, &rows, &gate, &fit, is_held_out)
-                }
-                (Mode::Statistics | Mode::None, _) => match_statistics(affine, &fit, &check),
-            };
+            let gate = target.gate(&sampler, pruned, &rows, g);
+            let Some(found) = self.fit(affine, &rows, gate) else { return Ok(None) };
             for i in 0..per_group {
                 new.data.extend((0..current.cols).map(|j| found.affine.weight[(i, j)] as f32));
             }
@@ -193,25 +177,41 @@ impl Repair<'_> {
         Ok(Some((patch, Repaired { operator: operator.name.clone(), kind, before, after })))
     }
 
-    /// What the operator's output is to be, one tensor a batch, only the channels that are left; and what
-    /// it is for, where that is known.
+    /// The repair of one group of an operator's channels; `None` where there are no rows to fit on or none
+    /// to judge by.
+    fn fit(&self, current: Affine, rows: &Rows, gate: Option<Gate>) -> Option<Refit> {
+        let fit = Moments::of(rows, |sample| !is_held_out(sample))?;
+        let check = Moments::of(rows, is_held_out)?;
+        Some(match (self.mode, gate) {
+            (Mode::Refit, None) => refit(current, &fit, &check),
+            (Mode::Refit, Some(gate)) => {
+                let plain = refit(current.clone(), &fit, &check);
+                refit_rectified(plain, &current, rows, &gate, &fit, is_held_out)
+            }
+            (Mode::Statistics | Mode::None, _) => match_statistics(current, &fit, &check),
+        })
+    }
+
+    /// What the operator is to say.
     fn target(
         &self,
         graph: &Graph,
         operator: &Operator,
         dense: &mut Activations,
         pruned: &mut Activations,
-    ) -> Result<Option<(Vec<Tensor>, Option<Aim>)>, RepairError> {
+    ) -> Result<Option<Target>, RepairError> {
         dense.fetch(self.dense, &[&operator.output])?;
         let Some(plain) = self.kept(dense, &operator.output) else { return Ok(None) };
         if self.mode != Mode::Refit {
-            return Ok(Some((plain, None)));
+            return Ok(Some(Target::plain(plain)));
         }
         let Some(aim) = aim(graph, operator, self.stands_for) else {
-            return Ok(Some((plain, None)));
+            return Ok(Some(Target::plain(plain)));
         };
         dense.fetch(self.dense, &[&aim.value])?;
-        let Some(after) = self.kept(dense, &aim.value) else { return Ok(Some((plain, None))) };
+        let Some(after) = self.kept(dense, &aim.value) else {
+            return Ok(Some(Target::plain(plain)));
+        };
         let shortcut = match &aim.shortcut {
             Some(name) => {
                 pruned.fetch(graph.model(), &[name])?;
@@ -220,7 +220,7 @@ impl Repair<'_> {
             None => None,
         };
         if aim.shortcut.is_some() && shortcut.is_none_or(|tensors| tensors.len() != after.len()) {
-            return Ok(Some((plain, None)));
+            return Ok(Some(Target::plain(plain)));
         }
         let corrected: Option<Vec<Tensor>> = after
             .iter()
@@ -230,7 +230,10 @@ impl Repair<'_> {
                 aim.before_norm(after, shortcut.map(|tensors| &tensors[batch]), plain)
             })
             .collect();
-        Ok(Some(corrected.map_or((plain, None), |wanted| (wanted, Some(aim)))))
+        Ok(Some(match corrected {
+            Some(wanted) => Target { wanted, aim: Some(aim) },
+            None => Target::plain(plain),
+        }))
     }
 
     /// A dense value without the channels that the cut removed.
@@ -243,6 +246,36 @@ impl Repair<'_> {
             tensors = tensors.iter().map(|t| without(t, *axis, gone)).collect::<Option<_>>()?;
         }
         Some(tensors)
+    }
+}
+
+/// What an operator's output is to be.
+struct Target {
+    /// One tensor a batch, only the channels that are left.
+    wanted: Vec<Tensor>,
+    /// What it is for, where that is known.
+    aim: Option<Aim>,
+}
+
+impl Target {
+    fn plain(wanted: Vec<Tensor>) -> Self {
+        Self { wanted, aim: None }
+    }
+
+    /// Where the rows of one group of the operator's channels are heard, if a rectifier follows.
+    fn gate(
+        &self,
+        sampler: &Sampler,
+        pruned: &Activations,
+        rows: &Rows,
+        group: usize,
+    ) -> Option<Gate> {
+        let aim = self.aim.as_ref()?;
+        let added = match &aim.shortcut {
+            Some(name) => Some(sampler.outputs_of(pruned.get(name)?, group)?),
+            None => None,
+        };
+        aim.gate(&rows.y, added.as_deref(), group * rows.outputs, rows.outputs)
     }
 }
 
