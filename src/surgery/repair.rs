@@ -119,14 +119,18 @@ impl Repair<'_> {
         pruned: &mut Activations,
     ) -> Result<Option<(Patch, Repaired)>, RepairError> {
         let graph = Graph::new(model);
-        let Some(geometry) = Geometry::of(&graph, operator).filter(|_| operator.exact) else {
+        // A weight that others read as well stays what it is: what mends one place would break another.
+        let fits = operator.exact && graph.uses(&operator.weight).len() == 1;
+        let Some(geometry) = Geometry::of(&graph, operator).filter(|_| fits) else {
             return Ok(None);
         };
         let Some(wanted) = self.target(&graph, operator, dense, pruned)? else { return Ok(None) };
         pruned.fetch(model, &[&operator.input])?;
         let Some(x) = pruned.get(&operator.input) else { return Ok(None) };
         let current = operator.matrix(&graph)?;
-        let bias = operator.bias_values(&graph);
+        let stored = operator.bias_values(&graph);
+        // What is added behind the output is no part of it.
+        let bias = if operator.bias_behind { vec![0.0; stored.len()] } else { stored.clone() };
         let can_shift = operator.bias.is_some() || operator.kind != OperatorKind::MatMul;
         let group = operator.group();
         let per_group = operator.outputs / group;
@@ -138,9 +142,13 @@ impl Repair<'_> {
         let Some(sampler) = sampler else { return Ok(None) };
         for g in 0..group {
             let rows = sampler.rows(g);
-            let moments =
-                (Moments::of(&rows, |s| !is_held_out(s)), Moments::of(&rows, is_held_out));
-            let (Some(fit), Some(check)) = moments else { return Ok(None) };
+            let of = |take: fn(u32) -> bool| {
+                let moments = Moments::of(&rows, take)?;
+                Some(if can_shift { moments } else { moments.about_zero() })
+            };
+            let (Some(fit), Some(check)) = (of(|s| !is_held_out(s)), of(is_held_out)) else {
+                return Ok(None);
+            };
             let affine = Affine {
                 weight: Mat::from_fn(per_group, current.cols, |i, j| {
                     f64::from(current.data[(g * per_group + i) * current.cols + j])
@@ -165,6 +173,9 @@ impl Repair<'_> {
         let mut patch = Patch::default();
         patch.constants.insert(operator.weight.clone(), operator.weight_tensor(&graph, &new)?);
         if can_shift {
+            if operator.bias_behind {
+                new_bias.iter_mut().zip(&stored).for_each(|(new, old)| *new += old);
+            }
             set_bias(&graph, operator, &new_bias, &mut patch)?;
         }
         let (kind, before, after) = (worst.kind, worst.before, worst.after);
@@ -185,11 +196,24 @@ impl Repair<'_> {
             return Ok(Some(plain));
         }
         let Some(sum) = residual_sum(graph, operator) else { return Ok(Some(plain)) };
-        dense.fetch(self.dense, &[&sum.output])?;
         pruned.fetch(graph.model(), &[&sum.shortcut])?;
-        let (Some(after), Some(shortcut)) =
-            (self.kept(dense, &sum.output), pruned.get(&sum.shortcut))
-        else {
+        let after = match &sum.of {
+            SumOf::Value(value) => {
+                dense.fetch(self.dense, &[value])?;
+                self.kept(dense, value)
+            }
+            // The sum is a value of no name: it is made of its terms, as dense has them.
+            SumOf::Fused { node_output, input } => {
+                let graph = Graph::new(self.dense);
+                let node = graph.producer(node_output);
+                let other = node.and_then(|node| graph.input(node, *input));
+                let Some(other) = other else { return Ok(Some(plain)) };
+                dense.fetch(self.dense, &[other])?;
+                let other = self.kept(dense, other);
+                other.and_then(|other| plain.iter().zip(&other).map(|(a, b)| plus(a, b)).collect())
+            }
+        };
+        let (Some(after), Some(shortcut)) = (after, pruned.get(&sum.shortcut)) else {
             return Ok(Some(plain));
         };
         let corrected: Option<Vec<Tensor>> = after
@@ -251,7 +275,7 @@ pub fn without(tensor: &Tensor, axis: usize, gone: &BTreeSet<usize>) -> Option<T
     Some(Tensor { dtype: tensor.dtype, shape, data: data.into() })
 }
 
-/// Stores a new bias, as a new constant where the operator had none.
+/// Stores a new bias, as a new constant where the operator had none or others read it as well.
 fn set_bias(
     graph: &Graph,
     operator: &Operator,
@@ -260,17 +284,21 @@ fn set_bias(
 ) -> Result<(), OnnxError> {
     let dtype = graph.weight_dtype(&operator.weight).unwrap_or(DType::F32);
     let bytes = crate::onnx::values::float_bytes(dtype, bias).unwrap_or_default();
-    if let Some(name) = &operator.bias {
-        let dims = graph.weight_dims(name).unwrap_or_else(|| vec![bias.len()]);
-        patch.constants.insert(name.clone(), tensor(name, dtype, &dims, bytes));
+    let old = operator.bias.as_deref();
+    let dims = old.and_then(|old| graph.weight_dims(old)).unwrap_or_else(|| vec![bias.len()]);
+    if let Some(old) = old.filter(|old| graph.uses(old).len() == 1) {
+        patch.constants.insert(old.to_owned(), tensor(old, dtype, &dims, bytes));
         return Ok(());
     }
     let name = format!("{}.bias.blochd", operator.weight);
     if graph.weight(&name).is_some() {
         return Err(OnnxError::Edit(format!("constant {name:?} is there already")));
     }
-    patch.constants.insert(name.clone(), tensor(&name, dtype, &[bias.len()], bytes));
-    patch.inputs.insert((operator.node, 2), name);
+    let node = operator.bias_node.unwrap_or(operator.node);
+    let inputs = &graph.node(node).input;
+    let number = old.and_then(|old| inputs.iter().position(|input| input == old)).unwrap_or(2);
+    patch.constants.insert(name.clone(), tensor(&name, dtype, &dims, bytes));
+    patch.inputs.insert((node, number), name);
     Ok(())
 }
 
@@ -298,10 +326,24 @@ fn dirty_values(cut: &Graph, dense: &Graph) -> BTreeSet<String> {
     dirty
 }
 
+/// Where a sum stands in the dense network.
+enum SumOf {
+    /// It is this value.
+    Value(String),
+    /// It stands inside the node that writes `node_output`, whose input number `input` is the other term.
+    Fused { node_output: String, input: usize },
+}
+
+/// a + b of tensors of one shape.
+fn plus(a: &Tensor, b: &Tensor) -> Option<Tensor> {
+    let (x, y) = (a.to_f32()?, b.to_f32()?);
+    let sum: Vec<f32> = x.iter().zip(&y).map(|(x, y)| x + y).collect();
+    (a.shape == b.shape).then(|| Tensor::from_f32(&a.shape, &sum))
+}
+
 /// The addition at the end of an operator's residual branch.
 struct ResidualSum {
-    /// The sum.
-    output: String,
+    of: SumOf,
     /// Its other term, which the cut network has computed already.
     shortcut: String,
     /// Per-channel scale and shift of a BatchNormalization between the operator and the sum.
@@ -321,11 +363,16 @@ fn residual_sum(graph: &Graph, operator: &Operator) -> Option<ResidualSum> {
         let output = graph.node(*node).output.first()?;
         match graph.op(*node).as_str() {
             "Add" => {
-                let shortcut = graph.input(*node, 1 - input)?;
-                let ready = graph.weight(shortcut).is_none()
-                    && ancestors_before(graph, shortcut, operator.node);
-                let (output, shortcut) = (output.clone(), shortcut.to_owned());
-                return ready.then_some(ResidualSum { output, shortcut, norm });
+                let shortcut = ready(graph, graph.input(*node, 1 - input)?, operator)?;
+                return Some(ResidualSum { of: SumOf::Value(output.clone()), shortcut, norm });
+            }
+            "com.microsoft.SkipLayerNormalization"
+            | "com.microsoft.SkipSimplifiedLayerNormalization"
+                if norm.is_none() && *input < 2 =>
+            {
+                let shortcut = ready(graph, graph.input(*node, 1 - input)?, operator)?;
+                let of = SumOf::Fused { node_output: output.clone(), input: 1 - input };
+                return Some(ResidualSum { of, shortcut, norm });
             }
             "Identity" => {}
             "BatchNormalization" if norm.is_none() && *input == 0 => {
@@ -335,6 +382,12 @@ fn residual_sum(graph: &Graph, operator: &Operator) -> Option<ResidualSum> {
         }
         value = output;
     }
+}
+
+/// A shortcut that is computed, and by nothing that is still to be repaired.
+fn ready(graph: &Graph, shortcut: &str, operator: &Operator) -> Option<String> {
+    let computed = graph.weight(shortcut).is_none();
+    (computed && ancestors_before(graph, shortcut, operator.node)).then(|| shortcut.to_owned())
 }
 
 /// Whether every operator that `value` depends on stands before node `before`.
