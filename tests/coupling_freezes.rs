@@ -133,6 +133,62 @@ fn does_not_cut_through_layer_norm() {
 }
 
 #[test]
+fn does_not_cut_through_norms_that_are_put_together_of_simple_operators() {
+    for centred in [true, false] {
+        let subject = network(|net, x| {
+            let rows = net.transpose(&x.name, &[0, 2, 3, 1]);
+            let mean = vec![attr_ints("axes", &[-1])];
+            let rows = if centred {
+                let middle = net.node("ReduceMean", &[&rows], mean.clone());
+                net.node("Sub", &[&rows, &middle], Vec::new())
+            } else {
+                rows
+            };
+            let squares = net.node("Mul", &[&rows, &rows], Vec::new());
+            let variance = net.node("ReduceMean", &[&squares], mean);
+            let root = net.node("Sqrt", &[&variance], Vec::new());
+            let rows = net.node("Div", &[&rows, &root], Vec::new());
+            Image { name: net.transpose(&rows, &[0, 3, 1, 2]), ..x.clone() }
+        });
+        assert_held(&subject, "ReduceMean");
+    }
+}
+
+/// input → linear layer `watched` of 8 columns → a recurrent layer of 4 units → linear layer → output.
+fn recurrent(kind: &'static str, gates: usize) -> Subject {
+    network(|net, x| {
+        let rows = net.reshape(&x.name, &[0, 8, -1]);
+        let steps = net.transpose(&rows, &[2, 0, 1]);
+        let (weight, state) = (net.weight(&[1, gates * 4, 8]), net.weight(&[1, gates * 4, 4]));
+        let attrs = vec![attr_int("hidden_size", 4)];
+        let all = net.node(kind, &[&steps, &weight, &state], attrs);
+        let axes = net.ints(&[1]);
+        let units = net.node("Squeeze", &[&all, &axes], Vec::new());
+        let units = net.linear(&units, 4, 8);
+        let rows = net.transpose(&units, &[1, 2, 0]);
+        Image { name: net.reshape(&rows, &[0, 8, 4, 4]), ..x.clone() }
+    })
+}
+
+#[test]
+fn recurrent_layers_keep_their_units_and_what_they_read() {
+    for (kind, gates) in [("GRU", 3), ("LSTM", 4), ("RNN", 1)] {
+        let subject = recurrent(kind, gates);
+        assert_held(&subject, kind);
+        let graph = Graph::new(&subject.model);
+        let of = |id: usize| graph.op(id) == kind;
+        let node = (0..graph.nodes().len()).find(|id| of(*id)).unwrap();
+        let touched = graph.node(node).input.iter().chain(&graph.node(node).output);
+        for value in touched {
+            let held = |group: &blochd::coupling::Group| {
+                group.places.iter().all(|place| place.value != *value)
+            };
+            assert!(subject.coupling.groups.iter().all(held), "{kind}: {value} would be cut");
+        }
+    }
+}
+
+#[test]
 fn does_not_cut_what_control_flow_reads() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/models/fixtures/if_node.onnx");
     let subject = Subject::new(models::load(&path).unwrap(), &[("2", 28), ("3", 28)], 1);
@@ -257,10 +313,77 @@ fn a_number_deep_in_a_reshape_target_follows_the_cut_where_nobody_else_reads_it(
 }
 
 #[test]
-fn does_not_change_a_number_that_others_read() {
-    let subject = there_and_back(|net| {
-        let shared = net.ints(&[8]);
-        (shared.clone(), Some(shared))
+fn a_number_that_others_read_too_is_changed_for_this_target_alone() {
+    // The same constant in the targets of two Reshapes, of which the other belongs to another group.
+    let mut net = Net::plain(5);
+    let x = net.input(3, 4, 4);
+    let (first, channels, last) = (net.ints(&[-1]), net.ints(&[8]), net.ints(&[16]));
+    let mut ends = Vec::new();
+    for _ in 0..2 {
+        let y = net.conv(&x, 8, 3, 1, 1);
+        let target = net.node("Concat", &[&first, &channels, &last], vec![attr_int("axis", 0)]);
+        let y = net.node("Reshape", &[&y.name, &target], Vec::new());
+        let y = net.transpose(&y, &[0, 2, 1]);
+        ends.push(net.linear(&y, 8, 5));
+    }
+    let sum = net.node("Add", &[&ends[0], &ends[1]], Vec::new());
+    net.output(&sum);
+    let subject = Subject::new(net.model(), &[], 1);
+    let [a, b] = subject.coupling.groups.as_slice() else { panic!("{:#?}", subject.coupling) };
+    for cut in [
+        vec![(a.id, [1, 2].into())],
+        vec![(b.id, [7].into())],
+        vec![(a.id, [0].into()), (b.id, [0, 5, 6].into())],
+        vec![(a.id, [3, 4].into()), (b.id, [6, 7].into())],
+    ] {
+        check_cut(&subject, &Cut { removed: cut.into_iter().collect() }, 1e-4);
+    }
+}
+
+#[test]
+fn does_not_change_a_computed_target_for_one_of_those_who_share_it() {
+    let shared = |joined: bool| {
+        let mut net = Net::plain(5);
+        let x = net.input(3, 4, 4);
+        let (first, numbers) = (net.ints(&[-1]), net.ints(&[8, 16]));
+        let target = net.node("Concat", &[&first, &numbers], vec![attr_int("axis", 0)]);
+        let mut flat = Vec::new();
+        for _ in 0..2 {
+            let y = net.conv(&x, 8, 3, 1, 1);
+            flat.push(net.node("Reshape", &[&y.name, &target], Vec::new()));
+        }
+        if joined {
+            let sum = net.node("Add", &[&flat[0], &flat[1]], Vec::new());
+            flat = vec![sum];
+        }
+        let ends: Vec<String> = flat
+            .iter()
+            .map(|y| {
+                let rows = net.transpose(y, &[0, 2, 1]);
+                net.linear(&rows, 8, 5)
+            })
+            .collect();
+        ends.iter().for_each(|end| net.output(end));
+        Subject::new(net.model(), &[], 1)
+    };
+    let apart = shared(false);
+    assert!(apart.coupling.groups.is_empty(), "{:?}", apart.coupling.groups);
+    let joined = shared(true);
+    let [group] = joined.coupling.groups.as_slice() else { panic!("{:#?}", joined.coupling) };
+    let cut = Cut { removed: [(group.id, [0, 6, 7].into())].into() };
+    check_cut(&joined, &cut, 1e-4);
+}
+
+#[test]
+fn does_not_change_a_number_that_is_computed_with() {
+    let subject = network(|net, x| {
+        let flat = net.reshape(&x.name, &[0, 8, -1]);
+        let (first, channels, last) = (net.ints(&[-1]), net.ints(&[8]), net.ints(&[4, 4]));
+        let target = net.node("Concat", &[&first, &channels, &last], vec![attr_int("axis", 0)]);
+        let numbers = net.node("Cast", &[&target], vec![attr_int("to", 1)]);
+        let all = net.node("ReduceSum", &[&numbers], vec![attr_int("keepdims", 0)]);
+        let y = net.node("Reshape", &[&flat, &target], Vec::new());
+        net.binary("Mul", &Image { name: y, ..x.clone() }, &all)
     });
     assert_held(&subject, "rearranges it in a way that a cut would change");
 }

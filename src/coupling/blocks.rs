@@ -21,8 +21,8 @@ pub struct Block {
     pub groups: Vec<GroupId>,
 }
 
-/// The residual blocks with an identity shortcut: the branch reads s and constants only, and nobody else
-/// reads what is inside it.
+/// The residual blocks with an identity shortcut: the branch is what lies between s and the addition, and
+/// nobody else reads what is inside it. What else it reads (an attention mask) is there without it.
 pub fn blocks(graph: &Graph, coupling: &Coupling, shapes: &Shapes) -> Vec<Block> {
     let linear: BTreeSet<NodeId> = operators(graph).iter().map(|op| op.node).collect();
     let adds = (0..graph.nodes().len()).filter(|id| graph.op(*id) == "Add");
@@ -47,32 +47,49 @@ pub fn blocks(graph: &Graph, coupling: &Coupling, shapes: &Shapes) -> Vec<Block>
     .collect()
 }
 
-/// The nodes between `shortcut` and `end`, if they read nothing else and nobody outside reads them.
+/// The nodes on the ways from `shortcut` to `end`, if nobody outside reads them.
 fn branch(graph: &Graph, shortcut: &str, end: &str, add: NodeId) -> Option<BTreeSet<NodeId>> {
+    let between = before(graph, shortcut, end)?;
     let mut nodes = BTreeSet::new();
-    let mut reads_shortcut = false;
-    let mut open = vec![end];
-    while let Some(value) = open.pop() {
-        if value == shortcut {
-            reads_shortcut = true;
-        } else if graph.weight(value).is_none() {
-            let node = graph.producer(value)?;
-            if nodes.insert(node) {
-                let inputs = graph.node(node).input.iter().map(String::as_str);
-                open.extend(inputs.filter(|name| !name.is_empty()));
-                if !graph.captured(node).is_empty() || nodes.len() > limits::BLOCK_NODES {
-                    return None;
-                }
-            }
+    let mut inside: BTreeSet<&str> = [shortcut].into();
+    // In topological order: behind the shortcut stands what reads it or something behind it.
+    for node in between {
+        let read = &graph.node(node).input;
+        let captured = graph.captured(node);
+        if captured.iter().any(|name| inside.contains(name)) {
+            return None;
+        }
+        if read.iter().any(|name| inside.contains(name.as_str())) {
+            inside.extend(graph.node(node).output.iter().map(String::as_str));
+            nodes.insert(node);
         }
     }
-    let inside = |used: &Use| match used {
+    let own = |used: &Use| match used {
         Use::Input { node, .. } => nodes.contains(node) || *node == add,
         Use::Captured { .. } | Use::Output => false,
     };
     let outputs = nodes.iter().flat_map(|node| &graph.node(*node).output);
-    let closed = outputs.into_iter().all(|value| graph.uses(value).iter().all(inside));
-    (reads_shortcut && closed).then_some(nodes)
+    let closed = outputs.into_iter().all(|value| graph.uses(value).iter().all(own));
+    (inside.contains(end) && end != shortcut && closed).then_some(nodes)
+}
+
+/// The nodes that `end` is computed from and that stand behind the one that writes `shortcut`; `None` where
+/// they are too many for a block.
+fn before(graph: &Graph, shortcut: &str, end: &str) -> Option<BTreeSet<NodeId>> {
+    let first = graph.producer(shortcut).map_or(0, |node| node + 1);
+    let mut nodes = BTreeSet::new();
+    let mut open = vec![end];
+    while let Some(value) = open.pop() {
+        let Some(node) = graph.producer(value).filter(|node| *node >= first) else { continue };
+        if graph.weight(value).is_none() && nodes.insert(node) {
+            open.extend(graph.node(node).input.iter().map(String::as_str));
+            open.extend(graph.captured(node));
+            if nodes.len() > limits::BLOCK_NODES {
+                return None;
+            }
+        }
+    }
+    Some(nodes)
 }
 
 /// Groups all of whose computed values are written in the branch.

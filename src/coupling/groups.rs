@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::atoms::Atoms;
+use super::atoms::{Atoms, Axis};
 use super::rules::relate;
 use super::types::{Consumer, Coupling, Frozen, Group, GroupId, Place, Producer, Reason};
 use crate::onnx::{Graph, NodeId, Operator, OperatorKind, Shapes, operators};
@@ -77,22 +77,44 @@ fn opened(graph: &Graph, linear: &[Operator], atoms: &mut Atoms) -> (BTreeSet<u3
                 atoms.rank(value).unwrap_or(0).saturating_sub(1)
             }
         };
-        let Some(axis) = atoms.axis(value, axis) else { continue };
-        let mut because: BTreeMap<Reason, usize> = BTreeMap::new();
-        for index in 0..axis.length as u32 {
-            let root = atoms.root(axis.first + index);
-            match atoms.frozen(root) {
-                Some(reason) => *because.entry(reason.clone()).or_default() += 1,
-                None => drop(opened.insert(root)),
-            }
-        }
-        frozen.extend(because.into_iter().map(|(because, width)| Frozen {
-            what: operator.name.clone(),
-            width,
-            because,
-        }));
+        open(graph, operator.node, atoms.axis(value, axis), atoms, &mut opened, &mut frozen);
+    }
+    for (node, output) in attentions(graph) {
+        open(graph, node, atoms.axis(output, 2), atoms, &mut opened, &mut frozen);
     }
     (opened, frozen)
+}
+
+/// The nodes that project and attend in one, with their outputs (batch, tokens, all heads).
+fn attentions<'g>(graph: &'g Graph) -> impl Iterator<Item = (NodeId, &'g str)> {
+    let fused = (0..graph.nodes().len()).filter(|id| graph.op(*id) == "com.microsoft.Attention");
+    fused.filter_map(|id| Some((id, graph.node(id).output.first()?.as_str())))
+}
+
+/// Opens the classes of one operator's outputs.
+fn open(
+    graph: &Graph,
+    node: NodeId,
+    axis: Option<Axis>,
+    atoms: &mut Atoms,
+    opened: &mut BTreeSet<u32>,
+    frozen: &mut Vec<Frozen>,
+) {
+    let Some(axis) = axis else { return };
+    let mut because: BTreeMap<Reason, usize> = BTreeMap::new();
+    for index in 0..axis.length as u32 {
+        let root = atoms.root(axis.first + index);
+        match atoms.frozen(root) {
+            Some(reason) => *because.entry(reason.clone()).or_default() += 1,
+            None => drop(opened.insert(root)),
+        }
+    }
+    let what = graph.label(node);
+    frozen.extend(because.into_iter().map(|(because, width)| Frozen {
+        what: what.clone(),
+        width,
+        because,
+    }));
 }
 
 fn group(
@@ -143,6 +165,8 @@ fn group(
             consumers.push(Consumer { node: operator.node, inputs: place.index.clone() });
         }
     }
+    let fused = attentions(graph).filter_map(|(node, output)| Some((node, on(output, 2)?)));
+    producers.extend(fused.map(|(node, place)| Producer { node, outputs: place.index.clone() }));
     let name = graph.label(producers.first()?.node);
     let stream = places.iter().any(|place| is_sum(graph, &place.value));
     let (id, width) = (GroupId(0), classes.len());

@@ -8,11 +8,12 @@
 
 mod atoms;
 mod blocks;
+pub(crate) mod fused;
 mod groups;
 mod linear;
 mod rearrange;
 mod reshape;
-mod rules;
+pub(crate) mod rules;
 pub(crate) mod sizes;
 mod types;
 

@@ -7,6 +7,7 @@ use super::atoms::{Atoms, Axis};
 use super::rearrange::{freeze_data, length_of};
 use super::rules::Node;
 use super::sizes::{Size, Sizes};
+use crate::onnx::Use;
 
 /// Input and output axes are matched in stretches of equal size. An axis that stays as it is passes. Where
 /// axes merge, the first of them that is not frozen takes its merged indices with it; where one splits, one
@@ -142,10 +143,13 @@ fn follows(node: &Node, atoms: &mut Atoms, sizes: &Sizes, number: usize) -> bool
                 let from = node.input(0).and_then(|input| atoms.axis(input, axis));
                 atoms.same_length(from, own, &node.rearranged());
             }
-            Size::Known { origin, .. } => {
-                if let Some(own) = own.filter(|_| !direct && origin.is_none()) {
-                    atoms.freeze(own, &node.rearranged());
-                }
+            // A list that stands in the model is exchanged for this node alone.
+            Size::Known { .. } if direct => {}
+            Size::Known { origin: None, .. } => {
+                own.into_iter().for_each(|axis| atoms.freeze(axis, &node.rearranged()));
+            }
+            Size::Known { origin: Some(_), .. } => {
+                agree(node, atoms, target, first + axis, own);
             }
             Size::Length { value, axis } => {
                 let read = atoms.axis(value, *axis);
@@ -157,6 +161,25 @@ fn follows(node: &Node, atoms: &mut Atoms, sizes: &Sizes, number: usize) -> bool
         }
     }
     true
+}
+
+/// All who shape their outputs by the same computed target must lose the same at `axis`; who reads it for
+/// anything else forbids that it changes.
+fn agree(node: &Node, atoms: &mut Atoms, target: &str, axis: usize, own: Option<Axis>) {
+    for used in node.graph.uses(target) {
+        match used {
+            Use::Input { node: other, .. } if *other == node.id => {}
+            Use::Input { node: other, input: 1 }
+                if matches!(node.graph.op(*other).as_str(), "Reshape" | "Expand") =>
+            {
+                let output = node.graph.node(*other).output.first().map_or("", String::as_str);
+                atoms.same_length(own, atoms.axis(output, axis), &node.rearranged());
+            }
+            Use::Input { .. } | Use::Captured { .. } | Use::Output => {
+                own.into_iter().for_each(|axis| atoms.freeze(axis, &node.rearranged()));
+            }
+        }
+    }
 }
 
 #[cfg(test)]

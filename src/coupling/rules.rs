@@ -6,11 +6,11 @@ use std::collections::BTreeMap;
 use super::atoms::{Atoms, Axis};
 use super::sizes::{Size, Sizes};
 use super::types::Reason;
-use super::{linear, rearrange, reshape};
+use super::{fused, linear, rearrange, reshape};
 use crate::onnx::{Graph, NodeId, Operator, Shapes, operators};
 
 /// What a rule sees of its node.
-pub(super) struct Node<'g> {
+pub(crate) struct Node<'g> {
     pub graph: &'g Graph<'g>,
     pub id: NodeId,
     pub op: String,
@@ -196,9 +196,27 @@ fn rule(node: &Node, atoms: &mut Atoms, sizes: &Sizes, operator: Option<&Operato
         | "Swish"
         | "com.microsoft.Gelu"
         | "com.microsoft.QuickGelu" => pass_all(node, atoms),
-        "Add" | "Sub" | "Mul" | "Div" | "Pow" | "Max" | "Min" | "Mean" | "Sum" | "Where"
-        | "PRelu" | "Equal" | "Greater" | "GreaterOrEqual" | "Less" | "LessOrEqual" | "And"
-        | "Or" | "Xor" => {
+        "Add"
+        | "Sub"
+        | "Mul"
+        | "Div"
+        | "Pow"
+        | "Max"
+        | "Min"
+        | "Mean"
+        | "Sum"
+        | "Where"
+        | "PRelu"
+        | "Equal"
+        | "Greater"
+        | "GreaterOrEqual"
+        | "Less"
+        | "LessOrEqual"
+        | "And"
+        | "Or"
+        | "Xor"
+        | "com.microsoft.BiasGelu"
+        | "com.microsoft.FastGelu" => {
             broadcast(node, atoms);
         }
         "MatMul" => linear::matmul(node, atoms),
@@ -216,7 +234,17 @@ fn rule(node: &Node, atoms: &mut Atoms, sizes: &Sizes, operator: Option<&Operato
         "Resize" | "Upsample" => reshape::resize(node, atoms, sizes),
         "Expand" => reshape::expand(node, atoms, sizes),
         "Gather" => rearrange::gather(node, atoms),
-        "Softmax" | "LogSoftmax" | "LayerNormalization" => normalised(node, atoms),
+        "Softmax"
+        | "LogSoftmax"
+        | "LayerNormalization"
+        | "RMSNormalization"
+        | "SimplifiedLayerNormalization" => normalised(node, atoms),
+        "com.microsoft.SkipLayerNormalization"
+        | "com.microsoft.SkipSimplifiedLayerNormalization" => fused::skip_norm(node, atoms),
+        "com.microsoft.EmbedLayerNormalization" => freeze_node(node, atoms, &node.along()),
+        "com.microsoft.Attention" | "com.microsoft.MultiHeadAttention" => {
+            fused::attention(node, atoms);
+        }
         "Concat" => rearrange::concat(node, atoms),
         "Split" => rearrange::split(node, atoms),
         "Slice" => rearrange::slice(node, atoms),
@@ -279,7 +307,7 @@ pub(super) fn freeze_from(node: &Node, atoms: &mut Atoms, first: usize) {
 }
 
 /// NumPy broadcasting: axes are aligned at the end; an axis of length one goes with any.
-fn broadcast(node: &Node, atoms: &mut Atoms) {
+pub(super) fn broadcast(node: &Node, atoms: &mut Atoms) {
     let output = node.output();
     let Some(rank) = atoms.rank(output) else { return };
     for value in node.inputs() {
@@ -305,14 +333,15 @@ fn batch_norm(node: &Node, atoms: &mut Atoms) {
     }
 }
 
-/// Softmax and LayerNormalization: the axes that they normalise stay whole, the others pass.
+/// Softmax, LayerNormalization and RMSNormalization: the axes that they normalise stay whole, the others pass.
 fn normalised(node: &Node, atoms: &mut Atoms) {
     let rank = atoms.rank(node.output()).unwrap_or(0);
     let axis = node.int("axis").unwrap_or(-1);
-    let old_softmax = node.op != "LayerNormalization" && node.graph.model().opset() < 13;
+    let to_the_end = node.op.ends_with("Normalization");
+    let old_softmax = !to_the_end && node.graph.model().opset() < 13;
     let axis = if old_softmax { node.int("axis").unwrap_or(1) } else { axis };
     let first = node.axis_of(axis, rank).unwrap_or(0);
-    let last = if node.op == "LayerNormalization" || old_softmax { rank } else { first + 1 };
+    let last = if to_the_end || old_softmax { rank } else { first + 1 };
     pass(node, atoms, 0..rank);
     let reason = node.along();
     for number in first..last.min(rank) {

@@ -18,11 +18,14 @@ pub(crate) enum Size {
     Computed,
 }
 
-/// The one place where a number stands, if nothing but the tensor in question reads it.
+/// The one place where a number stands, if nothing but the tensor in question (and all that reads that as a
+/// whole) depends on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Origin {
     pub constant: String,
     pub index: usize,
+    /// Where others read the constant too: the input (node, number) that can be given one of its own.
+    pub reader: Option<(NodeId, usize)>,
 }
 
 /// The integer vectors and scalars of a graph, by value name.
@@ -43,19 +46,25 @@ impl Sizes {
         sizes
     }
 
-    /// The elements of an integer value of rank 0 or 1; `None` where they were not followed.
+    /// The elements of an integer value of rank 0 or 1; `None` where they were not followed. All who read
+    /// the value see the same numbers.
     pub fn of(&self, graph: &Graph, value: &str) -> Option<Vec<Size>> {
         if let Some(found) = self.0.get(value) {
             return Some(found.clone());
         }
-        let dims = graph.weight_dims(value)?;
-        if dims.len() > 1 || dims.iter().product::<usize>() > limits::TENSOR_RANK {
-            return None;
-        }
-        let origin = |index| Origin { constant: value.to_owned(), index };
+        constant(graph, value, None)
+    }
+
+    /// The elements of input `number` of a node, with the origins of those that can be changed for this node
+    /// alone.
+    fn read(&self, graph: &Graph, node: NodeId, number: usize) -> Option<Vec<Size>> {
+        let value = graph.input(node, number)?;
+        let found = match self.0.get(value) {
+            Some(found) => found.clone(),
+            None => return constant(graph, value, Some((node, number))),
+        };
         let alone = graph.uses(value).len() == 1;
-        let known = |(index, value)| Size::Known { value, origin: alone.then(|| origin(index)) };
-        Some(graph.ints(value)?.into_iter().enumerate().map(known).collect())
+        Some(if alone { found } else { found.into_iter().map(Size::shared).collect() })
     }
 
     /// Whether node `node` only hands sizes on: what it reads is still followed behind it.
@@ -68,11 +77,6 @@ impl Sizes {
         if shapes.get(output).is_none_or(|found| found.shape.len() > 1) {
             return None;
         }
-        // What several nodes read cannot be changed for one of them.
-        let alone = graph.uses(output).len() == 1;
-        let own = |sizes: Vec<Size>| -> Vec<Size> {
-            sizes.into_iter().map(|size| if alone { size } else { size.shared() }).collect()
-        };
         let attrs = graph.attrs(node);
         match graph.op(node).as_str() {
             "Shape" => {
@@ -81,9 +85,9 @@ impl Sizes {
                 let axes = at("start", 0)..at("end", rank as i64);
                 Some(axes.map(|axis| Size::Length { value: input.to_owned(), axis }).collect())
             }
-            "Cast" | "Identity" | "Squeeze" | "Unsqueeze" => self.of(graph, input).map(own),
+            "Cast" | "Identity" | "Squeeze" | "Unsqueeze" => self.read(graph, node, 0),
             "Slice" => {
-                let sizes = self.of(graph, input)?;
+                let sizes = self.read(graph, node, 0)?;
                 let list = |number: usize, name: &str| match graph.input(node, number) {
                     Some(value) => graph.ints(value),
                     None => attrs.ints(name).map(<[i64]>::to_vec),
@@ -93,10 +97,10 @@ impl Sizes {
                 let end = position(one(list(2, "ends")?)?, sizes.len());
                 let steps =
                     graph.input(node, 4).is_none_or(|steps| graph.ints(steps) == Some(vec![1]));
-                (steps && start <= end).then(|| own(sizes[start..end].to_vec()))
+                (steps && start <= end).then(|| sizes[start..end].to_vec())
             }
             "Gather" => {
-                let sizes = self.of(graph, input)?;
+                let sizes = self.read(graph, node, 0)?;
                 let indices = graph.ints(graph.input(node, 1)?)?;
                 let pick = |index: &i64| {
                     let index = if *index < 0 { index + sizes.len() as i64 } else { *index };
@@ -105,23 +109,25 @@ impl Sizes {
                 // One number may be picked twice.
                 let distinct = indices.len() == 1;
                 let picked: Option<Vec<Size>> = indices.iter().map(pick).collect();
-                picked.map(|all| {
-                    if distinct { own(all) } else { all.into_iter().map(Size::shared).collect() }
-                })
+                picked.map(
+                    |all| {
+                        if distinct { all } else { all.into_iter().map(Size::shared).collect() }
+                    },
+                )
             }
             "Concat" => {
-                let inputs = graph.node(node).input.iter();
-                let part = |value: &String| {
+                let inputs = graph.node(node).input.iter().enumerate();
+                let part = |(number, value): (usize, &String)| {
                     let length = || match shapes.get(value)?.shape.as_slice() {
                         [length] => *length,
                         _ => None,
                     };
                     let computed = |length| vec![Size::Computed; length];
                     let small = |length: &usize| *length <= limits::TENSOR_RANK;
-                    self.of(graph, value).or_else(|| length().filter(small).map(computed))
+                    self.read(graph, node, number).or_else(|| length().filter(small).map(computed))
                 };
                 let parts: Option<Vec<Vec<Size>>> = inputs.map(part).collect();
-                Some(own(parts?.concat()))
+                Some(parts?.concat())
             }
             _ => None,
         }
@@ -136,6 +142,23 @@ impl Size {
             other @ (Self::Length { .. } | Self::Computed) => other,
         }
     }
+}
+
+/// The elements of a constant. What several nodes read can be changed for one of them (`reader`) only by
+/// giving that one a constant of its own.
+fn constant(graph: &Graph, value: &str, reader: Option<(NodeId, usize)>) -> Option<Vec<Size>> {
+    let dims = graph.weight_dims(value)?;
+    if dims.len() > 1 || dims.iter().product::<usize>() > limits::TENSOR_RANK {
+        return None;
+    }
+    let alone = graph.uses(value).len() == 1;
+    let origin = |index| {
+        let reader = reader.filter(|_| !alone);
+        let found = Origin { constant: value.to_owned(), index, reader };
+        (alone || reader.is_some()).then_some(found)
+    };
+    let known = |(index, value)| Size::Known { value, origin: origin(index) };
+    Some(graph.ints(value)?.into_iter().enumerate().map(known).collect())
 }
 
 /// A bound of a slice as a position: negative ones count from the end, all are clamped.

@@ -11,6 +11,7 @@ pub mod quality;
 pub mod report;
 mod rungs;
 pub mod score;
+mod search;
 pub mod segments;
 pub mod table;
 pub mod task;

@@ -8,18 +8,38 @@ use crate::coupling::{Block, Coupling, Group, GroupId};
 use crate::onnx::{Graph, Model, OnnxError, Patch, Shapes, Use};
 use crate::surgery::{self, Cut, CutError};
 
-/// Channels a group may keep: multiples of `align` (or of what divides its width into at most sixteen
-/// steps of a power of two), down to an eighth.
+/// Channels a group may keep: multiples of what `align` asks of the operators' outputs (or of what divides the
+/// width into at most sixteen steps of a power of two), down to an eighth. Channels that are large blocks of
+/// outputs, as attention heads are, go one by one.
 pub fn widths(group: &Group, align: Option<usize>) -> Vec<usize> {
-    let step = align.unwrap_or_else(|| match group.width {
-        0..=15 => 2,
-        16..=31 => 4,
-        32..=127 => 8,
-        wide => (wide / 16).next_power_of_two(),
-    });
-    let step = step.max(1);
+    let block = block(group);
+    let step = match (align, group.width) {
+        (Some(align), _) => align.max(1) / gcd(align.max(1), block),
+        (None, width) if block >= LARGE_BLOCK && width <= MANY_BLOCKS => 1,
+        (None, 0..=15) => 2,
+        (None, 16..=31) => 4,
+        (None, 32..=127) => 8,
+        (None, wide) => (wide / 16).next_power_of_two(),
+    };
     let least = (group.width / 8).max(1).next_multiple_of(step);
     (least..group.width).step_by(step).collect()
+}
+
+/// Outputs of an operator that go with one channel from which on each is worth a step of its own: as many as
+/// the processors' vectors hold.
+const LARGE_BLOCK: usize = 8;
+
+/// Blocks of a group up to which every number of them is tried.
+const MANY_BLOCKS: usize = 32;
+
+/// Fewest outputs of a producing operator that go with one channel.
+fn block(group: &Group) -> usize {
+    let outputs = group.producers.iter().flat_map(|producer| &producer.outputs);
+    outputs.map(Vec::len).min().unwrap_or(1).max(1)
+}
+
+fn gcd(a: usize, b: usize) -> usize {
+    if b == 0 { a } else { gcd(b, a % b) }
 }
 
 /// Everything that is known of a model when its cuts are planned.
@@ -167,7 +187,9 @@ impl Known<'_> {
             let before = match relu {
                 // What lies behind a Relu cannot stand for a sum that none follows.
                 Some(_) if self.repeated_relu(sum, end).is_none() => continue,
-                Some(node) => self.graph.input(node, 0),
+                Some(node) => {
+                    self.graph.input(node, 0).filter(|before| self.graph.uses(before).len() == 1)
+                }
                 None => Some(end.as_str()),
             };
             if let Some(before) = before {
@@ -196,5 +218,41 @@ impl Known<'_> {
         let output = self.graph.node(*node).output.first().filter(|_| is_relu(*node))?;
         let returned = self.graph.uses(output).contains(&Use::Output);
         (!returned).then(|| (output.clone(), shortcut.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::coupling::Producer;
+
+    fn group(width: usize, block: u32) -> Group {
+        let outputs = (0..width as u32).map(|c| (c * block..(c + 1) * block).collect()).collect();
+        Group {
+            id: GroupId(0),
+            name: "watched".to_owned(),
+            width,
+            places: Vec::new(),
+            producers: vec![Producer { node: 0, outputs }],
+            consumers: Vec::new(),
+            through: Vec::new(),
+            stream: false,
+        }
+    }
+
+    #[test]
+    fn heads_go_one_by_one_and_neurons_in_steps() {
+        assert_eq!(widths(&group(12, 32), None), (1..12).collect::<Vec<_>>());
+        assert_eq!(widths(&group(12, 1), None), [2, 4, 6, 8, 10]);
+        assert_eq!(widths(&group(1536, 1), None).len(), 10);
+        assert_eq!(widths(&group(1, 64), None), Vec::<usize>::new());
+    }
+
+    #[test]
+    fn an_alignment_is_one_of_outputs_whatever_a_channel_takes_of_them() {
+        assert_eq!(widths(&group(12, 32), Some(16)), (1..12).collect::<Vec<_>>());
+        assert_eq!(widths(&group(12, 8), Some(16)), [2, 4, 6, 8, 10]);
+        assert_eq!(widths(&group(64, 1), Some(16)), [16, 32, 48]);
+        assert_eq!(widths(&group(64, 1), Some(0)).len(), 56);
     }
 }

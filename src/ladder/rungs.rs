@@ -11,6 +11,7 @@ use super::plan::{Known, Plan, PlanError, plan};
 use super::prices::Prices;
 use super::quality::{Agreement, Outputs, accuracy, agreement, outputs};
 use super::report;
+use super::search::Search;
 use super::task::{Eval, LadderError, Task};
 use super::timing::{Candidate, Timings};
 use crate::limits;
@@ -36,76 +37,11 @@ pub struct Built {
     pub model: Model,
 }
 
-/// The search for the best variant of about one ratio.
-struct Search<'i> {
-    asked: f64,
-    items: &'i [Vec<Choice>],
-    seen: BTreeSet<Plan>,
-    /// The best variant so far, and the prices that led to it.
-    best: Option<(Built, Prices)>,
-    /// The ratio of a plan that came nearest to what is asked for.
-    nearest: Option<f64>,
-    /// What the last plan was asked to save, microseconds: the next one begins there.
-    needed: Option<f64>,
-}
-
-impl<'i> Search<'i> {
-    fn new(asked: f64, items: &'i [Vec<Choice>]) -> Self {
-        let (seen, best) = (BTreeSet::new(), None);
-        Self { asked, items, seen, best, nearest: None, needed: None }
-    }
-
-    /// Whether the best variant is so near to dense that no other is worth the time.
-    fn is_over(&self) -> bool {
-        let explained = self.best.as_ref().map(|(best, _)| best.rung.figures.explained);
-        explained.is_some_and(|explained| explained >= limits::EXPLAINED_ENOUGH)
-    }
-
-    /// Plans at other prices and builds the plan, if it is a new one.
-    fn price(
-        &mut self,
-        bench: &Bench,
-        prices: Prices,
-        progress: &mut dyn FnMut(usize, usize),
-    ) -> Result<(), LadderError> {
-        let items = prices.of(self.items);
-        let Some(found) = bench.find_plan(self.asked, &items, self.needed)? else { return Ok(()) };
-        let off = |ratio: f64| (ratio / self.asked - 1.0).abs();
-        if self.nearest.is_none_or(|nearest| off(found.ratio) < off(nearest)) {
-            self.nearest = Some(found.ratio);
-        }
-        if off(found.ratio) > limits::RATIO_TOLERANCE || !self.seen.insert(found.plan.clone()) {
-            return Ok(());
-        }
-        self.needed = Some(found.needed);
-        let built = bench.on_target(self.asked, &found.plan, &items, progress)?;
-        let best = self.best.as_ref().map(|(best, _)| best);
-        if best.is_none_or(|best| is_better(self.asked, &built, best)) {
-            self.best = Some((built, prices));
-        }
-        Ok(())
-    }
-}
-
-/// Whether one of two variants for the same ratio is to be preferred: the one that is as fast as asked, and
-/// of those the one that errs less. A slower variant's error counts for more, as it would grow on the
-/// way to the ratio that is asked for (about with its inverse cube on the networks that were measured).
-fn is_better(asked: f64, built: &Built, other: &Built) -> bool {
-    let relative = |built: &Built| built.rung.figures.ratio / asked;
-    let fits = |built: &Built| (relative(built) - 1.0).abs() <= limits::RATIO_TOLERANCE;
-    let error = |built: &Built| (1.0 - built.rung.figures.explained) * relative(built).powi(3);
-    match (fits(built), fits(other)) {
-        (true, false) => true,
-        (false, true) => false,
-        _ => error(built) < error(other),
-    }
-}
-
 /// A plan, what it was asked to save (microseconds), and the ratio that its cut was measured at.
-struct Found {
-    plan: Plan,
-    needed: f64,
-    ratio: f64,
+pub(super) struct Found {
+    pub plan: Plan,
+    pub needed: f64,
+    pub ratio: f64,
 }
 
 impl<'a> Bench<'a> {
@@ -192,7 +128,7 @@ impl<'a> Bench<'a> {
             }
             search.price(self, Prices::uniform(items.len(), removed), progress)?;
         }
-        let Some(nearest) = search.nearest else {
+        let Some(nearest) = search.nearest.clone() else {
             let because = "all cuts that are sound together do not save so much time".to_owned();
             return missed(because, self.fastest(items)?);
         };
@@ -204,10 +140,13 @@ impl<'a> Bench<'a> {
             search.price(self, prices.near(seed), progress)?;
         }
         let Some((built, _)) = search.best else {
-            let because = format!(
-                "the nearest that the measured steps of this box allow is a ratio of {nearest:.3}"
-            );
-            return missed(because, Some(nearest));
+            let (plan, ratio) = nearest;
+            let because = if ratio > asked && self::plan(items, most(items)) == Some(plan) {
+                "all cuts that are sound together do not save so much time".to_owned()
+            } else {
+                format!("the nearest that the measured steps of this box allow is {ratio:.3}")
+            };
+            return missed(because, Some(ratio));
         };
         let Figures { ratio, quality, .. } = built.rung.figures;
         let slower = slower.map_or(1.0, |rung| rung.figures.ratio);
@@ -226,7 +165,7 @@ impl<'a> Bench<'a> {
     }
 
     /// Builds a plan; where the repair moves the ratio, aims as far beside the mark and builds again.
-    fn on_target(
+    pub(super) fn on_target(
         &self,
         asked: f64,
         plan: &Plan,
@@ -250,13 +189,15 @@ impl<'a> Bench<'a> {
 
     /// The plan whose cut, measured on the whole model, comes nearest to a ratio. `start` is what a plan
     /// should save at first, microseconds, where something is known about that.
-    fn find_plan(
+    pub(super) fn find_plan(
         &self,
         asked: f64,
         items: &[Vec<Choice>],
         start: Option<f64>,
     ) -> Result<Option<Found>, LadderError> {
-        let mut needed = start.unwrap_or(self.dense.p50_us * (1.0 - asked));
+        // The table was measured on the parts, each at another moment: it may think less possible than is.
+        let most = most(items);
+        let mut needed = start.unwrap_or(self.dense.p50_us * (1.0 - asked)).min(most);
         // The nearest plans on either side: what they were asked to save, and their measured ratio.
         let mut too_slow: Option<(f64, f64)> = None;
         let mut too_fast: Option<(f64, f64)> = None;
@@ -292,17 +233,19 @@ impl<'a> Bench<'a> {
                 }
                 _ => needed * ((1.0 - asked) / (1.0 - ratio).max(1e-3)).clamp(0.5, 1.7),
             };
+            if needed > most && too_fast.is_none() {
+                if too_slow.is_some_and(|(tried, _)| tried >= most) {
+                    break;
+                }
+                needed = most;
+            }
         }
         Ok(best)
     }
 
     /// The ratio of the plan that saves the most.
     fn fastest(&self, items: &[Vec<Choice>]) -> Result<Option<f64>, LadderError> {
-        let most: f64 = items
-            .iter()
-            .map(|item| item.iter().map(|c| c.saving).filter(|s| s.is_finite()).fold(0.0, f64::max))
-            .sum();
-        let Some(candidate) = plan(items, most * 0.98) else { return Ok(None) };
+        let Some(candidate) = plan(items, most(items)) else { return Ok(None) };
         Ok(Some(self.ratio_of(&candidate)?))
     }
 
@@ -401,4 +344,12 @@ impl<'a> Bench<'a> {
         });
         Ok((model, repairs.collect()))
     }
+}
+
+/// What all items together save by the table, short of the last steps in which savings are counted.
+pub(super) fn most(items: &[Vec<Choice>]) -> f64 {
+    let of = |item: &Vec<Choice>| {
+        item.iter().map(|choice| choice.saving).filter(|s| s.is_finite()).fold(0.0, f64::max)
+    };
+    0.98 * items.iter().map(of).sum::<f64>()
 }

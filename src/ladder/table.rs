@@ -10,7 +10,7 @@ use super::segments::{Segment, key};
 use super::timing::{Candidate, Timings};
 use crate::coupling::{Block, Coupling, Group};
 use crate::limits;
-use crate::onnx::{Engine, ExecError, Graph, Model, NodeId, OnnxError, Shapes, Tensor, Use};
+use crate::onnx::{DType, Engine, ExecError, Graph, Model, NodeId, OnnxError, Shapes, Tensor, Use};
 use crate::spectra::activations::{Activations, Batch};
 use crate::surgery::{self, Cut, CutError};
 
@@ -105,7 +105,8 @@ impl<'a> Stopwatch<'a> {
         Ok(taken)
     }
 
-    /// Every node that reads or writes a value whose channels belong to the group.
+    /// Every node that reads or writes a value whose channels belong to the group, and those that compute
+    /// the sizes by which such a node shapes its output: a cut changes the numbers in them.
     fn nodes_of(&self, group: &Group) -> BTreeSet<NodeId> {
         let mut nodes = BTreeSet::new();
         for place in group.places.iter().filter(|place| !place.constant) {
@@ -115,7 +116,20 @@ impl<'a> Stopwatch<'a> {
                 Use::Output => None,
             }));
         }
+        let mut open: Vec<NodeId> = nodes.iter().copied().collect();
+        while let Some(node) = open.pop() {
+            let values = self.graph.node(node).input.iter().filter(|value| self.is_size(value));
+            let producers = values.filter_map(|value| self.graph.producer(value));
+            open.extend(producers.filter(|producer| nodes.insert(*producer)));
+        }
         nodes
+    }
+
+    /// Whether a value is a number or a list of numbers, as sizes, axes and bounds are.
+    fn is_size(&self, value: &str) -> bool {
+        self.shapes.get(value).is_some_and(|found| {
+            matches!(found.dtype, DType::I32 | DType::I64) && found.shape.len() <= 1
+        })
     }
 
     fn part(&mut self, segment: &Segment, model: &Model) -> Result<Model, TableError> {

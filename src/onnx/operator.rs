@@ -27,13 +27,16 @@ pub struct Operator {
     pub kind: OperatorKind,
     /// Value name of the constant weight.
     pub weight: String,
-    /// Value name of the constant bias: the node's own, or that of the Add which follows a MatMul.
+    /// Value name of the constant bias: the node's own, or that of the Add (or fused node) which follows a
+    /// MatMul.
     pub bias: Option<String>,
-    /// The Add that applies the bias where the node does not do so itself.
+    /// The node that applies the bias where the operator's own does not do so itself.
     pub bias_node: Option<NodeId>,
+    /// Whether the bias is added behind `output`, inside a fused node.
+    pub bias_behind: bool,
     /// The value that the operator reads.
     pub input: String,
-    /// The value y, after the bias.
+    /// The value y, after the bias unless that is added behind it.
     pub output: String,
     /// Output channels, of all groups.
     pub outputs: usize,
@@ -95,6 +98,7 @@ fn operator(graph: &Graph, node: NodeId) -> Option<Operator> {
         weight: weight.to_owned(),
         bias: graph.input(node, 2).map(str::to_owned),
         bias_node: None,
+        bias_behind: false,
         input: input.to_owned(),
         output: graph.node(node).output.first()?.clone(),
         outputs,
@@ -112,19 +116,28 @@ fn operator(graph: &Graph, node: NodeId) -> Option<Operator> {
     Some(found)
 }
 
-/// Takes the constant of an Add that alone reads a MatMul's result for the operator's bias.
+/// Takes the constant that the only reader of a MatMul's result adds to it for the operator's bias.
 fn adopt_bias(graph: &Graph, operator: &mut Operator) {
-    let [Use::Input { node: add, input }] = graph.uses(&operator.output) else { return };
-    if graph.op(*add) != "Add" {
-        return;
-    }
-    let Some(other) = graph.input(*add, 1 - input) else { return };
-    if graph.weight_dims(other).as_deref() == Some(&[operator.outputs])
-        && let Some(sum) = graph.node(*add).output.first()
-    {
-        operator.bias = Some(other.to_owned());
-        operator.bias_node = Some(*add);
-        operator.output.clone_from(sum);
+    let [Use::Input { node: reader, input }] = graph.uses(&operator.output) else { return };
+    let (number, behind) = match (graph.op(*reader).as_str(), *input) {
+        ("Add", 0 | 1) => (1 - input, false),
+        ("com.microsoft.BiasGelu" | "com.microsoft.FastGelu", 0) => (1, true),
+        ("com.microsoft.SkipLayerNormalization", 0 | 1) => (4, true),
+        ("com.microsoft.SkipSimplifiedLayerNormalization", 0 | 1) => (3, true),
+        _ => return,
+    };
+    let Some(bias) = graph.input(*reader, number) else { return };
+    let is_vector = |dims: Vec<usize>| {
+        dims.last() == Some(&operator.outputs) && dims.iter().product::<usize>() == operator.outputs
+    };
+    let result = graph.node(*reader).output.first();
+    if let Some(result) = result.filter(|_| graph.weight_dims(bias).is_some_and(is_vector)) {
+        operator.bias = Some(bias.to_owned());
+        operator.bias_node = Some(*reader);
+        operator.bias_behind = behind;
+        if !behind {
+            operator.output.clone_from(result);
+        }
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::check::label;
 use super::proto::attribute_proto::AttributeType;
 use super::proto::tensor_shape_proto::{Dimension, dimension::Value as Size};
 use super::proto::type_proto::Value as Kind;
@@ -271,17 +270,14 @@ pub fn extract(
     let stops: BTreeSet<String> = inputs.iter().filter_map(|input| input.name.clone()).collect();
     let mut wanted: BTreeSet<String> = outputs.iter().map(|name| (*name).to_owned()).collect();
     let mut keep = vec![false; graph.node.len()];
-    for (id, node) in graph.node.iter().enumerate().rev() {
+    for (id, node) in graph.node.iter_mut().enumerate().rev() {
         let computes = |value: &String| wanted.contains(value) && !stops.contains(value);
         if !node.output.iter().any(computes) {
             continue;
         }
-        // A node with one output given and another to be computed would write the given one again.
-        if let Some(given) = node.output.iter().find(|value| stops.contains(*value)) {
-            let node = label(node);
-            return Err(OnnxError::Edit(format!(
-                "{given:?} is given but {node:?} must run as well"
-            )));
+        // Of a node with one output given and another to be computed nobody reads the given one.
+        for value in node.output.iter_mut().filter(|value| stops.contains(*value)) {
+            value.push_str(".unread.blochd");
         }
         keep[id] = true;
         wanted.extend(node.input.iter().filter(|value| !value.is_empty()).cloned());

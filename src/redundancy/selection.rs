@@ -3,7 +3,8 @@
 //! 2302.04089), and the plainer rules that it is compared with.
 
 use faer::linalg::matmul::matmul;
-use faer::linalg::solvers::{DenseSolveCore, Solve};
+use faer::linalg::solvers::{DenseSolveCore, Llt};
+use faer::linalg::triangular_solve::solve_lower_triangular_in_place;
 use faer::{Accum, Mat, Par, Side};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -67,39 +68,72 @@ pub struct Selection {
     pub loss: Vec<f64>,
 }
 
-/// Ranks the `width` channels of a group by block OBS. `at_once` channels are removed between two
-/// rescorings; 1 is exact.
+/// Channels that are looked at closely for each one that goes between two rescorings of all.
+const SHORTLIST: usize = 4;
+
+/// Channels that are removed in one step where their order is given.
+const STRIDE: usize = 16;
+
+/// Ranks the `width` channels of a group by block OBS. Between two rescorings of all channels `at_once` of
+/// them go: each the cheapest, after those before it, of a short list of the cheapest. 1 is exact.
 pub fn obs(width: usize, readers: Vec<Reader>, at_once: usize) -> Selection {
     let mut state: Vec<Downdated> = readers.into_iter().filter_map(Downdated::new).collect();
     let mut left: Vec<usize> = (0..width).collect();
     let mut selection = Selection { order: Vec::with_capacity(width), loss: vec![0.0] };
+    let at_once = at_once.max(1);
     while !left.is_empty() {
-        let mut scored: Vec<(f64, usize)> = left
-            .iter()
-            .map(|channel| (state.iter().map(|s| s.score(*channel)).sum(), *channel))
-            .collect();
-        scored.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-        for (_, channel) in scored.into_iter().take(at_once.max(1)) {
-            selection.take(&mut state, channel);
-            left.retain(|other| *other != channel);
+        let length = if at_once == 1 { 1 } else { at_once * SHORTLIST };
+        let listed: Vec<usize> = cheapest(&state, &left).into_iter().take(length).collect();
+        let mut list: Vec<Downdated> = state.iter().map(|reader| reader.of(&listed)).collect();
+        let mut open: Vec<usize> = (0..listed.len()).collect();
+        let mut going = Vec::with_capacity(at_once);
+        for _ in 0..at_once.min(listed.len()) {
+            let Some(next) = cheapest(&list, &open).into_iter().next() else { break };
+            selection.take(&mut list, &[next], |place| listed[place]);
+            open.retain(|other| *other != next);
+            going.push(listed[next]);
         }
+        state.iter_mut().for_each(|reader| drop(reader.remove(&going)));
+        left.retain(|channel| !going.contains(channel));
     }
     selection
+}
+
+/// The given channels, the cheapest to lose first.
+fn cheapest(readers: &[Downdated], channels: &[usize]) -> Vec<usize> {
+    let score = |channel: &usize| readers.iter().map(|reader| reader.score(*channel)).sum();
+    let mut scored: Vec<(f64, usize)> = channels.iter().map(|c| (score(c), *c)).collect();
+    scored.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+    scored.into_iter().map(|(_, channel)| channel).collect()
 }
 
 /// The cost of removing channels in a given order, the remaining ones making up for what they can.
 pub fn along(order: &[usize], readers: Vec<Reader>) -> Selection {
     let mut state: Vec<Downdated> = readers.into_iter().filter_map(Downdated::new).collect();
     let mut selection = Selection { order: Vec::new(), loss: vec![0.0] };
-    order.iter().for_each(|channel| selection.take(&mut state, *channel));
+    for channels in order.chunks(STRIDE) {
+        selection.take(&mut state, channels, |channel| channel);
+    }
     selection
 }
 
 impl Selection {
-    fn take(&mut self, readers: &mut [Downdated], channel: usize) {
-        let step: f64 = readers.iter_mut().map(|reader| reader.remove(channel)).sum();
-        self.order.push(channel);
-        self.loss.push(self.loss.last().copied().unwrap_or_default() + step.max(0.0));
+    /// Removes channels, one after the other; `name` says what each is called in the selection.
+    fn take(
+        &mut self,
+        readers: &mut [Downdated],
+        channels: &[usize],
+        name: impl Fn(usize) -> usize,
+    ) {
+        let mut steps = vec![0.0; channels.len()];
+        for reader in readers {
+            let costs = reader.remove(channels);
+            steps.iter_mut().zip(costs).for_each(|(step, cost)| *step += cost);
+        }
+        for (channel, step) in channels.iter().zip(steps) {
+            self.order.push(name(*channel));
+            self.loss.push(self.loss.last().copied().unwrap_or_default() + step.max(0.0));
+        }
     }
 }
 
@@ -126,51 +160,64 @@ impl Downdated {
         Some(Self { weight: reader.weight, inverse, columns: reader.columns, scale: reader.scale })
     }
 
+    /// The same of some channels alone: what their removal does to each other is all there.
+    fn of(&self, channels: &[usize]) -> Self {
+        let from: Vec<usize> = channels.iter().flat_map(|c| &self.columns[*c]).copied().collect();
+        let mut next = 0;
+        let mut place = |channel: &usize| {
+            let first = next;
+            next += self.columns[*channel].len();
+            (first..next).collect()
+        };
+        let columns = channels.iter().map(&mut place).collect();
+        let (outputs, n) = (self.weight.nrows(), from.len());
+        Self {
+            weight: Mat::from_fn(outputs, n, |row, j| self.weight[(row, from[j])]),
+            inverse: Mat::from_fn(n, n, |i, j| self.inverse[(from[i], from[j])]),
+            columns,
+            scale: self.scale,
+        }
+    }
+
     /// tr(W_Q · ([H⁻¹]_QQ)⁻¹ · W_Qᵀ) / scale for the columns Q of `channel`.
     fn score(&self, channel: usize) -> f64 {
         let columns = &self.columns[channel];
         if let [column] = columns[..] {
-            let energy: f64 =
-                (0..self.weight.nrows()).map(|row| self.weight[(row, column)].powi(2)).sum();
+            let energy: f64 = self.weight.col(column).iter().map(|weight| weight * weight).sum();
             return energy / self.inverse[(column, column)] / self.scale;
         }
-        let Some(solved) = self.solved(columns) else { return 0.0 };
-        let error: f64 = (0..self.weight.nrows())
-            .map(|row| {
-                let at =
-                    |(k, column): (usize, &usize)| self.weight[(row, *column)] * solved[(k, row)];
-                columns.iter().enumerate().map(at).sum::<f64>()
-            })
-            .sum();
-        error / self.scale
+        let Some((_, solved)) = self.factored(columns) else { return 0.0 };
+        solved.squared_norm_l2() / self.scale
     }
 
-    /// ([H⁻¹]_QQ)⁻¹ · W_Qᵀ, |Q| × outputs.
-    fn solved(&self, columns: &[usize]) -> Option<Mat<f64>> {
+    /// L with L·Lᵀ = [H⁻¹]_QQ, and L⁻¹·W_Qᵀ (|Q| × outputs): the square of its row i is what column i costs
+    /// once those before it are gone.
+    fn factored(&self, columns: &[usize]) -> Option<(Llt<f64>, Mat<f64>)> {
         let q = columns.len();
         let block = Mat::from_fn(q, q, |i, j| self.inverse[(columns[i], columns[j])]);
-        let rhs = Mat::from_fn(q, self.weight.nrows(), |i, row| self.weight[(row, columns[i])]);
-        Some(block.llt(Side::Lower).ok()?.solve(&rhs))
+        let factor = block.llt(Side::Lower).ok()?;
+        let mut solved =
+            Mat::from_fn(q, self.weight.nrows(), |i, row| self.weight[(row, columns[i])]);
+        solve_lower_triangular_in_place(factor.L(), solved.as_mut(), Par::Seq);
+        Some((factor, solved))
     }
 
-    /// Removes a channel's columns; returns what that costs.
-    fn remove(&mut self, channel: usize) -> f64 {
-        let columns = std::mem::take(&mut self.columns[channel]);
-        let (q, n) = (columns.len(), self.inverse.nrows());
-        let block = Mat::from_fn(q, q, |i, j| self.inverse[(columns[i], columns[j])]);
-        let Some(factor) = block.llt(Side::Lower).ok() else { return 0.0 };
-        let removed = Mat::from_fn(q, self.weight.nrows(), |i, row| self.weight[(row, columns[i])]);
-        let solved = factor.solve(&removed);
-        let cost: f64 = (0..q)
-            .map(|i| (0..removed.ncols()).map(|r| removed[(i, r)] * solved[(i, r)]).sum::<f64>())
-            .sum();
+    /// Removes the columns of channels; returns what each costs after those before it.
+    fn remove(&mut self, channels: &[usize]) -> Vec<f64> {
+        let taken: Vec<Vec<usize>> =
+            channels.iter().map(|channel| std::mem::take(&mut self.columns[*channel])).collect();
+        let columns = taken.concat();
+        let Some((factor, solved)) = self.factored(&columns) else {
+            return vec![0.0; channels.len()];
+        };
         // W ← W − W_Q·(H⁻¹_QQ)⁻¹·H⁻¹_Q:, and H⁻¹ ← H⁻¹ − H⁻¹_:Q·(H⁻¹_QQ)⁻¹·H⁻¹_Q:.
-        let strip = Mat::from_fn(q, n, |i, j| self.inverse[(columns[i], j)]);
+        let n = self.inverse.nrows();
+        let mut strip = Mat::from_fn(columns.len(), n, |i, j| self.inverse[(columns[i], j)]);
+        solve_lower_triangular_in_place(factor.L(), strip.as_mut(), Par::Seq);
         let weight = self.weight.as_mut();
         matmul(weight, Accum::Add, solved.transpose(), &strip, -1.0, Par::Seq);
-        let reduced = factor.solve(&strip);
         let inverse = self.inverse.as_mut();
-        matmul(inverse, Accum::Add, strip.transpose(), &reduced, -1.0, Par::Seq);
+        matmul(inverse, Accum::Add, strip.transpose(), &strip, -1.0, Par::Seq);
         for column in &columns {
             (0..self.weight.nrows()).for_each(|row| self.weight[(row, *column)] = 0.0);
             for other in 0..n {
@@ -178,7 +225,12 @@ impl Downdated {
                 self.inverse[(other, *column)] = 0.0;
             }
         }
-        cost / self.scale
+        let mut rows = solved.row_iter();
+        let cost = |columns: &Vec<usize>| {
+            let of_channel = rows.by_ref().take(columns.len());
+            of_channel.map(|row| row.squared_norm_l2()).sum::<f64>() / self.scale
+        };
+        taken.iter().map(cost).collect()
     }
 }
 
@@ -220,6 +272,8 @@ pub fn by_distance(weights: &[f64], distance: impl Fn(usize, usize) -> f64) -> V
 
 #[cfg(test)]
 mod tests {
+    use faer::linalg::solvers::Solve;
+
     use super::*;
 
     fn covariance(rows: &[Vec<f64>]) -> Mat<f64> {
@@ -273,6 +327,40 @@ mod tests {
         let product = &w * &schur * w.transpose();
         let direct: f64 = (0..3).map(|i| product[(i, i)]).sum();
         assert!((found.loss[2] - direct).abs() < 1e-9 * direct, "{} {direct}", found.loss[2]);
+    }
+
+    #[test]
+    fn of_copies_only_one_goes_early_however_many_go_at_once() {
+        // Eight channels and a copy of each: the second of a pair costs as much as a channel without copy.
+        let rows: Vec<Vec<f64>> = (0..400)
+            .map(|i| {
+                let own: Vec<f64> = (0..8).map(|j| noise(i, j)).collect();
+                [own.as_slice(), own.as_slice()].concat()
+            })
+            .collect();
+        let columns: Vec<Vec<usize>> = (0..16).map(|c| vec![c]).collect();
+        for at_once in [2, 4, 8] {
+            let found = obs(16, vec![reader(columns.clone(), &rows, 4)], at_once);
+            let mut first: Vec<usize> = found.order[..8].iter().map(|c| c % 8).collect();
+            first.sort_unstable();
+            assert_eq!(first, (0..8).collect::<Vec<_>>(), "{at_once} at once: {:?}", found.order);
+            assert!(found.loss[8] < 0.03 * found.loss[16], "{:?}", found.loss);
+        }
+    }
+
+    #[test]
+    fn removing_many_at_once_costs_what_removing_them_one_by_one_costs() {
+        let rows: Vec<Vec<f64>> =
+            (0..300).map(|i| (0..24).map(|j| noise(i, j)).collect()).collect();
+        let columns: Vec<Vec<usize>> = (0..12).map(|c| vec![c, c + 12]).collect();
+        let one = reader(columns, &rows, 5);
+        let found = obs(12, vec![one.clone()], 4);
+        let mut state = Downdated::new(one).unwrap();
+        let mut sum = 0.0;
+        for (step, channel) in found.order.iter().enumerate() {
+            assert!((found.loss[step] - sum).abs() < 1e-9 * (1.0 + sum), "step {step}");
+            sum += state.remove(&[*channel])[0];
+        }
     }
 
     #[test]

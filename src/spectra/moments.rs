@@ -42,6 +42,18 @@ impl Moments {
         Some(Self { rows: count, mean_x, mean_y, xx: gram(x, scale), yx: cross(y, x, scale), yy })
     }
 
+    /// The same about zero instead of the means: what counts where an operator has no bias to shift by.
+    #[must_use]
+    pub fn about_zero(mut self) -> Self {
+        let (x, y) = (std::mem::take(&mut self.mean_x), std::mem::take(&mut self.mean_y));
+        for j in 0..x.len() {
+            (0..x.len()).for_each(|i| self.xx[(i, j)] += x[i] * x[j]);
+            (0..y.len()).for_each(|i| self.yx[(i, j)] += y[i] * x[j]);
+        }
+        self.yy.iter_mut().zip(&y).for_each(|(yy, mean)| *yy += mean * mean);
+        Self { mean_x: vec![0.0; x.len()], mean_y: vec![0.0; y.len()], ..self }
+    }
+
     /// Mean over the rows of ‖y − W·x − b‖², for W of m × n.
     pub fn error(&self, weight: MatRef<'_, f64>, bias: &[f64]) -> f64 {
         let shift: f64 = self

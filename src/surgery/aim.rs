@@ -6,10 +6,25 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::rectified::Gate;
 use crate::onnx::{Graph, NodeId, Operator, OperatorKind, Tensor, Use};
 
+/// Where the dense network has what is to come out.
+pub(super) enum Wanted {
+    /// It is this value.
+    Value(String),
+    /// It is the sum inside the node that writes `node_output`: the operator's own output and input number
+    /// `input` of the node.
+    Fused { node_output: String, input: usize },
+}
+
+/// a + b of tensors of one shape.
+pub(super) fn plus(a: &Tensor, b: &Tensor) -> Option<Tensor> {
+    let (x, y) = (a.to_f32()?, b.to_f32()?);
+    let sum: Vec<f32> = x.iter().zip(&y).map(|(x, y)| x + y).collect();
+    (a.shape == b.shape).then(|| Tensor::from_f32(&a.shape, &sum))
+}
+
 /// What an operator's output is to bring about behind it.
 pub(super) struct Aim {
-    /// The dense value that is to come out.
-    pub value: String,
+    pub wanted: Wanted,
     /// What the cut network adds to the operator's output before that, and has computed already.
     pub shortcut: Option<String>,
     /// Per-channel scale and shift of a BatchNormalization between the operator and the value.
@@ -38,21 +53,28 @@ pub(super) fn aim(
         let rectified = is_rectified(graph, value);
         let (shortcut, other) = (None, stands_for.get(value));
         if rectified || other.is_some() {
-            let (value, moved) = (other.map_or(value, String::as_str).to_owned(), other.is_some());
-            return Some(Aim { value, shortcut, norm, moved, rectified });
+            let moved = other.is_some();
+            let wanted = Wanted::Value(other.map_or(value, String::as_str).to_owned());
+            return Some(Aim { wanted, shortcut, norm, moved, rectified });
         }
         let [Use::Input { node, input }] = graph.uses(value) else { return None };
         let output = graph.node(*node).output.first()?;
         match graph.op(*node).as_str() {
             "Add" => {
-                let shortcut = graph.input(*node, 1 - input)?;
-                let ready = graph.weight(shortcut).is_none()
-                    && ancestors_before(graph, shortcut, operator.node);
+                let shortcut = Some(ready(graph, graph.input(*node, 1 - input)?, operator)?);
                 let other = stands_for.get(output);
-                let value = other.unwrap_or(output).clone();
-                let (shortcut, moved) = (Some(shortcut.to_owned()), other.is_some());
+                let (wanted, moved) =
+                    (Wanted::Value(other.unwrap_or(output).clone()), other.is_some());
                 let rectified = is_rectified(graph, output);
-                return ready.then_some(Aim { value, shortcut, norm, moved, rectified });
+                return Some(Aim { wanted, shortcut, norm, moved, rectified });
+            }
+            "com.microsoft.SkipLayerNormalization"
+            | "com.microsoft.SkipSimplifiedLayerNormalization"
+                if norm.is_none() && *input < 2 =>
+            {
+                let shortcut = Some(ready(graph, graph.input(*node, 1 - input)?, operator)?);
+                let wanted = Wanted::Fused { node_output: output.clone(), input: 1 - input };
+                return Some(Aim { wanted, shortcut, norm, moved: false, rectified: false });
             }
             "Identity" => {}
             "BatchNormalization" if norm.is_none() && *input == 0 => {
@@ -75,6 +97,12 @@ fn is_rectified(graph: &Graph, value: &str) -> bool {
         },
         _ => false,
     }
+}
+
+/// A shortcut that is computed, and by nothing that is still to be repaired.
+fn ready(graph: &Graph, shortcut: &str, operator: &Operator) -> Option<String> {
+    let computed = graph.weight(shortcut).is_none();
+    (computed && ancestors_before(graph, shortcut, operator.node)).then(|| shortcut.to_owned())
 }
 
 /// Whether every operator that `value` depends on stands before node `before`.

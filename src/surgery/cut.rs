@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::coupling::fused::heads;
+use crate::coupling::rules::Node;
 use crate::coupling::sizes::{Origin, Size, Sizes};
 use crate::coupling::{Coupling, GroupId};
 use crate::onnx::proto::TensorProto;
@@ -237,6 +239,9 @@ impl Tell<'_> {
             "Split" => self.split(id, patch),
             "Slice" => self.slice(id, input, output, patch),
             "Pad" => self.pad(id, output, patch),
+            "com.microsoft.Attention" | "com.microsoft.MultiHeadAttention" => {
+                self.heads(id, output, patch)
+            }
             _ => Ok(()),
         }
     }
@@ -268,6 +273,30 @@ impl Tell<'_> {
         Ok(())
     }
 
+    /// A fused attention loses whole heads.
+    fn heads(&self, id: NodeId, output: &str, patch: &mut Patch) -> Result<(), CutError> {
+        let Some(gone) = self.removed(output, 2) else { return Ok(()) };
+        let node = Node { graph: self.graph, id, op: self.graph.op(id) };
+        let length = |value: &str, axis: usize| match self.graph.weight_dims(value) {
+            Some(dims) => dims.get(axis).copied(),
+            None => self.length(value, axis),
+        };
+        let found = heads(&node, length).ok_or_else(|| self.refuse(id, "its form has no rule"))?;
+        let each = self.length(output, 2).map_or(0, |length| length / found.count);
+        if each == 0 || gone.len() % each != 0 {
+            return Err(self.refuse(id, "it would lose a part of a head"));
+        }
+        let left = found.count - gone.len() / each;
+        let attributes = patch.attributes.entry(id).or_default();
+        attributes.push(attr_int("num_heads", left as i64));
+        if let Some(sizes) = node.graph.attrs(id).ints("qkv_hidden_sizes") {
+            let kept = |size: &i64| size / found.count as i64 * left as i64;
+            let sizes: Vec<i64> = sizes.iter().map(kept).collect();
+            attributes.push(attr_ints("qkv_hidden_sizes", &sizes));
+        }
+        Ok(())
+    }
+
     /// Replaces a constant list of integers at input `number` of the node by a list of its own, of the
     /// same element type.
     fn set_list(&self, id: NodeId, number: usize, values: &[i64], patch: &mut Patch) {
@@ -278,20 +307,7 @@ impl Tell<'_> {
         } else {
             (DType::I64, values.iter().flat_map(|value| value.to_le_bytes()).collect())
         };
-        // An output's name is unique in the graph; a node's name need not be.
-        let of = self.graph.node(id).output.iter().find(|output| !output.is_empty());
-        let base = format!("{}.input{number}.blochd", of.map_or("", String::as_str));
-        let taken = |name: &str| {
-            self.graph.weight(name).is_some()
-                || self.shapes.contains_key(name)
-                || patch.constants.contains_key(name)
-        };
-        let mut name = base.clone();
-        let mut turn = 2;
-        while taken(&name) {
-            name = format!("{base}{turn}");
-            turn += 1;
-        }
+        let name = self.fresh_name(id, number, patch);
         patch.constants.insert(name.clone(), tensor(&name, dtype, &[values.len()], bytes));
         patch.inputs.insert((id, number), name);
     }
@@ -335,26 +351,53 @@ impl Tell<'_> {
         Ok(())
     }
 
-    /// Changes one number of a constant that nothing else reads.
+    /// Changes one number of a constant: in its place, or in a constant of the reader's own where others read
+    /// it too.
     fn set_number(&self, origin: &Origin, value: i64, patch: &mut Patch) -> Result<(), CutError> {
-        let name = &origin.constant;
-        let mut current = match patch.constants.get(name) {
+        let old = &origin.constant;
+        let name = match origin.reader {
+            None => old.clone(),
+            Some(reader) => match patch.inputs.get(&reader) {
+                Some(name) => name.clone(),
+                None => {
+                    let name = self.fresh_name(reader.0, reader.1, patch);
+                    patch.inputs.insert(reader, name.clone());
+                    name
+                }
+            },
+        };
+        let mut current = match patch.constants.get(&name) {
             Some(tensor) => tensor.clone(),
-            None => plain(self.graph, name)?,
+            None => TensorProto { name: Some(name.clone()), ..plain(self.graph, old)? },
         };
         let mut raw = current.raw_data.take().unwrap_or_default().to_vec();
-        let size = self.graph.weight_dtype(name).and_then(DType::size).unwrap_or_default();
+        let size = self.graph.weight_dtype(old).and_then(DType::size).unwrap_or_default();
         let place = origin.index * size..(origin.index + 1) * size;
         let wrong = || CutError::Constant {
-            name: name.clone(),
+            name: old.clone(),
             problem: format!("has no integer number {}", origin.index),
         };
         let target = raw.get_mut(place).ok_or_else(wrong)?;
         let bytes = value.to_le_bytes();
         target.copy_from_slice(bytes.get(..size).ok_or_else(wrong)?);
         current.raw_data = Some(raw.into());
-        patch.constants.insert(name.clone(), current);
+        patch.constants.insert(name, current);
         Ok(())
+    }
+
+    /// A name for a constant of the node's own at input `number` that nothing goes by yet.
+    fn fresh_name(&self, id: NodeId, number: usize, patch: &Patch) -> String {
+        // An output's name is unique in the graph; a node's name need not be.
+        let of = self.graph.node(id).output.iter().find(|output| !output.is_empty());
+        let base = format!("{}.input{number}.blochd", of.map_or("", String::as_str));
+        let taken = |name: &str| {
+            self.graph.weight(name).is_some()
+                || self.shapes.contains_key(name)
+                || patch.constants.contains_key(name)
+        };
+        let more = (2..).map(|turn| format!("{base}{turn}"));
+        let names = std::iter::once(base.clone()).chain(more);
+        names.into_iter().find(|name| !taken(name)).unwrap_or(base)
     }
 
     fn split(&self, id: NodeId, patch: &mut Patch) -> Result<(), CutError> {

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use faer::Mat;
 
-use super::aim::{Aim, aim};
+use super::aim::{Aim, Wanted, aim, plus};
 use super::cut::Gone;
 use super::rectified::{Gate, refit_rectified};
 use super::refit::{Affine, Refit, match_statistics, refit};
@@ -129,14 +129,18 @@ impl Repair<'_> {
         pruned: &mut Activations,
     ) -> Result<Option<(Patch, Repaired)>, RepairError> {
         let graph = Graph::new(model);
-        let Some(geometry) = Geometry::of(&graph, operator).filter(|_| operator.exact) else {
+        // A weight that others read as well stays what it is: what mends one place would break another.
+        let fits = operator.exact && graph.uses(&operator.weight).len() == 1;
+        let Some(geometry) = Geometry::of(&graph, operator).filter(|_| fits) else {
             return Ok(None);
         };
         let Some(target) = self.target(&graph, operator, dense, pruned)? else { return Ok(None) };
         pruned.fetch(model, &[&operator.input])?;
         let Some(x) = pruned.get(&operator.input) else { return Ok(None) };
         let current = operator.matrix(&graph)?;
-        let bias = operator.bias_values(&graph);
+        let stored = operator.bias_values(&graph);
+        // What is added behind the output is no part of it.
+        let bias = if operator.bias_behind { vec![0.0; stored.len()] } else { stored.clone() };
         let can_shift = operator.bias.is_some() || operator.kind != OperatorKind::MatMul;
         let group = operator.group();
         let per_group = operator.outputs / group;
@@ -155,8 +159,9 @@ impl Repair<'_> {
                 }),
                 bias: bias[g * per_group..][..per_group].iter().map(|b| f64::from(*b)).collect(),
             };
-            let gate = target.gate(&sampler, pruned, &rows, g);
-            let Some(found) = self.fit(affine, &rows, gate) else { return Ok(None) };
+            // The alternation moves the bias.
+            let gate = target.gate(&sampler, pruned, &rows, g).filter(|_| can_shift);
+            let Some(found) = self.fit(affine, &rows, gate, can_shift) else { return Ok(None) };
             for i in 0..per_group {
                 new.data.extend((0..current.cols).map(|j| found.affine.weight[(i, j)] as f32));
             }
@@ -171,6 +176,9 @@ impl Repair<'_> {
         let mut patch = Patch::default();
         patch.constants.insert(operator.weight.clone(), operator.weight_tensor(&graph, &new)?);
         if can_shift {
+            if operator.bias_behind {
+                new_bias.iter_mut().zip(&stored).for_each(|(new, old)| *new += old);
+            }
             set_bias(&graph, operator, &new_bias, &mut patch)?;
         }
         let (kind, before, after) = (worst.kind, worst.before, worst.after);
@@ -179,9 +187,18 @@ impl Repair<'_> {
 
     /// The repair of one group of an operator's channels; `None` where there are no rows to fit on or none
     /// to judge by.
-    fn fit(&self, current: Affine, rows: &Rows, gate: Option<Gate>) -> Option<Refit> {
-        let fit = Moments::of(rows, |sample| !is_held_out(sample))?;
-        let check = Moments::of(rows, is_held_out)?;
+    fn fit(
+        &self,
+        current: Affine,
+        rows: &Rows,
+        gate: Option<Gate>,
+        can_shift: bool,
+    ) -> Option<Refit> {
+        let moments = |take: fn(u32) -> bool| {
+            let moments = Moments::of(rows, take)?;
+            Some(if can_shift { moments } else { moments.about_zero() })
+        };
+        let (fit, check) = (moments(|sample| !is_held_out(sample))?, moments(is_held_out)?);
         Some(match (self.mode, gate) {
             (Mode::Refit, None) => refit(current, &fit, &check),
             (Mode::Refit, Some(gate)) => {
@@ -208,10 +225,23 @@ impl Repair<'_> {
         let Some(aim) = aim(graph, operator, self.stands_for) else {
             return Ok(Some(Target::plain(plain)));
         };
-        dense.fetch(self.dense, &[&aim.value])?;
-        let Some(after) = self.kept(dense, &aim.value) else {
-            return Ok(Some(Target::plain(plain)));
+        let after = match &aim.wanted {
+            Wanted::Value(value) => {
+                dense.fetch(self.dense, &[value])?;
+                self.kept(dense, value)
+            }
+            // The sum is a value of no name: it is made of its terms, as dense has them.
+            Wanted::Fused { node_output, input } => {
+                let graph = Graph::new(self.dense);
+                let node = graph.producer(node_output);
+                let other = node.and_then(|node| graph.input(node, *input));
+                let Some(other) = other else { return Ok(Some(Target::plain(plain))) };
+                dense.fetch(self.dense, &[other])?;
+                let other = self.kept(dense, other);
+                other.and_then(|other| plain.iter().zip(&other).map(|(a, b)| plus(a, b)).collect())
+            }
         };
+        let Some(after) = after else { return Ok(Some(Target::plain(plain))) };
         let shortcut = match &aim.shortcut {
             Some(name) => {
                 pruned.fetch(graph.model(), &[name])?;
@@ -316,7 +346,7 @@ pub fn without(tensor: &Tensor, axis: usize, gone: &BTreeSet<usize>) -> Option<T
     Some(Tensor { dtype: tensor.dtype, shape, data: data.into() })
 }
 
-/// Stores a new bias, as a new constant where the operator had none.
+/// Stores a new bias, as a new constant where the operator had none or others read it as well.
 fn set_bias(
     graph: &Graph,
     operator: &Operator,
@@ -325,17 +355,21 @@ fn set_bias(
 ) -> Result<(), OnnxError> {
     let dtype = graph.weight_dtype(&operator.weight).unwrap_or(DType::F32);
     let bytes = crate::onnx::values::float_bytes(dtype, bias).unwrap_or_default();
-    if let Some(name) = &operator.bias {
-        let dims = graph.weight_dims(name).unwrap_or_else(|| vec![bias.len()]);
-        patch.constants.insert(name.clone(), tensor(name, dtype, &dims, bytes));
+    let old = operator.bias.as_deref();
+    let dims = old.and_then(|old| graph.weight_dims(old)).unwrap_or_else(|| vec![bias.len()]);
+    if let Some(old) = old.filter(|old| graph.uses(old).len() == 1) {
+        patch.constants.insert(old.to_owned(), tensor(old, dtype, &dims, bytes));
         return Ok(());
     }
     let name = format!("{}.bias.blochd", operator.weight);
     if graph.weight(&name).is_some() {
         return Err(OnnxError::Edit(format!("constant {name:?} is there already")));
     }
-    patch.constants.insert(name.clone(), tensor(&name, dtype, &[bias.len()], bytes));
-    patch.inputs.insert((operator.node, 2), name);
+    let node = operator.bias_node.unwrap_or(operator.node);
+    let inputs = &graph.node(node).input;
+    let number = old.and_then(|old| inputs.iter().position(|input| input == old)).unwrap_or(2);
+    patch.constants.insert(name.clone(), tensor(&name, dtype, &dims, bytes));
+    patch.inputs.insert((node, number), name);
     Ok(())
 }
 

@@ -38,6 +38,9 @@ impl Chance {
     }
 }
 
+/// Where ONNX Runtime's own operators live.
+const FUSED: &str = "com.microsoft";
+
 /// A value of shape (N, channels, height, width).
 #[derive(Clone, Debug)]
 pub struct Image {
@@ -145,9 +148,16 @@ impl Net {
             graph.input.extend(listed);
         }
         let opset = OperatorSetIdProto { version: Some(self.opset), ..Default::default() };
+        let fused = OperatorSetIdProto {
+            domain: Some(FUSED.to_owned()),
+            version: Some(1),
+            ..Default::default()
+        };
+        let uses_fused = graph.node.iter().any(|node| node.domain.as_deref() == Some(FUSED));
+        let fused = uses_fused.then_some(fused);
         let proto = ModelProto {
             ir_version: Some(self.ir),
-            opset_import: vec![opset],
+            opset_import: std::iter::once(opset).chain(fused).collect(),
             graph: Some(graph).into(),
             ..Default::default()
         };
@@ -181,6 +191,13 @@ impl Net {
 
     pub fn node(&mut self, kind: &str, inputs: &[&str], attrs: Vec<AttributeProto>) -> String {
         self.nodes(kind, inputs, 1, attrs).remove(0)
+    }
+
+    /// A node of the operators that ONNX Runtime's optimiser fuses others into.
+    pub fn fused(&mut self, kind: &str, inputs: &[&str], attrs: Vec<AttributeProto>) -> String {
+        let name = self.node(kind, inputs, attrs);
+        self.graph.node.last_mut().unwrap().domain = Some(FUSED.to_owned());
+        name
     }
 
     /// Gives the last node another name.

@@ -3,9 +3,10 @@
 use blochd::onnx::attr_ints;
 
 use super::nets::{Image, Net, attr_int, attr_text};
+use super::transformer;
 
 /// How many kinds of pieces there are.
-pub const KINDS: usize = 24;
+pub const KINDS: usize = 27;
 
 /// Appends a piece of kind `kind`.
 pub fn step(net: &mut Net, x: &Image, kind: usize) -> Image {
@@ -36,6 +37,7 @@ pub fn step(net: &mut Net, x: &Image, kind: usize) -> Image {
         20 => normalised_by_hand(net, x),
         21 => picked(net, x),
         22 => tied(net, x),
+        23..26 => transformer::piece(net, x, kind - 23),
         _ => inverted_residual(net, x),
     }
 }

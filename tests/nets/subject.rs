@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use blochd::coupling::{Coupling, Group, couple};
 use blochd::onnx::{
-    DType, Engine, Graph, Matrix, Model, Operator, Patch, Session, Shapes, Tensor, ValueType,
-    operators, with_outputs,
+    DType, Engine, Graph, Matrix, Model, Operator, OperatorKind, Patch, Session, Shapes, Tensor,
+    ValueType, operators, tensor, with_outputs,
 };
 use blochd::shell::engine::{Dim, EngineOptions, LiveSession, OrtEngine, Runtime, Search, init};
 use blochd::shell::places;
@@ -163,6 +163,72 @@ impl Subject {
             let mut matrix = operator.matrix(&graph).unwrap();
             for row in rows.iter().map(|row| *row as usize) {
                 matrix.data[row * matrix.cols..(row + 1) * matrix.cols].fill(0.0);
+            }
+            let made = operator.weight_tensor(&graph, &matrix).unwrap();
+            patch.constants.insert(operator.weight.clone(), made);
+        }
+        patch.apply(&self.model).unwrap()
+    }
+
+    /// The dense model in which channel `to` of a group is computed exactly as channel `from`.
+    pub fn with_twins(&self, group: &Group, from: usize, to: usize) -> Model {
+        let graph = Graph::new(&self.model);
+        let heard = self.heard(group);
+        let mut patch = Patch::default();
+        for place in group.places.iter().filter(|place| place.constant) {
+            if heard.contains(&(place.value.clone(), place.axis)) {
+                continue;
+            }
+            let dims = graph.weight_dims(&place.value).unwrap();
+            let dtype = graph.weight_dtype(&place.value).unwrap();
+            let size = dtype.size().unwrap();
+            let mut bytes = match patch.constants.get(&place.value) {
+                Some(made) => made.raw_data.clone().unwrap().to_vec(),
+                None => graph.weight_bytes(&place.value).unwrap().unwrap().to_vec(),
+            };
+            let inner = dims[place.axis + 1..].iter().product::<usize>() * size;
+            for plane in bytes.chunks_mut(dims[place.axis] * inner) {
+                for (a, b) in place.index[from].iter().zip(&place.index[to]) {
+                    let (a, b) = (*a as usize * inner, *b as usize * inner);
+                    plane.copy_within(a..a + inner, b);
+                }
+            }
+            let made = tensor(&place.value, dtype, &dims, bytes);
+            patch.constants.insert(place.value.clone(), made);
+        }
+        patch.apply(&self.model).unwrap()
+    }
+
+    /// The constants and axes along which readers of a group sum over its channels.
+    fn heard(&self, group: &Group) -> Vec<(String, usize)> {
+        let linear = operators(&Graph::new(&self.model));
+        let readers = linear.iter().filter(|o| group.consumers.iter().any(|c| c.node == o.node));
+        let axis = |operator: &Operator| match operator.kind {
+            OperatorKind::Conv { .. } => 1,
+            OperatorKind::ConvTranspose { .. } | OperatorKind::MatMul => 0,
+            OperatorKind::Gemm { trans_b } => usize::from(trans_b),
+        };
+        readers.map(|operator| (operator.weight.clone(), axis(operator))).collect()
+    }
+
+    /// The model in which the readers of a group hear channel `twin` for channel `gone` as well.
+    pub fn folded(&self, group: &Group, gone: usize, twin: usize) -> Model {
+        let graph = Graph::new(&self.model);
+        let linear = operators(&graph);
+        let mut patch = Patch::default();
+        for reader in &group.consumers {
+            let operator = linear.iter().find(|o| o.node == reader.node).unwrap();
+            if patch.constants.contains_key(&operator.weight) {
+                continue;
+            }
+            let taps = operator.taps();
+            let mut matrix = operator.matrix(&graph).unwrap();
+            for row in matrix.data.chunks_mut(matrix.cols) {
+                for (a, b) in reader.inputs[gone].iter().zip(&reader.inputs[twin]) {
+                    for tap in 0..taps {
+                        row[*b as usize * taps + tap] += row[*a as usize * taps + tap];
+                    }
+                }
             }
             let made = operator.weight_tensor(&graph, &matrix).unwrap();
             patch.constants.insert(operator.weight.clone(), made);

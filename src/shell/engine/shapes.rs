@@ -1,6 +1,7 @@
 //! The type of every value of a graph, asked from ONNX Runtime: a session over a model in which every
-//! intermediate is an output that has only a name. Nothing is optimised, packed or run, and the weights
-//! stay at home: only their shapes matter.
+//! intermediate is an output that has only a name. Nothing is packed or run, and the weights stay at home:
+//! only their shapes matter. Of the optimisations only the basic ones are on: they compute the sizes that the
+//! graph reads and puts together (Shape, Gather, Concat → Reshape), which plain inference leaves open.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -29,8 +30,11 @@ pub(super) fn infer(
     model: &Model,
     fixed: &BTreeMap<String, usize>,
 ) -> Result<Shapes, ExecError> {
-    let light = without_weights(model, fixed)
-        .and_then(|bytes| guarded(DOING, || session(runtime, &bytes)).ok());
+    let light = without_weights(model, fixed).and_then(|bytes| {
+        let folding = guarded(DOING, || session(runtime, &bytes, GraphOptimizationLevel::Level1));
+        let plain = || guarded(DOING, || session(runtime, &bytes, GraphOptimizationLevel::Disable));
+        folding.or_else(|_| plain()).ok()
+    });
     // Some kernels insist on constant weights; those models are given whole.
     let session = match light {
         Some(session) => session,
@@ -38,7 +42,7 @@ pub(super) fn infer(
             let mut proto = model.proto().clone();
             prepare(proto.graph.get_or_insert_default(), fixed);
             let bytes = whole(model, proto)?;
-            guarded(DOING, || session(runtime, &bytes))?
+            guarded(DOING, || session(runtime, &bytes, GraphOptimizationLevel::Disable))?
         }
     };
     let initializers: BTreeSet<&str> =
@@ -62,9 +66,13 @@ fn value_type(outlet: &Outlet) -> Option<ValueType> {
     Some(ValueType { dtype: convert::dtype(*ty)?, shape })
 }
 
-fn session(runtime: &Runtime, bytes: &[u8]) -> ort::Result<ort::session::Session> {
+fn session(
+    runtime: &Runtime,
+    bytes: &[u8],
+    level: GraphOptimizationLevel,
+) -> ort::Result<ort::session::Session> {
     SessionBuilder::new(runtime.environment())?
-        .with_optimization_level(GraphOptimizationLevel::Disable)?
+        .with_optimization_level(level)?
         .with_prepacking(false)?
         .with_memory_pattern(false)?
         .with_intra_threads(1)?

@@ -1,0 +1,135 @@
+//! Rules of the operators that ONNX Runtime's offline optimiser fuses transformers into
+//! (<https://github.com/microsoft/onnxruntime/blob/main/docs/ContribOperators.md>), and of the normalisations.
+
+use super::atoms::{Atoms, Axis};
+use super::rules::{Node, broadcast, freeze_node};
+
+/// `x + skip + bias` normalised over the last axis, which stays whole; the others pass. The sum may be an
+/// output too.
+pub(super) fn skip_norm(node: &Node, atoms: &mut Atoms) {
+    let rank = atoms.rank(node.output()).unwrap_or(0);
+    broadcast(node, atoms);
+    for value in node.outputs().skip(1).collect::<Vec<_>>() {
+        let own = atoms.rank(value).unwrap_or(0);
+        for back in 1..=own.min(rank) {
+            let pair = (atoms.axis(value, own - back), atoms.axis(node.output(), rank - back));
+            atoms.join(pair.0, pair.1, &node.rearranged());
+        }
+    }
+    if let Some(axis) = rank.checked_sub(1).and_then(|last| atoms.axis(node.output(), last)) {
+        atoms.freeze(axis, &node.along());
+    }
+}
+
+/// Which constants and values of an attention operator hold the indices of its heads.
+pub(crate) struct Heads {
+    /// How many there are.
+    pub count: usize,
+    pub places: Vec<HeadsPlace>,
+}
+
+/// One axis that holds the indices of heads.
+pub(crate) struct HeadsPlace {
+    value: String,
+    axis: usize,
+    /// The stretches in which each head has its indices, one behind the other: where the first head begins,
+    /// and how many indices a head has.
+    stretches: Vec<(usize, usize)>,
+}
+
+/// The heads of a fused attention; `None` where it is of a form that has no rule here (packed inputs, a
+/// past, rotary positions): then nothing of it may be cut. `length` gives the length of an axis.
+pub(crate) fn heads(node: &Node, length: impl Fn(&str, usize) -> Option<usize>) -> Option<Heads> {
+    let count = node.int("num_heads").and_then(|count| usize::try_from(count).ok())?;
+    let rotary = node.int("do_rotary").unwrap_or(0) != 0;
+    if count == 0 || rotary || node.outputs().count() > 1 {
+        return None;
+    }
+    let (sizes, mut places, bias, scores_bias, past) = match node.op.as_str() {
+        "com.microsoft.Attention" => {
+            let weight = node.input(1)?;
+            let columns = length(weight, 1)?;
+            let third = [columns / 3; 3].map(|size| size as i64);
+            let sizes = node.graph.attrs(node.id).ints("qkv_hidden_sizes").unwrap_or(&third);
+            let sizes: Vec<usize> =
+                sizes.iter().map(|size| usize::try_from(*size).ok()).collect::<Option<_>>()?;
+            let fits = sizes.len() == 3 && sizes.iter().sum::<usize>() == columns;
+            let sizes = <[usize; 3]>::try_from(sizes).ok().filter(|_| fits)?;
+            let sections = stretches(&sizes, count)?;
+            (sizes, vec![place(weight, 1, sections)], 2, 5, [4, 6])
+        }
+        "com.microsoft.MultiHeadAttention" => {
+            let inputs = [node.input(0)?, node.input(1)?, node.input(2)?];
+            // Rank three: batch, tokens, all heads side by side.
+            if inputs.iter().any(|value| length(value, 2).is_none() || length(value, 3).is_some()) {
+                return None;
+            }
+            let sizes = inputs.map(|value| length(value, 2).unwrap_or(0));
+            let of = |(value, size)| Some(place(value, 2, stretches(&[size], count)?));
+            let places = inputs.into_iter().zip(sizes).map(of).collect::<Option<_>>()?;
+            (sizes, places, 3, 5, [6, 7])
+        }
+        _ => return None,
+    };
+    if past.iter().any(|input| node.input(*input).is_some()) {
+        return None;
+    }
+    if let Some(bias) = node.input(bias) {
+        let fits = length(bias, 0) == Some(sizes.iter().sum());
+        places.push(place(bias, 0, stretches(&sizes, count).filter(|_| fits)?));
+    }
+    if let Some(bias) = node.input(scores_bias)
+        && length(bias, 1)? > 1
+    {
+        places.push(place(bias, 1, vec![(0, 1)]));
+    }
+    places.push(place(node.output(), 2, stretches(&[sizes[2]], count)?));
+    // Every stretch must lie within its axis.
+    let fits = |place: &HeadsPlace| {
+        let end = place.stretches.iter().map(|(first, each)| first + each * count).max();
+        end.is_some() && end <= length(&place.value, place.axis)
+    };
+    places.iter().all(fits).then_some(Heads { count, places })
+}
+
+fn place(value: &str, axis: usize, stretches: Vec<(usize, usize)>) -> HeadsPlace {
+    HeadsPlace { value: value.to_owned(), axis, stretches }
+}
+
+/// Sections of the given sizes, one behind the other, each of `count` equal stretches.
+fn stretches(sizes: &[usize], count: usize) -> Option<Vec<(usize, usize)>> {
+    let mut first = 0;
+    let one = |size: &usize| {
+        let at = first;
+        first += size;
+        (size.is_multiple_of(count) && *size > 0).then_some((at, size / count))
+    };
+    sizes.iter().map(one).collect()
+}
+
+/// Heads go whole: queries, keys, values, their biases and the outputs. Everything else that attention
+/// reads stays, but for the batch and the tokens of its first input.
+pub(super) fn attention(node: &Node, atoms: &mut Atoms) {
+    let length = |value: &str, axis: usize| super::rearrange::length_of(atoms, value, axis);
+    let Some(heads) = heads(node, length) else {
+        return freeze_node(node, atoms, &node.rearranged());
+    };
+    for head in 0..heads.count {
+        let mut first: Option<u32> = None;
+        for HeadsPlace { value, axis, stretches } in &heads.places {
+            let Some(Axis { first: base, .. }) = atoms.axis(value, *axis) else { continue };
+            for (from, each) in stretches {
+                for index in from + head * each..from + (head + 1) * each {
+                    let atom = base + index as u32;
+                    atoms.union(*first.get_or_insert(atom), atom);
+                }
+            }
+        }
+    }
+    if let Some(input) = node.input(0) {
+        for axis in 0..2 {
+            let pair = (atoms.axis(input, axis), atoms.axis(node.output(), axis));
+            atoms.join(pair.0, pair.1, &node.rearranged());
+        }
+    }
+}
