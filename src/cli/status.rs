@@ -148,17 +148,8 @@ fn hardware(host: &Value) -> String {
     if parts.is_empty() { String::new() } else { format!("{}\n", parts.join(", ")) }
 }
 
-const COLUMNS: [&str; 9] = [
-    "MODEL",
-    "VERSION",
-    "VARIANT",
-    "BUDGET",
-    "P99",
-    "MET",
-    "SLOWDOWN",
-    "ANSWERED/FAILED",
-    "LADDER",
-];
+const COLUMNS: [&str; 9] =
+    ["MODEL", "VER", "VARIANT", "BUDGET", "P99", "MET", "SLOW", "OK/FAILED", "LADDER"];
 
 fn table(models: &[&Value]) -> String {
     let mut rows = vec![COLUMNS.map(str::to_owned)];
@@ -326,8 +317,8 @@ mod tests {
 blochd 0.1.0  ready  up 1 h 2 min  /etc/blochd/agent.yaml, revision 2
 Some CPU, 4 cores, limited to 2.0, load 0.50, 3.0 of 8.0 GiB free, 63 °C
 
-MODEL   VERSION  VARIANT       BUDGET      P99  MET  SLOWDOWN  ANSWERED/FAILED  LADDER
-digits        1  r0.75    p99 ≤ 40.0 ms  31.2 ms  yes     ×1.50            900/0  done
+MODEL   VER  VARIANT       BUDGET      P99  MET   SLOW  OK/FAILED  LADDER
+digits    1  r0.75    p99 ≤ 40.0 ms  31.2 ms  yes  ×1.50      900/0  done
 
 digits ladder  RATIO  QUALITY     P50      P99  STATE
   dense         1.00  100.0 %  500 µs  30.0 ms  ready

@@ -6,6 +6,7 @@ mod cut;
 mod rectified;
 pub mod refit;
 pub mod repair;
+mod tell;
 
 pub use aim::scale_after;
 pub use cut::{Cut, CutError, Gone, apply, gone};
