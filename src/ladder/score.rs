@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use faer::Mat;
 
+use super::felt::{Felt, variances};
 use crate::coupling::{Block, Consumer, Group};
 use crate::limits;
 use crate::onnx::{Engine, ExecError, Graph, Model, NodeId, Operator, Tensor, operators};
@@ -134,7 +135,7 @@ impl<'a> Scorer<'a> {
     }
 
     /// Loss of removing a residual block: the variance that its branch adds, relative to the variance
-    /// after the addition.
+    /// after the addition, both as the next normalisation sees them.
     ///
     /// # Errors
     /// Where the runtime fails.
@@ -145,7 +146,6 @@ impl<'a> Scorer<'a> {
         else {
             return Ok(f64::INFINITY);
         };
-        let channels = after.first().and_then(|t| t.shape.get(1)).copied().unwrap_or(1);
         let branch: Option<Vec<Tensor>> = after
             .iter()
             .zip(before)
@@ -155,11 +155,34 @@ impl<'a> Scorer<'a> {
                 (a32.len() == b32.len()).then(|| Tensor::from_f32(&a.shape, &minus))
             })
             .collect();
-        let whole = total_variance(after, channels);
-        Ok(match branch {
-            Some(branch) if whole > 0.0 => total_variance(&branch, channels) / whole,
-            _ => f64::INFINITY,
-        })
+        let Some(branch) = branch else { return Ok(f64::INFINITY) };
+        let channels = self.operators.get(&block.last).map_or(1, |operator| operator.outputs);
+        let features_last = self.features_last(block.last);
+        let whole: f64 = variances(after, channels, features_last).iter().sum();
+        let parts = variances(&branch, channels, features_last);
+        let felt = self.felt(sum, block.last)?;
+        let (weights, scale) = match felt {
+            Some(felt) => (felt.weights, felt.scale),
+            None => (vec![1.0; channels], whole),
+        };
+        let lost: f64 =
+            parts.iter().zip(&weights).map(|(part, weight)| part * weight * weight).sum();
+        Ok(if scale > 0.0 { lost / scale } else { f64::INFINITY })
+    }
+
+    /// Whether an operator's outputs stand on the last axis.
+    fn features_last(&self, node: NodeId) -> bool {
+        self.operators.get(&node).is_some_and(|operator| operator.kernel.is_empty())
+    }
+
+    /// What errors of `value`, to which operator `node` contributes, count behind the normalisation that
+    /// reads it.
+    fn felt(&mut self, value: &str, node: NodeId) -> Result<Option<Felt>, ExecError> {
+        let Some(operator) = self.operators.get(&node).filter(|o| o.kernel.is_empty()) else {
+            return Ok(None);
+        };
+        let model = self.graph.model();
+        Felt::behind(self.graph, &mut self.known, model, value, operator.outputs)
     }
 
     /// Variance of the value that operator `node` contributes to: after the addition of its residual
@@ -197,15 +220,25 @@ impl<'a> Scorer<'a> {
         };
         let Some(moments) = Moments::of(&rows, |s| !is_held_out(s)) else { return Ok(None) };
         // Errors count as they are after the normalisation that follows, where the sum is taken.
-        let norm =
-            scale_after(self.graph, &operator).unwrap_or_else(|| vec![1.0; operator.outputs]);
-        let scale = match self.known.get(&sink) {
-            Some(tensors) if sink != operator.output => total_variance(tensors, operator.outputs),
-            _ => moments.yy.iter().zip(&norm).map(|(v, s)| v * f64::from(*s).powi(2)).sum(),
+        let norm = scale_after(self.graph, &operator);
+        let mut norm: Vec<f64> = norm.map_or_else(
+            || vec![1.0; operator.outputs],
+            |scales| scales.into_iter().map(f64::from).collect(),
+        );
+        let features_last = operator.kernel.is_empty();
+        let mut scale: f64 = match self.known.get(&sink) {
+            Some(tensors) if sink != operator.output => {
+                variances(tensors, operator.outputs, features_last).iter().sum()
+            }
+            _ => moments.yy.iter().zip(&norm).map(|(v, s)| v * s * s).sum(),
         };
+        if let Some(felt) = self.felt(&sink, node)? {
+            norm.iter_mut().zip(&felt.weights).for_each(|(norm, weight)| *norm *= weight);
+            scale = felt.scale;
+        }
         let Ok(matrix) = operator.matrix(self.graph) else { return Ok(None) };
         let weight = Mat::from_fn(matrix.rows, matrix.cols, |i, j| {
-            f64::from(matrix.data[i * matrix.cols + j] * norm[i])
+            f64::from(matrix.data[i * matrix.cols + j]) * norm[i]
         });
         Ok(Some(Reader { weight, covariance: moments.xx, columns: Vec::new(), scale }))
     }
@@ -273,27 +306,4 @@ fn channel_covariance(reader: &Reader, width: usize) -> Mat<f64> {
         let sum: f64 = pairs.map(|(a, b)| reader.covariance[(*a, *b)]).sum();
         sum / reader.columns[i].len().max(1) as f64
     })
-}
-
-/// Sum over channels (axis 1, or the last of a matrix) of the variance over everything else.
-pub fn total_variance(tensors: &[Tensor], channels: usize) -> f64 {
-    let mut sums = vec![(0.0f64, 0.0f64); channels];
-    let mut count = 0.0;
-    for tensor in tensors {
-        let Some(values) = tensor.to_f32() else { continue };
-        let plane: usize = match tensor.shape.get(1) {
-            Some(axis) if *axis == channels => tensor.shape[2..].iter().product(),
-            _ => 1,
-        };
-        for (index, plane) in values.chunks_exact(plane.max(1)).enumerate() {
-            let sum = &mut sums[index % channels];
-            for value in plane.iter().map(|value| f64::from(*value)) {
-                sum.0 += value;
-                sum.1 += value * value;
-            }
-        }
-        count += values.len() as f64 / channels.max(1) as f64;
-    }
-    let variance = |(sum, square): &(f64, f64)| (square - sum * sum / count).max(0.0) / count;
-    if count > 0.0 { sums.iter().map(variance).sum() } else { 0.0 }
 }
