@@ -95,6 +95,11 @@ proptest! {
         let gone = chance.below(group.width);
         let twin = (gone + 1 + chance.below(group.width - 1)) % group.width;
         subject.model = subject.with_twins(&group, twin, gone);
+        // Where channels are blocks and a part of them is shifted against the rest, their indices do not
+        // answer to each other in order.
+        if subject.shifts(&group) && !subject.are_twins(&group, twin, gone) {
+            return Ok(());
+        }
         let cut = Cut { removed: [(group.id, [gone].into())].into() };
         let folded = subject.folded(&group, gone, twin);
         let cut_model = apply(&folded, &subject.coupling, &subject.shapes, &cut).unwrap();

@@ -3,6 +3,7 @@
 
 pub mod allocate;
 pub mod calibration;
+mod felt;
 pub mod make;
 pub mod manifest;
 pub mod plan;

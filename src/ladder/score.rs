@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use faer::Mat;
 
+use super::felt::{Felt, variances};
 use crate::coupling::{Block, Consumer, Group};
 use crate::limits;
 use crate::onnx::{Engine, ExecError, Graph, Model, NodeId, Operator, Tensor, operators};
@@ -137,7 +138,7 @@ impl<'a> Scorer<'a> {
 
     /// Loss of removing a residual block: the variance that its branch adds and that no linear map of the
     /// shortcut explains (what stands before and behind the block can take such a map over), relative to
-    /// the variance after the addition.
+    /// the variance after the addition, both as the next normalisation sees them.
     ///
     /// # Errors
     /// Where the runtime fails.
@@ -148,8 +149,36 @@ impl<'a> Scorer<'a> {
         else {
             return Ok(f64::INFINITY);
         };
-        let seed = self.seed ^ block.add as u64;
-        Ok(unexplained(after, before, seed).unwrap_or(f64::INFINITY))
+        let channels = self.operators.get(&block.last).map_or(1, |operator| operator.outputs);
+        let (lost, whole) = {
+            let seed = self.seed ^ block.add as u64;
+            let Some(lost) = unexplained(after, before, channels, seed) else {
+                return Ok(f64::INFINITY);
+            };
+            (lost, variances(after, channels, self.features_last(block.last)).iter().sum())
+        };
+        let (weights, scale) = match self.felt(sum, block.last)? {
+            Some(felt) => (felt.weights, felt.scale),
+            None => (vec![1.0; channels], whole),
+        };
+        let loss = lost.iter().zip(&weights).map(|(lost, weight)| lost * weight * weight);
+        let loss = loss.sum::<f64>() / scale;
+        Ok(if loss.is_finite() { loss } else { f64::INFINITY })
+    }
+
+    /// Whether an operator's outputs stand on the last axis.
+    fn features_last(&self, node: NodeId) -> bool {
+        self.operators.get(&node).is_some_and(|operator| operator.kernel.is_empty())
+    }
+
+    /// What errors of `value`, to which operator `node` contributes, count behind the normalisation that
+    /// reads it.
+    fn felt(&mut self, value: &str, node: NodeId) -> Result<Option<Felt>, ExecError> {
+        let Some(operator) = self.operators.get(&node).filter(|o| o.kernel.is_empty()) else {
+            return Ok(None);
+        };
+        let model = self.graph.model();
+        Felt::behind(self.graph, &mut self.known, model, value, operator.outputs)
     }
 
     /// Variance of the value that operator `node` contributes to: after the addition of its residual
@@ -187,15 +216,25 @@ impl<'a> Scorer<'a> {
         };
         let Some(moments) = Moments::of(&rows, |s| !is_held_out(s)) else { return Ok(None) };
         // Errors count as they are after the normalisation that follows, where the sum is taken.
-        let norm =
-            scale_after(self.graph, &operator).unwrap_or_else(|| vec![1.0; operator.outputs]);
-        let scale = match self.known.get(&sink) {
-            Some(tensors) if sink != operator.output => total_variance(tensors, operator.outputs),
-            _ => moments.yy.iter().zip(&norm).map(|(v, s)| v * f64::from(*s).powi(2)).sum(),
+        let norm = scale_after(self.graph, &operator);
+        let mut norm: Vec<f64> = norm.map_or_else(
+            || vec![1.0; operator.outputs],
+            |scales| scales.into_iter().map(f64::from).collect(),
+        );
+        let features_last = operator.kernel.is_empty();
+        let mut scale: f64 = match self.known.get(&sink) {
+            Some(tensors) if sink != operator.output => {
+                variances(tensors, operator.outputs, features_last).iter().sum()
+            }
+            _ => moments.yy.iter().zip(&norm).map(|(v, s)| v * s * s).sum(),
         };
+        if let Some(felt) = self.felt(&sink, node)? {
+            norm.iter_mut().zip(&felt.weights).for_each(|(norm, weight)| *norm *= weight);
+            scale = felt.scale;
+        }
         let Ok(matrix) = operator.matrix(self.graph) else { return Ok(None) };
         let weight = Mat::from_fn(matrix.rows, matrix.cols, |i, j| {
-            f64::from(matrix.data[i * matrix.cols + j] * norm[i])
+            f64::from(matrix.data[i * matrix.cols + j]) * norm[i]
         });
         Ok(Some(Reader { weight, covariance: moments.xx, columns: Vec::new(), scale }))
     }
@@ -230,8 +269,13 @@ impl<'a> Scorer<'a> {
     }
 }
 
-/// Share of the variance of `after` that lies in what was added to `before` and is no linear map of it.
-fn unexplained(after: &[Tensor], before: &[Tensor], seed: u64) -> Option<f64> {
+/// Variance, of each channel, of what was added to `before` and is no linear map of it.
+fn unexplained(
+    after: &[Tensor],
+    before: &[Tensor],
+    channels: usize,
+    seed: u64,
+) -> Option<Vec<f64>> {
     let branch: Option<Vec<Tensor>> = after
         .iter()
         .zip(before)
@@ -241,16 +285,13 @@ fn unexplained(after: &[Tensor], before: &[Tensor], seed: u64) -> Option<f64> {
             (a32.len() == b32.len()).then(|| Tensor::from_f32(&a.shape, &minus))
         })
         .collect();
-    let shape = &after.first()?.shape;
-    let channels = if shape.len() > 3 { *shape.get(1)? } else { *shape.last()? };
-    let whole = total_variance(after, channels);
-    let geometry = Geometry::pointwise(shape.len(), channels, channels);
+    let geometry = Geometry::pointwise(after.first()?.shape.len(), channels, channels);
     let rows = sample(&geometry, before, &branch?, 0, rows_wanted(channels), seed)?;
     let fit = Moments::of(&rows, |s| !is_held_out(s))?;
     let check = Moments::of(&rows, is_held_out)?;
     let nothing = Affine { weight: Mat::zeros(channels, channels), bias: vec![0.0; channels] };
-    let left = refit(nothing, &fit, &check).after * check.variance();
-    (whole > 0.0 && left.is_finite()).then(|| left / whole)
+    let map = refit(nothing, &fit, &check).affine;
+    Some(check.errors(map.weight.as_ref(), &map.bias))
 }
 
 /// State of the singular values of all matrices (inputs × taps) that produce a channel.
@@ -286,27 +327,4 @@ fn channel_covariance(reader: &Reader, width: usize) -> Mat<f64> {
         let sum: f64 = pairs.map(|(a, b)| reader.covariance[(*a, *b)]).sum();
         sum / reader.columns[i].len().max(1) as f64
     })
-}
-
-/// Sum over channels (axis 1, or the last of a matrix) of the variance over everything else.
-pub fn total_variance(tensors: &[Tensor], channels: usize) -> f64 {
-    let mut sums = vec![(0.0f64, 0.0f64); channels];
-    let mut count = 0.0;
-    for tensor in tensors {
-        let Some(values) = tensor.to_f32() else { continue };
-        let plane: usize = match tensor.shape.get(1) {
-            Some(axis) if *axis == channels => tensor.shape[2..].iter().product(),
-            _ => 1,
-        };
-        for (index, plane) in values.chunks_exact(plane.max(1)).enumerate() {
-            let sum = &mut sums[index % channels];
-            for value in plane.iter().map(|value| f64::from(*value)) {
-                sum.0 += value;
-                sum.1 += value * value;
-            }
-        }
-        count += values.len() as f64 / channels.max(1) as f64;
-    }
-    let variance = |(sum, square): &(f64, f64)| (square - sum * sum / count).max(0.0) / count;
-    if count > 0.0 { sums.iter().map(variance).sum() } else { 0.0 }
 }

@@ -54,25 +54,23 @@ impl Moments {
         Self { mean_x: vec![0.0; x.len()], mean_y: vec![0.0; y.len()], ..self }
     }
 
-    /// Mean over the rows of ‖y − W·x − b‖², for W of m × n.
-    pub fn error(&self, weight: MatRef<'_, f64>, bias: &[f64]) -> f64 {
-        let shift: f64 = self
-            .output_means(weight)
-            .iter()
-            .zip(bias)
-            .zip(&self.mean_y)
-            .fold(0.0, |sum, ((mean, bias), wanted)| sum + (wanted - mean - bias).powi(2));
+    /// Mean over the rows of (y − W·x − b)² of every output, for W of m × n.
+    pub fn errors(&self, weight: MatRef<'_, f64>, bias: &[f64]) -> Vec<f64> {
         let mut product = Mat::<f64>::zeros(weight.nrows(), weight.ncols());
         matmul(product.as_mut(), Accum::Replace, weight, self.xx.as_ref(), 1.0, Par::Seq);
-        let spread: f64 = (0..weight.nrows())
-            .map(|i| {
-                let along: f64 = (0..weight.ncols())
-                    .map(|j| weight[(i, j)] * (product[(i, j)] - 2.0 * self.yx[(i, j)]))
-                    .sum();
-                (self.yy[i] + along).max(0.0)
-            })
-            .sum();
-        shift + spread
+        let means = self.output_means(weight);
+        let error = |i: usize| {
+            let along: f64 = (0..weight.ncols())
+                .map(|j| weight[(i, j)] * (product[(i, j)] - 2.0 * self.yx[(i, j)]))
+                .sum();
+            (self.mean_y[i] - means[i] - bias[i]).powi(2) + (self.yy[i] + along).max(0.0)
+        };
+        (0..weight.nrows()).map(error).collect()
+    }
+
+    /// Mean over the rows of ‖y − W·x − b‖², for W of m × n.
+    pub fn error(&self, weight: MatRef<'_, f64>, bias: &[f64]) -> f64 {
+        self.errors(weight, bias).iter().sum()
     }
 
     /// W·mean(x), length m.

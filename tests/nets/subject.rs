@@ -66,6 +66,15 @@ impl Subject {
                 let bytes = blochd::onnx::values::float_bytes(DType::F16, &values).unwrap();
                 made = Tensor { dtype: DType::F16, shape, data: bytes.into() };
             }
+            if info.dtype == DType::I64 {
+                // Token ids, or flags.
+                let flags = info.name.contains("mask") || info.name.contains("type");
+                let most = if flags { 2 } else { 500 };
+                let bytes: Vec<u8> = (0..values.len())
+                    .flat_map(|_| (chance.below(most) as i64).to_le_bytes())
+                    .collect();
+                made = Tensor { dtype: DType::I64, shape: made.shape, data: bytes.into() };
+            }
             inputs.push((info.name.clone(), made));
         }
         let shapes = engine().shapes(&model, &fixed).unwrap();
@@ -197,6 +206,35 @@ impl Subject {
             patch.constants.insert(place.value.clone(), made);
         }
         patch.apply(&self.model).unwrap()
+    }
+
+    /// Whether channels of a group that are blocks pass a node that may shift them.
+    pub fn shifts(&self, group: &Group) -> bool {
+        let graph = Graph::new(&self.model);
+        let shifting = |value: &str| {
+            let op = graph.producer(value).map(|node| graph.op(node)).unwrap_or_default();
+            matches!(op.as_str(), "Pad" | "Slice" | "Concat")
+        };
+        group.places.iter().any(|place| place.index[0].len() > 1 && shifting(&place.value))
+    }
+
+    /// Whether two channels of a group say the same wherever they are.
+    pub fn are_twins(&self, group: &Group, a: usize, b: usize) -> bool {
+        let places: Vec<_> = group.places.iter().filter(|place| !place.constant).collect();
+        let names = places.iter().map(|place| place.value.as_str());
+        let model = with_outputs(&self.model, names).unwrap();
+        let outputs = model.graph().output.iter().map(|output| output.name.clone().unwrap());
+        let values: BTreeMap<String, Tensor> = outputs.zip(self.run(&model)).collect();
+        places.iter().all(|place| {
+            let tensor = &values[&place.value];
+            let inner: usize = tensor.shape[place.axis + 1..].iter().product();
+            let length = tensor.shape[place.axis];
+            let values = tensor.to_f32().unwrap();
+            values.chunks(length * inner).all(|plane| {
+                let of = |index: u32| &plane[index as usize * inner..][..inner];
+                place.index[a].iter().zip(&place.index[b]).all(|(a, b)| of(*a) == of(*b))
+            })
+        })
     }
 
     /// The constants and axes along which readers of a group sum over its channels.

@@ -1,5 +1,6 @@
-//! The repair behind a cut on transformer layers, held against ONNX Runtime: wherever the bias stands, across a
-//! residual addition, and with weights that several layers share.
+//! Transformer layers, held against ONNX Runtime: what the loss of a neuron counts behind a normalisation, and
+//! the repair behind a cut: wherever the bias stands, across a residual addition, and with weights that several
+//! layers share.
 
 #[path = "nets/mod.rs"]
 mod nets;
@@ -11,11 +12,13 @@ use std::collections::BTreeMap;
 use blochd::coupling::{blocks, couple};
 use blochd::ladder::plan::{Known, Plan};
 use blochd::ladder::quality::{agreement, outputs};
+use blochd::ladder::score::Scorer;
 use blochd::onnx::{Graph, Model, Tensor, attr_ints};
+use blochd::redundancy::selection::Method;
 use blochd::spectra::activations::{Activations, Batch};
 use blochd::surgery::repair::{Mode, Repair};
 use blochd::surgery::{Cut, Gone, apply, gone};
-use nets::{Chance, Net};
+use nets::{Chance, Net, attr_int};
 use subject::{Subject, difference, engine};
 
 const WIDTH: usize = 6;
@@ -179,6 +182,86 @@ fn a_block_makes_up_for_what_its_stream_brings_along_and_a_shared_weight_stays()
         let before = shift(dense, &subject.run(&model)[0]);
         let after = shift(dense, &subject.run(&repaired)[0]);
         assert!(before > 1e-2 && after < 0.3 * before, "fused {fused}: {before}, {after}");
+    }
+}
+
+/// How a normalisation is written down.
+#[derive(Clone, Copy, Debug)]
+enum Norm {
+    Operator,
+    ByHand,
+    RootMeanSquare,
+    Fused,
+}
+
+/// tokens + two neurons, of which the first is heard a hundred times louder in channel 0 than the second in
+/// channel 1; a normalisation makes channel 0 a thousand times quieter.
+fn loud_and_quiet(form: Norm) -> Subject {
+    let mut net = Net::plain(8);
+    let tokens = tokens(&mut net);
+    let y = net.linear(&tokens, WIDTH, 2);
+    // No linear map of the tokens says what this says: what stands around the block cannot take it over.
+    let y = net.node("Abs", &[&y], Vec::new());
+    let mut weights = vec![0.0; 2 * WIDTH].into_iter().enumerate();
+    let weight = net.reals(&[2, WIDTH], |_| match weights.next().unwrap().0 {
+        0 => 100.0,
+        at if at == WIDTH + 1 => 1.0,
+        _ => 0.0,
+    });
+    let y = net.node("MatMul", &[&y, &weight], Vec::new());
+    let mut first = [0.001].into_iter();
+    let scale = net.reals(&[WIDTH], |_| first.next().unwrap_or(1.0));
+    let shift = net.reals(&[WIDTH], |_| 0.1);
+    let sum = |net: &mut Net| net.node("Add", &[&y, &tokens], Vec::new());
+    let normed = match form {
+        Norm::Fused => {
+            let inputs = [y.as_str(), &tokens, &scale, &shift];
+            net.fused("SkipLayerNormalization", &inputs, Vec::new())
+        }
+        Norm::Operator => {
+            let sum = sum(&mut net);
+            let inputs = [sum.as_str(), &scale, &shift];
+            net.node("LayerNormalization", &inputs, vec![attr_int("axis", -1)])
+        }
+        Norm::ByHand | Norm::RootMeanSquare => {
+            let sum = sum(&mut net);
+            let axes = || vec![attr_ints("axes", &[-1])];
+            let x = if matches!(form, Norm::ByHand) {
+                let mean = net.node("ReduceMean", &[&sum], axes());
+                net.node("Sub", &[&sum, &mean], Vec::new())
+            } else {
+                sum
+            };
+            let squares = net.node("Mul", &[&x, &x], Vec::new());
+            let variance = net.node("ReduceMean", &[&squares], axes());
+            let root = net.node("Sqrt", &[&variance], Vec::new());
+            let x = net.node("Div", &[&x, &root], Vec::new());
+            net.node("Mul", &[&scale, &x], Vec::new())
+        }
+    };
+    let end = net.linear(&normed, WIDTH, 3);
+    net.output(&end);
+    Subject::new(net.model(), &[("free0", SAMPLES)], 5)
+}
+
+#[test]
+fn an_error_counts_as_the_next_normalisation_lets_it_through() {
+    for form in [Norm::Operator, Norm::ByHand, Norm::RootMeanSquare, Norm::Fused] {
+        let subject = loud_and_quiet(form);
+        let graph = Graph::new(&subject.model);
+        let blocks = blocks(&graph, &subject.coupling, &subject.shapes);
+        let (engine, batches) = (engine(), batches(&subject));
+        let mut scorer = Scorer::new(&graph, &engine, &blocks, &batches, Method::Obs, 1);
+        let groups = &subject.coupling.groups;
+        let losses = scorer.watch(groups, &mut |_, _| {});
+        let [group] = groups.as_slice() else { panic!("{form:?}: {:#?}", subject.coupling) };
+        let scored = scorer.score(group).unwrap().unwrap();
+        assert_eq!(scored.selection.order, [0, 1], "{form:?}: {:?}", scored.selection);
+        // Without both neurons the branch is gone: the loss of removing the block is of the same size, less
+        // what a linear map of the tokens explains.
+        let both = scored.selection.loss[2];
+        assert!(losses.iter().all(|loss| (0.1..1.5).contains(&(loss / both))), "{losses:?} {both}");
+        assert_eq!(losses.is_empty(), matches!(form, Norm::Fused));
     }
 }
 
