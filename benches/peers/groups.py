@@ -153,12 +153,14 @@ def set_output(walker, key, weight, bias):
 
 
 def apply(walker, groups, cuts):
-    """Cuts `walker` in place."""
+    """Cuts `walker` in place; places in blocks that it has no more are passed over."""
     for group, cut in zip(groups, cuts):
         if cut is None:
             continue
         P = cut.P
         for key in [*group.producers, *group.depthwise]:
+            if key not in walker.layers:
+                continue
             conv = walker.layers[key]
             if cut.keep is not None:
                 keep = torch.as_tensor(cut.keep)
@@ -182,6 +184,8 @@ def apply(walker, groups, cuts):
             if key in walker.norm_of:
                 walker.layers[walker.norm_of[key]].num_features = P.shape[0]
         for key, each in group.consumers:
+            if key not in walker.layers:
+                continue
             layer = walker.layers[key]
             B = cut.B[key] if isinstance(cut.B, dict) else cut.B
             old = layer.weight.data

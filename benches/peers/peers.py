@@ -7,6 +7,7 @@
 
 import argparse
 import copy
+import hashlib
 import json
 import os
 import subprocess
@@ -24,6 +25,7 @@ from methods import GLOBAL, METHODS, Context
 from plans import Plans
 from repair import repair, statistics
 from subjects import subjects
+from walker import Walker
 
 HERE = Path(__file__).resolve().parent
 # Where a method's best family of plans is chosen, by its accuracy on the test images: kind to the peers.
@@ -31,10 +33,11 @@ CHOOSE_SAMPLES, CHOOSE_SEED = 128, 0
 
 
 class Results:
-    """One JSON line a measurement; a later line replaces an earlier one of the same key."""
+    """One JSON line a measurement; a later line replaces an earlier one of the same key. Peers, blochd and peers on
+    blochd's plans have files of their own, so that they may be measured by processes of their own."""
 
-    def __init__(self, folder, subject):
-        self.path = Path(folder) / f"{subject}.jsonl"
+    def __init__(self, folder, subject, part):
+        self.path = Path(folder) / f"{subject}.{part}.jsonl"
         self.lines = {}
         if self.path.exists():
             for text in self.path.read_text().splitlines():
@@ -65,7 +68,8 @@ class Peers:
         self.subject, self.options = subject.load(), options
         self.groups = trace(subject.walker)
         self.plans = Plans(subject, self.groups, options.results, options.seconds, options.repeats)
-        self.results = Results(options.results, subject.name)
+        part = "blochd" if options.only == ["blochd"] else "given" if options.given else "peers"
+        self.results = Results(options.results, subject.name, part)
         self.chosen_path = Path(options.results) / f"{subject.name}.chosen.json"
         self.chosen = json.loads(self.chosen_path.read_text()) if self.chosen_path.exists() else {}
         self.prepared = {}
@@ -81,15 +85,16 @@ class Peers:
             self.prepared = {(name, samples, seed): (METHODS[name][1]().prepare(context), dense, images)}
         return self.prepared[name, samples, seed]
 
-    def measure(self, name, family, widths, target, samples, seed):
+    def measure(self, name, family, widths, target, samples, seed, base=None, ratio=None):
         """Prunes, repairs, writes the ONNX file, scores it in ONNX Runtime; one result line."""
-        key = (name, family, target, samples, seed)
-        if key in self.results.lines and not self.options.again:
-            return self.results.lines[key]
+        known = self.results.lines.get((name, family, target, samples, seed))
+        plan = hashlib.sha256(self.plans.key(widths).encode()).hexdigest()[:12]
+        if known and known["plan"] == plan and not self.options.again:
+            return known
         start = time.perf_counter()
         method, dense, images = self.prepare(name, samples, seed)
         cuts = method.cuts(widths)
-        pruned = apply(copy.deepcopy(self.subject.walker), self.groups, cuts)
+        pruned = apply(copy.deepcopy(base or self.subject.walker), self.groups, cuts)
         if samples:
             repair(pruned, dense, self.groups, cuts, images)
         built = time.perf_counter() - start
@@ -98,9 +103,9 @@ class Peers:
             pruned.save(str(path))
             accuracy = self.subject.score(latency.session(str(path)))
         line = {
-            "method": name, "family": family, "target": target, "samples": samples, "seed": seed,
-            "ratio": self.plans.ratio(widths), "accuracy": round(accuracy, 3),
-            "macs": round(self.plans.macs(widths), 4), "seconds": round(built, 2)}
+            "method": name, "family": family, "plan": plan, "target": target, "samples": samples, "seed": seed,
+            "ratio": ratio or self.plans.ratio(widths), "accuracy": round(accuracy, 3),
+            "macs": None if base else round(self.plans.macs(widths), 4), "seconds": round(built, 2)}
         self.results.add(line)
         print(f"{self.subject.name}: {json.dumps(line)}", flush=True)
         return line
@@ -139,6 +144,36 @@ class Peers:
                         if plan:
                             self.measure(name, plan["family"], tuple(plan["widths"]), target, samples, seed)
 
+    def given(self, names):
+        """Peers on blochd's own plans: the same widths, the same blocks left out, their channels and repair."""
+        path = Path(self.options.results) / f"{self.subject.name}.plans_given.json"
+        if not path.exists():
+            raise SystemExit(f"{path} is missing: run --only blochd with {CHOOSE_SAMPLES} samples first")
+        for target, plan in json.loads(path.read_text()).items():
+            if float(target) not in self.options.ratios:
+                continue
+            base = Walker(str(self.subject.model), plan["bypassed"])
+            weights = {key: node.input[1] for key, node in base.steps if key in base.layers}
+            widths = tuple(next((plan["kept"][weights[k]] for k in g.producers
+                                 if weights.get(k) in plan["kept"]), g.width) for g in self.groups)
+            if "ratio" not in plan:
+                plan["ratio"] = self.plans.once(base, widths)
+                everything = {**json.loads(path.read_text()), target: plan}
+                path.write_text(json.dumps(everything, sort_keys=True) + "\n")
+            for name in names:
+                for seed in self.options.seeds:
+                    self.measure(name, "given", widths, float(target), CHOOSE_SAMPLES, seed, base, plan["ratio"])
+
+    def keep_plans(self, manifest):
+        places = {group["name"]: group["places"] for group in manifest["groups"]}
+        end = "[axis 0]"
+        plans = {str(rung["asked"]): {
+            "bypassed": rung["bypassed"],
+            "kept": {place.removesuffix(end): cut["kept"] for cut in rung["cuts"]
+                     for place in places[cut["group"]] if place.endswith(end)}} for rung in manifest["rungs"]}
+        path = Path(self.options.results) / f"{self.subject.name}.plans_given.json"
+        path.write_text(json.dumps(plans, sort_keys=True) + "\n")
+
     def blochd(self, program):
         for samples in self.options.samples:
             for seed in self.options.seeds:
@@ -155,7 +190,8 @@ class Peers:
             np.savez(some, **{subject.input: subject.samples[subject.chosen(samples, seed)]})
             command += ["--calibration", str(some)]
         start = time.perf_counter()
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        with latency.undisturbed():
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
         built = time.perf_counter() - start
         if done.returncode:
             raise SystemExit(f"{' '.join(command)} ended with {done.returncode}")
@@ -164,8 +200,10 @@ class Peers:
         paths = [subject.model, *(folder / "out" / rung["file"] for rung in rungs)]
         ratios = []
         if rungs:
-            ratios, _ = latency.ratios(paths, subject.feed, self.options.seconds, self.options.repeats)
+            ratios, _ = self.plans.timed(paths)
         self.results.drop("blochd", samples, seed)
+        if (samples, seed) == (CHOOSE_SAMPLES, CHOOSE_SEED):
+            self.keep_plans(manifest)
         for rung, path, ratio in zip(rungs, paths[1:], ratios):
             self.results.add({
                 "method": "blochd", "family": "own", "target": rung["asked"], "samples": samples, "seed": seed,
@@ -197,7 +235,7 @@ def arguments():
     parser.add_argument("--results", default=str(HERE / "results"))
     parser.add_argument("--subjects", type=numbers(str), help="default: all that are there")
     parser.add_argument("--only", type=numbers(str), default=list(METHODS), metavar="METHODS",
-                        help=f"of {', '.join(METHODS)}, blochd")
+                        help=f"of {', '.join(METHODS)}; or blochd alone")
     parser.add_argument("--blochd", default=os.environ.get("BLOCHD"), help="the release binary (or BLOCHD)")
     parser.add_argument("--blochd-flags", default="", help="further flags of `blochd prune`")
     parser.add_argument("--samples", type=numbers(int), default=[128, 0, 32, 512])
@@ -208,6 +246,8 @@ def arguments():
     parser.add_argument("--again", action="store_true", help="measure what is stored once more")
     parser.add_argument("--plans-only", action="store_true", help="measure latencies of width plans and stop")
     parser.add_argument("--small", action="store_true", help="measure ResNet-20 as a small ResNet-56 and stop")
+    parser.add_argument("--given", action="store_true",
+                        help="peers on the plans of blochd's stored run, blocks left out as there, and stop")
     parser.add_argument("--tables", action="store_true", help="print markdown of the stored results and stop")
     return parser.parse_args()
 
@@ -229,8 +269,11 @@ def main():
             for plans in peers.plans.families().values():
                 peers.plans.measure(plans)
             continue
+        if options.given:
+            peers.given([m for m in METHODS if m in options.only])
+            continue
         peers.run([m for m in METHODS if m in options.only])
-        if "blochd" in options.only:
+        if options.only == ["blochd"]:
             if not options.blochd:
                 raise SystemExit("--blochd names the program: target/release/blochd")
             peers.blochd(options.blochd)

@@ -15,20 +15,22 @@ NAMES = {
 
 def load(folder, subject):
     """(lines, what plan each method got), or None where nothing is stored."""
-    path = Path(folder) / f"{subject}.jsonl"
-    if not path.exists():
+    paths = [Path(folder) / f"{subject}.{part}.jsonl" for part in ("peers", "given", "blochd")]
+    texts = [text for path in paths if path.exists() for text in path.read_text().splitlines()]
+    if not texts:
         return None
     chosen = Path(folder) / f"{subject}.chosen.json"
     chosen = json.loads(chosen.read_text()) if chosen.exists() else {}
-    lines = [json.loads(text) for text in path.read_text().splitlines()]
+    lines = [json.loads(text) for text in texts]
     return lines, chosen
 
 
-def cell(stored, method, target, samples):
-    """All seeds' lines of a method at a target: for peers those of the plan that was chosen for them."""
+def cell(stored, method, target, samples, given=False):
+    """All seeds' lines of a method at a target: for peers those of the plan that was chosen for them, or of
+    blochd's plan."""
     lines, chosen = stored
-    family = "own"
-    if method != "blochd":
+    family = "own" if method == "blochd" else "given"
+    if method != "blochd" and not given:
         plan = chosen.get(method, {}).get(str(target))
         if not plan:
             return []
@@ -56,12 +58,12 @@ def text(lines):
     return f"{middle:.1f}{spread} @ {ratio:.2f}"
 
 
-def margin(stored, targets, samples, methods):
+def margin(stored, targets, samples, methods, given=False):
     """blochd's median minus that of the best peer, percentage points."""
     parts = []
     for target in targets:
         own = summary(cell(stored, "blochd", target, samples))
-        peers = [(summary(cell(stored, m, target, samples)), m) for m in methods if m != "blochd"]
+        peers = [(summary(cell(stored, m, target, samples, given)), m) for m in methods if m != "blochd"]
         peers = [(s[0], m) for s, m in peers if s]
         if own and peers:
             best, name = max(peers)
@@ -82,15 +84,21 @@ def markdown(folder, subjects):
         dense = chosen.get("dense", {})
         out.append(f"### {dense.get('label', subject)}: dense {dense.get('accuracy', float('nan')):.1f} %\n")
         for samples in sorted({l["samples"] for l in lines}, key=lambda n: (n != 128, n)):
-            methods = [m for m in NAMES if any(cell(stored, m, t, samples) for t in targets)]
             out.append(f"{samples} calibration samples\n")
-            out.append("| method | " + " | ".join(f"≤ {t}" for t in targets) + " |")
-            out.append("|---" * (len(targets) + 1) + "|")
-            for method in methods:
-                row = [text(cell(stored, method, t, samples)) for t in targets]
-                out.append(f"| {NAMES[method]} | " + " | ".join(row) + " |")
-            if "blochd" in methods and len(methods) > 1:
-                row = margin(stored, targets, samples, methods)
-                out.append("| *blochd minus the best peer, points* | " + " | ".join(row) + " |")
-            out.append("")
+            out += table(stored, targets, samples)
+            if samples == 128 and any(l["family"] == "given" for l in lines):
+                out.append("128 calibration samples, peers on blochd's own plans (its widths, its blocks left out)\n")
+                out += table(stored, targets, samples, given=True)
     return "\n".join(out)
+
+
+def table(stored, targets, samples, given=False):
+    found = lambda m, t: cell(stored, m, t, samples, given)
+    methods = [m for m in NAMES if any(found(m, t) for t in targets)]
+    out = ["| method | " + " | ".join(f"≤ {t}" for t in targets) + " |", "|---" * (len(targets) + 1) + "|"]
+    for method in methods:
+        out.append(f"| {NAMES[method]} | " + " | ".join(text(found(method, t)) for t in targets) + " |")
+    if "blochd" in methods and len(methods) > 1:
+        row = margin(stored, targets, samples, methods, given)
+        out.append("| *blochd minus the best peer, points* | " + " | ".join(row) + " |")
+    return [*out, ""]

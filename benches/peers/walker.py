@@ -23,14 +23,39 @@ def attributes(node):
     return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
 
 
+def bypass(graph, adds):
+    """Makes each of the Adds hand on its shortcut alone, in place; the indices of nodes that nobody needs then."""
+    maker = {name: node for node in graph.node for name in node.output}
+
+    def above(name, seen):
+        if name in maker and name not in seen:
+            seen.add(name)
+            for before in maker[name].input:
+                above(before, seen)
+        return seen
+
+    for name in adds:
+        node = maker[name]
+        shortcut = [s for s, other in (node.input, reversed(node.input)) if s in above(other, set())]
+        if node.op_type != "Add" or len(shortcut) != 1:
+            raise Unsupported(f"{name}: not the end of a block with an identity shortcut")
+        node.op_type = "Identity"
+        del node.input[:]
+        node.input.append(shortcut[0])
+    needed = set().union(*(above(output.name, set()) for output in graph.output))
+    return {i for i, node in enumerate(graph.node) if not needed.intersection(node.output)}
+
+
 class Walker(nn.Module):
     """`forward(x, after)`: `after(name, output)` may look at or replace the output of every conv, after the
     BatchNormalization behind it where there is one; `name` is the conv's."""
 
-    def __init__(self, path):
+    def __init__(self, path, bypassed=()):
+        """`bypassed`: outputs of the Adds whose residual branch is left out."""
         super().__init__()
         self.proto = onnx.load(path)
         graph = self.proto.graph
+        dead = bypass(graph, bypassed)
         self.constants = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
         for node in graph.node:
             if node.op_type == "Constant":
@@ -43,7 +68,8 @@ class Walker(nn.Module):
         self.input_shape = [d.dim_value or 1 for d in fed[0].type.tensor_type.shape.dim]
         self.output = graph.output[0].name
         self.layers = nn.ModuleDict()
-        self.steps = [(self._key(i), n) for i, n in enumerate(graph.node) if n.op_type != "Constant"]
+        self.steps = [(self._key(i), n) for i, n in enumerate(graph.node)
+                      if n.op_type != "Constant" and i not in dead]
         consumers = {}
         for key, node in self.steps:
             for name in node.input:
@@ -204,6 +230,8 @@ class Walker(nn.Module):
                 for attribute in node.attribute:
                     if attribute.name == "group":
                         attribute.i = layer.groups
+        for index in sorted(bypass(graph, ()), reverse=True):
+            del graph.node[index]
         del graph.value_info[:]
         onnx.save(proto, path)
 
