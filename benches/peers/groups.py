@@ -1,5 +1,6 @@
 """Coupled channel groups by Torch-Pruning's DependencyGraph, width plans over them, and the surgery that all
-methods share: a group's producers are mapped by P [kept, width], its consumers by B [width, kept]."""
+methods share: a group's producers are mapped by P [kept, width], its consumers by B [width, kept].
+"""
 
 import warnings
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import torch_pruning as tp
 @dataclass
 class Group:
     """One set of channels that must be cut together; `index` is its place in the order of the graph."""
+
     index: int
     width: int
     producers: list = field(default_factory=list)  # keys of convs whose outputs are these channels
@@ -28,7 +30,8 @@ class Group:
 
 def frozen_convs(walker):
     """Convs whose output channels meet a Pad of the channel axis (the parameterless shortcuts of CIFAR's
-    ResNets): Torch-Pruning takes Pad for an elementwise operator and would couple wrong channels."""
+    ResNets): Torch-Pruning takes Pad for an elementwise operator and would couple wrong channels.
+    """
     parent = {}
 
     def root(name):
@@ -63,7 +66,9 @@ def trace(walker):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         graph = tp.DependencyGraph().build_dependency(walker, example_inputs=example)
-        traced = list(graph.get_all_groups(ignored_layers=ignored, root_module_types=[nn.Conv2d, nn.Linear]))
+        traced = list(
+            graph.get_all_groups(ignored_layers=ignored, root_module_types=[nn.Conv2d, nn.Linear])
+        )
     groups = []
     for found in traced:
         group = Group(0, len(found[0].idxs), traced=found)
@@ -119,6 +124,7 @@ def one_hot(keep, width):
 class Cut:
     """What is done to a group. `keep`: selected channels (None: channels are merged). `B`: one matrix for all
     consumers, or one a consumer's key."""
+
     P: torch.Tensor
     B: object
     keep: object = None
@@ -134,7 +140,9 @@ def fuse(walker, key):
     if norm is None:
         return conv.weight.data, bias
     scale = norm.weight.data / torch.sqrt(norm.running_var + norm.eps)
-    return conv.weight.data * scale[:, None, None, None], norm.bias.data + scale * (bias - norm.running_mean)
+    return conv.weight.data * scale[:, None, None, None], norm.bias.data + scale * (
+        bias - norm.running_mean
+    )
 
 
 def set_output(walker, key, weight, bias):
@@ -171,7 +179,10 @@ def apply(walker, groups, cuts):
                     norm = walker.layers[walker.norm_of[key]]
                     for name in ("weight", "bias"):
                         getattr(norm, name).data = getattr(norm, name).data[keep]
-                    norm.running_mean, norm.running_var = norm.running_mean[keep], norm.running_var[keep]
+                    norm.running_mean, norm.running_var = (
+                        norm.running_mean[keep],
+                        norm.running_var[keep],
+                    )
             else:
                 weight, bias = fuse(walker, key)
                 weight = torch.einsum("kn,n...->k...", P, weight)
@@ -198,4 +209,3 @@ def apply(walker, groups, cuts):
                 layer.weight.data = torch.einsum("onhw,nk->okhw", old, B).contiguous()
                 layer.in_channels = P.shape[0]
     return walker
-

@@ -26,8 +26,8 @@ def session(path_or_bytes):
 
 @contextlib.contextmanager
 def undisturbed():
-    """At raised priority where that is allowed: whatever takes turns with us interrupts a long run more often than
-    a short one. Child processes that are started here have it too."""
+    """At raised priority where that is allowed: whatever takes turns with us interrupts a long run more
+    often than a short one. Child processes that are started here have it too."""
     before = os.getpriority(os.PRIO_PROCESS, 0)
     with contextlib.suppress(PermissionError):
         os.setpriority(os.PRIO_PROCESS, 0, -15)
@@ -58,8 +58,8 @@ def take(paths, feed, seconds):
 
 
 def ratios(paths, feed, seconds, repeats, quiet_ms=None):
-    """Ratios of `paths[1:]` to `paths[0]`, batch 1, one thread, and dense's milliseconds: the median of `repeats`
-    takes of about `seconds` for each candidate, every take on sessions of its own.
+    """Ratios of `paths[1:]` to `paths[0]`, batch 1, one thread, and dense's milliseconds: the median of
+    `repeats` takes of about `seconds` for each candidate, every take on sessions of its own.
 
     Neighbours on a busy machine slow a large model more than a small one, so interleaving alone does not save a
     ratio: takes in which dense is far above its best (`quiet_ms`, or the best here) are made again, up to
@@ -73,4 +73,6 @@ def ratios(paths, feed, seconds, repeats, quiet_ms=None):
             break
     takes = sorted(takes)[:repeats]
     columns = zip(*([other / t[0] for other in t[1:]] for t in takes))
-    return [statistics.median(column) for column in columns], 1e3 * statistics.median(t[0] for t in takes)
+    return [statistics.median(column) for column in columns], 1e3 * statistics.median(
+        t[0] for t in takes
+    )

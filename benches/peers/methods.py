@@ -28,6 +28,7 @@ class Context:
 
 class Selection:
     """Scores of Torch-Pruning, highest kept; `tool` is what its pruner ranks globally with."""
+
     needs_images = False
 
     def __init__(self, importance=None):
@@ -60,25 +61,38 @@ class Selection:
         walker = self.context.walker
         allowed = [g for g in self.context.groups if scope == "all" or g.interior]
         roots = {id(walker.layers[k]): g for g in allowed for k in g.producers}
-        ignored = [m for m in walker.layers.values()
-                   if isinstance(m, (nn.Conv2d, nn.Linear)) and id(m) not in roots]
+        ignored = [
+            m
+            for m in walker.layers.values()
+            if isinstance(m, (nn.Conv2d, nn.Linear)) and id(m) not in roots
+        ]
         # Depthwise convs and BatchNormalization follow their group; ignoring them would freeze it.
         ignored = [m for m in ignored if not (isinstance(m, nn.Conv2d) and m.groups > 1)]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             pruner = tp.pruner.BasePruner(
-                walker, torch.randn(*walker.input_shape), importance=self.importance, global_pruning=True,
-                pruning_ratio=share, max_pruning_ratio=0.9, round_to=step, ignored_layers=ignored)
+                walker,
+                torch.randn(*walker.input_shape),
+                importance=self.importance,
+                global_pruning=True,
+                pruning_ratio=share,
+                max_pruning_ratio=0.9,
+                round_to=step,
+                ignored_layers=ignored,
+            )
             widths = [g.width for g in self.context.groups]
             for found in pruner.step(interactive=True):
                 group = roots[id(found[0].dep.target.module)]
                 widths[group.index] -= len(found[0].idxs)
-        return tuple(max(step, w) if g.width >= step else w for w, g in zip(widths, self.context.groups))
+        return tuple(
+            max(step, w) if g.width >= step else w for w, g in zip(widths, self.context.groups)
+        )
 
 
 class Taylor(Selection):
     """Torch-Pruning's Taylor importance: gradients of the cross-entropy against dense's own answers, so that
     no labels are needed (on training images these are the labels)."""
+
     needs_images = True
 
     def __init__(self):
@@ -89,7 +103,9 @@ class Taylor(Selection):
         walker.zero_grad()
         for part in context.images.split(64):
             logits = walker(part)
-            loss = F.cross_entropy(logits, logits.detach().argmax(1), reduction="sum") / len(context.images)
+            loss = F.cross_entropy(logits, logits.detach().argmax(1), reduction="sum") / len(
+                context.images
+            )
             loss.backward()
         super().prepare(context)
         return self
@@ -99,12 +115,15 @@ def rows(walker, group):
     """The weights that make a channel, one row a channel. BatchNormalization is left out: with it, clusters
     follow its scales and measured worse."""
     layers = [walker.layers[key] for key in [*group.producers, *group.depthwise]]
-    return torch.cat([layer.weight.data.flatten(1) for layer in layers], 1).numpy().astype(np.float64)
+    return (
+        torch.cat([layer.weight.data.flatten(1) for layer in layers], 1).numpy().astype(np.float64)
+    )
 
 
 def clusters(points, count):
     """Labels of `count` clusters by Ward's linkage: the goal of k-means (squared distance to the mean), which
-    the paper minimises, without its chance; measured at least as good as k-means with four starts."""
+    the paper minimises, without its chance; measured at least as good as k-means with four starts.
+    """
     return hierarchy.fcluster(hierarchy.linkage(points, "ward"), count, "maxclust") - 1
 
 
@@ -112,6 +131,7 @@ class Folding:
     """Model folding (arXiv 2502.10216): channels with like weights are clustered, their producers averaged,
     their consumers' columns added. Without data, the variance that averaging loses is put back from the
     cosines inside each cluster (the paper's approximate repair)."""
+
     needs_images = False
 
     def prepare(self, context):
@@ -147,7 +167,8 @@ class Folding:
 class Ridge:
     """Channel-Gram ridge (GRAIL, arXiv 2602.23795): after any method, hidden activations are reconstructed from
     the reduced ones by ridge regression on the Gram matrix of dense's activations, and the map is folded into
-    the consumers. Channels only (no spatial taps), no intercept, errors of earlier cuts unseen: as described."""
+    the consumers. Channels only (no spatial taps), no intercept, errors of earlier cuts unseen."""
+
     needs_images = True
 
     def __init__(self, inner):
@@ -159,7 +180,11 @@ class Ridge:
         self.grams, hooks = {}, []
         for group in context.groups:
             for key, each in group.consumers:
-                hooks.append(context.walker.layers[key].register_forward_pre_hook(self.gather(key, group, each)))
+                hooks.append(
+                    context.walker.layers[key].register_forward_pre_hook(
+                        self.gather(key, group, each)
+                    )
+                )
         with torch.no_grad():
             for part in context.images.split(128):
                 context.walker(part)
@@ -175,6 +200,7 @@ class Ridge:
             x = inputs[0]
             x = x.reshape(len(x), group.width, -1).transpose(0, 1).reshape(group.width, -1)
             self.grams[key] = self.grams.get(key, 0.0) + (x @ x.T).double()
+
         return hook
 
     def cuts(self, widths):
@@ -185,7 +211,9 @@ class Ridge:
                 for key, _ in group.consumers:
                     G = self.grams[key]
                     reduced = P @ G @ P.T
-                    reduced += RIDGE * reduced.diagonal().mean() * torch.eye(len(P), dtype=torch.float64)
+                    reduced += (
+                        RIDGE * reduced.diagonal().mean() * torch.eye(len(P), dtype=torch.float64)
+                    )
                     B[key] = torch.linalg.solve(reduced, P @ G).T.float().contiguous()
                 cut = Cut(cut.P, B, cut.keep, cut.gain)
             found.append(cut)
@@ -196,14 +224,22 @@ def magnitude():
     return tp.importance.GroupMagnitudeImportance(p=2, group_reduction="first", normalizer="mean")
 
 
+def group_norm():
+    return tp.importance.GroupMagnitudeImportance(p=2)
+
+
 # Name: (label, how to make it, whether chance plays beyond the choice of samples).
 METHODS = {
     "random": ("random", lambda: Selection(), True),
     "magnitude": ("magnitude (L2)", lambda: Selection(magnitude()), False),
-    "group-norm": ("group norm (Torch-Pruning)", lambda: Selection(tp.importance.GroupMagnitudeImportance(p=2)), False),
+    "group-norm": ("group norm (Torch-Pruning)", lambda: Selection(group_norm()), False),
     "taylor": ("Taylor (Torch-Pruning)", Taylor, False),
     "folding": ("model folding", Folding, False),
-    "ridge": ("magnitude + channel-Gram ridge (GRAIL-like)", lambda: Ridge(Selection(magnitude())), False),
+    "ridge": (
+        "magnitude + channel-Gram ridge (GRAIL-like)",
+        lambda: Ridge(Selection(magnitude())),
+        False,
+    ),
     "ridge-folding": ("folding + channel-Gram ridge (GRAIL-like)", lambda: Ridge(Folding()), False),
 }
 # Those that Torch-Pruning can rank globally.

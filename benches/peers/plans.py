@@ -32,9 +32,11 @@ class Plans:
         walker = self.subject.walker
         for key, layer in walker.layers.items():
             if hasattr(layer, "weight") and layer.weight.dim() > 1:
+
                 def hook(layer, _, out, key=key):
                     places = out[0].numel() // out.shape[1]
                     sizes[key] = places * layer.weight.numel()
+
                 hooks.append(layer.register_forward_hook(hook))
         with torch.no_grad():
             walker(torch.from_numpy(self.subject.images[:1]))
@@ -78,7 +80,7 @@ class Plans:
         dense = tuple(g.width for g in self.groups)
         wanted = [w for w in dict.fromkeys(plans) if self.key(w) not in self.known and w != dense]
         for start in range(0, len(wanted), TOGETHER):
-            part = wanted[start:start + TOGETHER]
+            part = wanted[start : start + TOGETHER]
             with tempfile.TemporaryDirectory() as folder:
                 paths = [self.subject.model]
                 for i, widths in enumerate(part):
@@ -87,10 +89,15 @@ class Plans:
                 found, dense_ms = self.timed(paths)
             for widths, ratio in zip(part, found):
                 self.known[self.key(widths)] = {
-                    "ratio": round(ratio, 4), "macs": round(self.macs(widths), 4), "dense_ms": round(dense_ms, 4)}
+                    "ratio": round(ratio, 4),
+                    "macs": round(self.macs(widths), 4),
+                    "dense_ms": round(dense_ms, 4),
+                }
             self.path.parent.mkdir(exist_ok=True)
             self.path.write_text(json.dumps(self.known, indent=0, sort_keys=True) + "\n")
-            print(f"{self.subject.name}: {start + len(part)}/{len(wanted)} plans measured", flush=True)
+            print(
+                f"{self.subject.name}: {start + len(part)}/{len(wanted)} plans measured", flush=True
+            )
 
     def ratio(self, widths):
         if widths == tuple(g.width for g in self.groups):
@@ -99,12 +106,15 @@ class Plans:
         return self.known[self.key(widths)]["ratio"]
 
     def families(self):
-        """Name: plans. `uniform` is what the tools do by themselves; `classes` gives them more: a width for each
-        dense width, chosen on our measured latencies (Torch-Pruning takes such a list as `pruning_ratio_dict`)."""
+        """Name: plans. `uniform` is what the tools do by themselves; `classes` gives them more: a width for
+        each dense width, chosen on our measured latencies (for Torch-Pruning, a `pruning_ratio_dict`).
+        """
         found = {}
         scopes = ["interior"] + (["all"] if any(not g.interior for g in self.groups) else [])
         for scope, step in itertools.product(scopes, (8, 16)):
-            plans = [widths_by_fraction(self.groups, f / 100, step, scope) for f in range(98, 5, -3)]
+            plans = [
+                widths_by_fraction(self.groups, f / 100, step, scope) for f in range(98, 5, -3)
+            ]
             found[f"uniform/{scope}/{step}"] = list(dict.fromkeys(plans))
         classes = sorted({g.width for g in self.groups if g.interior})
         choices = [range(8, width + 1, 8) for width in classes]
@@ -138,7 +148,7 @@ class Plans:
                 continue
             fitting = [p for p in plans if p != dense and self.ratio(p) <= target + TOLERANCE]
             fitting.sort(key=self.macs, reverse=True)
-            for rank, plan in enumerate(fitting[:1 if family.startswith("uniform") else 3]):
+            for rank, plan in enumerate(fitting[: 1 if family.startswith("uniform") else 3]):
                 if plan not in found.values():
                     found[f"{family}#{rank + 1}" if rank else family] = plan
         return found

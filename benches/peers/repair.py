@@ -1,6 +1,6 @@
-"""The statistics repair that every peer gets: each convolution's output (after BatchNormalization where there is
-one) is given the mean and variance that dense has there on the calibration images, channel by channel, in the
-order of the graph, so that later layers see repaired inputs. With BatchNormalization this is its re-estimation
+"""The statistics repair that every peer gets: each convolution's output (after BatchNormalization where there
+is one) is given the mean and variance that dense has there on the calibration images, channel by channel, in
+the order of the graph, so that later layers see repaired inputs. With BatchNormalization this is its re-estimation
 with dense's statistics on the same images as the goal, which is less noisy than the stored ones."""
 
 import torch
@@ -23,15 +23,19 @@ def statistics(walker, images):
 
 def repair(walker, dense, groups, cuts, images):
     """Repairs `walker` in place; merged channels aim at the mean of their members' statistics."""
-    onto = {key: cut.P for group, cut in zip(groups, cuts) if cut is not None
-            for key in [*group.producers, *group.depthwise]}
+    onto = {
+        key: cut.P
+        for group, cut in zip(groups, cuts)
+        if cut is not None
+        for key in [*group.producers, *group.depthwise]
+    }
 
     def mend(key, out):
         mean, deviation = dense[key]
         if key in onto:
             mean, deviation = onto[key] @ mean, onto[key] @ deviation
         now_mean, now = out.mean((0, 2, 3)), out.std((0, 2, 3), unbiased=False)
-        scale = torch.sqrt((deviation ** 2 + EPSILON) / (now ** 2 + EPSILON))
+        scale = torch.sqrt((deviation**2 + EPSILON) / (now**2 + EPSILON))
         shift = mean - scale * now_mean
         if key in walker.norm_of:
             norm = walker.layers[walker.norm_of[key]]
@@ -46,18 +50,4 @@ def repair(walker, dense, groups, cuts, images):
 
     with torch.no_grad():
         walker(images, mend)
-    return walker
-
-
-def re_estimate(walker, images):
-    """Plain BatchNormalization re-estimation: its running statistics are those of the pruned network."""
-    owner = {norm: conv for conv, norm in walker.norm_of.items()}
-    norms = [walker.layers[norm] for norm in owner]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-        norm.train()
-    with torch.no_grad():
-        walker(images)
-    walker.eval()
     return walker

@@ -1,5 +1,5 @@
-"""What is pruned and how it is judged. A further subject (a sentence encoder, a text detector) is one more entry
-of `subjects`: a file, calibration and test arrays, and `score` of a session."""
+"""What is pruned and how it is judged. A further subject (a sentence encoder, a text detector) is one more
+entry of `subjects`: a file, calibration and test arrays, and `score` of a session."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,12 +35,17 @@ class Subject:
         seen = batched(self.walker, torch.from_numpy(self.images[:64])).numpy()
         gap = float(np.abs(expected - seen).max())
         if gap > EQUAL:
-            raise SystemExit(f"{self.model}: torch and ONNX Runtime differ by {gap:.1e}, {EQUAL} is allowed")
+            raise SystemExit(
+                f"{self.model}: torch and ONNX Runtime differ by {gap:.1e}, {EQUAL} is allowed"
+            )
         self.dense_score = self.score(dense)
         return self
 
     def outputs(self, session, images, size=32):
-        parts = [session.run(None, {self.input: images[i:i + size]})[0] for i in range(0, len(images), size)]
+        parts = [
+            session.run(None, {self.input: images[i : i + size]})[0]
+            for i in range(0, len(images), size)
+        ]
         return np.concatenate(parts)
 
     def score(self, session):
@@ -61,12 +66,22 @@ def subjects(folder):
         for depth in (56, 20):
             name = f"resnet{depth}"
             found[name] = Subject(
-                name, f"ResNet-{depth}, CIFAR-10", folder / f"{name}_cifar10.onnx",
-                folder / "cifar10_calibration.npz", folder / "cifar10_test.npz")
-    for name, label in (("digits_resnet", "ResNet with 1×1 shortcuts, digits"),
-                        ("digits_mobile", "MobileNetV2-like, digits")):
+                name,
+                f"ResNet-{depth}, CIFAR-10",
+                folder / f"{name}_cifar10.onnx",
+                folder / "cifar10_calibration.npz",
+                folder / "cifar10_test.npz",
+            )
+    for name, label in (
+        ("digits_resnet", "ResNet with 1×1 shortcuts, digits"),
+        ("digits_mobile", "MobileNetV2-like, digits"),
+    ):
         for suffix, note in (("", ""), ("_bn", ", BatchNormalization kept")):
             found[name + suffix] = Subject(
-                name + suffix, label + note, OWN / f"{name}{suffix}.onnx",
-                OWN / "digits_calibration.npz", OWN / "digits_test.npz")
+                name + suffix,
+                label + note,
+                OWN / f"{name}{suffix}.onnx",
+                OWN / "digits_calibration.npz",
+                OWN / "digits_test.npz",
+            )
     return found

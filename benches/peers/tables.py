@@ -6,10 +6,14 @@ import statistics
 from pathlib import Path
 
 NAMES = {
-    "random": "random", "magnitude": "magnitude (L2)", "group-norm": "group norm (Torch-Pruning)",
-    "taylor": "Taylor (Torch-Pruning)", "folding": "model folding",
+    "random": "random",
+    "magnitude": "magnitude (L2)",
+    "group-norm": "group norm (Torch-Pruning)",
+    "taylor": "Taylor (Torch-Pruning)",
+    "folding": "model folding",
     "ridge": "magnitude + channel-Gram ridge (GRAIL-like)",
-    "ridge-folding": "folding + channel-Gram ridge (GRAIL-like)", "blochd": "**blochd**",
+    "ridge-folding": "folding + channel-Gram ridge (GRAIL-like)",
+    "blochd": "**blochd**",
 }
 
 
@@ -63,7 +67,9 @@ def margin(stored, targets, samples, methods, given=False):
     parts = []
     for target in targets:
         own = summary(cell(stored, "blochd", target, samples))
-        peers = [(summary(cell(stored, m, target, samples, given)), m) for m in methods if m != "blochd"]
+        peers = [
+            (summary(cell(stored, m, target, samples, given)), m) for m in methods if m != "blochd"
+        ]
         peers = [(s[0], m) for s, m in peers if s]
         if own and peers:
             best, name = max(peers)
@@ -82,12 +88,16 @@ def markdown(folder, subjects):
         lines, chosen = stored
         targets = sorted({l["target"] for l in lines}, reverse=True)
         dense = chosen.get("dense", {})
-        out.append(f"### {dense.get('label', subject)}: dense {dense.get('accuracy', float('nan')):.1f} %\n")
+        out.append(
+            f"### {dense.get('label', subject)}: dense {dense.get('accuracy', float('nan')):.1f} %\n"
+        )
         for samples in sorted({l["samples"] for l in lines}, key=lambda n: (n != 128, n)):
             out.append(f"{samples} calibration samples\n")
             out += table(stored, targets, samples)
             if samples == 128 and any(l["family"] == "given" for l in lines):
-                out.append("128 calibration samples, peers on blochd's own plans (its widths, its blocks left out)\n")
+                out.append(
+                    "128 calibration samples, peers on blochd's own plans (its widths, its blocks left out)\n"
+                )
                 out += table(stored, targets, samples, given=True)
     return "\n".join(out)
 
@@ -95,9 +105,14 @@ def markdown(folder, subjects):
 def table(stored, targets, samples, given=False):
     found = lambda m, t: cell(stored, m, t, samples, given)
     methods = [m for m in NAMES if any(found(m, t) for t in targets)]
-    out = ["| method | " + " | ".join(f"≤ {t}" for t in targets) + " |", "|---" * (len(targets) + 1) + "|"]
+    out = [
+        "| method | " + " | ".join(f"≤ {t}" for t in targets) + " |",
+        "|---" * (len(targets) + 1) + "|",
+    ]
     for method in methods:
-        out.append(f"| {NAMES[method]} | " + " | ".join(text(found(method, t)) for t in targets) + " |")
+        out.append(
+            f"| {NAMES[method]} | " + " | ".join(text(found(method, t)) for t in targets) + " |"
+        )
     if "blochd" in methods and len(methods) > 1:
         row = margin(stored, targets, samples, methods, given)
         out.append("| *blochd minus the best peer, points* | " + " | ".join(row) + " |")

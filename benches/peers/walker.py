@@ -24,7 +24,8 @@ def attributes(node):
 
 
 def bypass(graph, adds):
-    """Makes each of the Adds hand on its shortcut alone, in place; the indices of nodes that nobody needs then."""
+    """Makes each of the Adds hand on its shortcut alone, in place; the indices of nodes that nobody needs
+    then."""
     maker = {name: node for node in graph.node for name in node.output}
 
     def above(name, seen):
@@ -36,7 +37,9 @@ def bypass(graph, adds):
 
     for name in adds:
         node = maker[name]
-        shortcut = [s for s, other in (node.input, reversed(node.input)) if s in above(other, set())]
+        shortcut = [
+            s for s, other in (node.input, reversed(node.input)) if s in above(other, set())
+        ]
         if node.op_type != "Add" or len(shortcut) != 1:
             raise Unsupported(f"{name}: not the end of a block with an identity shortcut")
         node.op_type = "Identity"
@@ -68,8 +71,11 @@ class Walker(nn.Module):
         self.input_shape = [d.dim_value or 1 for d in fed[0].type.tensor_type.shape.dim]
         self.output = graph.output[0].name
         self.layers = nn.ModuleDict()
-        self.steps = [(self._key(i), n) for i, n in enumerate(graph.node)
-                      if n.op_type != "Constant" and i not in dead]
+        self.steps = [
+            (self._key(i), n)
+            for i, n in enumerate(graph.node)
+            if n.op_type != "Constant" and i not in dead
+        ]
         consumers = {}
         for key, node in self.steps:
             for name in node.input:
@@ -98,13 +104,25 @@ class Walker(nn.Module):
         if node.op_type == "Conv":
             weight = self._tensor(node.input[1])
             pads = a.get("pads", [0, 0, 0, 0])
-            if weight.dim() != 4 or list(pads[:2]) != list(pads[2:]) or a.get("auto_pad", b"NOTSET") != b"NOTSET":
-                raise Unsupported(f"{node.output[0]}: only 2-d convolutions with equal pads on both sides")
+            if (
+                weight.dim() != 4
+                or list(pads[:2]) != list(pads[2:])
+                or a.get("auto_pad", b"NOTSET") != b"NOTSET"
+            ):
+                raise Unsupported(
+                    f"{node.output[0]}: only 2-d convolutions with equal pads on both sides"
+                )
             groups = a.get("group", 1)
             layer = nn.Conv2d(
-                weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:]),
-                tuple(a.get("strides", [1, 1])), tuple(pads[:2]), tuple(a.get("dilations", [1, 1])),
-                groups, bias=len(node.input) > 2)
+                weight.shape[1] * groups,
+                weight.shape[0],
+                tuple(weight.shape[2:]),
+                tuple(a.get("strides", [1, 1])),
+                tuple(pads[:2]),
+                tuple(a.get("dilations", [1, 1])),
+                groups,
+                bias=len(node.input) > 2,
+            )
             layer.weight.data = weight
             if len(node.input) > 2:
                 layer.bias.data = self._tensor(node.input[2])
@@ -114,7 +132,12 @@ class Walker(nn.Module):
             layer.weight.data, layer.bias.data = scale, shift
             layer.running_mean, layer.running_var = mean, var
         else:
-            if not a.get("transB") or a.get("transA") or a.get("alpha", 1.0) != 1.0 or a.get("beta", 1.0) != 1.0:
+            if (
+                not a.get("transB")
+                or a.get("transA")
+                or a.get("alpha", 1.0) != 1.0
+                or a.get("beta", 1.0) != 1.0
+            ):
                 raise Unsupported(f"{node.output[0]}: only Gemm with transB=1")
             weight = self._tensor(node.input[1])
             layer = nn.Linear(weight.shape[1], weight.shape[0], bias=len(node.input) > 2)
@@ -152,14 +175,20 @@ class Walker(nn.Module):
 
     def _function(self, node, held):
         a, op = attributes(node), node.op_type
-        constant = lambda i: self.constants[node.input[i]] if len(node.input) > i and node.input[i] else None
-        value = lambda i: held[node.input[i]] if node.input[i] in held else self._tensor(node.input[i])
+        constant = lambda i: (
+            self.constants[node.input[i]] if len(node.input) > i and node.input[i] else None
+        )
+        value = lambda i: (
+            held[node.input[i]] if node.input[i] in held else self._tensor(node.input[i])
+        )
         x = value(0)
         if op == "Relu":
             return F.relu(x)
         if op == "Clip":
             low, high = constant(1), constant(2)
-            return torch.clamp(x, None if low is None else float(low), None if high is None else float(high))
+            return torch.clamp(
+                x, None if low is None else float(low), None if high is None else float(high)
+            )
         if op == "Add":
             return x + value(1)
         if op == "Mul":
@@ -177,7 +206,9 @@ class Walker(nn.Module):
             size, step = tuple(a["kernel_shape"]), tuple(a.get("strides", [1, 1]))
             if op == "MaxPool":
                 return F.max_pool2d(x, size, step, tuple(pads[:2]))
-            return F.avg_pool2d(x, size, step, tuple(pads[:2]), count_include_pad=bool(a.get("count_include_pad")))
+            return F.avg_pool2d(
+                x, size, step, tuple(pads[:2]), count_include_pad=bool(a.get("count_include_pad"))
+            )
         if op == "Flatten" and a.get("axis", 1) == 1:
             return torch.flatten(x, 1)
         if op == "Concat":
