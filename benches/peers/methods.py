@@ -60,14 +60,13 @@ class Selection:
         """Widths that Torch-Pruning's pruner leaves when it ranks all groups together and removes `share`."""
         walker = self.context.walker
         allowed = [g for g in self.context.groups if scope == "all" or g.interior]
-        roots = {id(walker.layers[k]): g for g in allowed for k in g.producers}
+        # Torch-Pruning may take a depthwise convolution for the root of a group.
+        roots = {id(walker.layers[k]): g for g in allowed for k in [*g.producers, *g.depthwise]}
         ignored = [
             m
             for m in walker.layers.values()
             if isinstance(m, (nn.Conv2d, nn.Linear)) and id(m) not in roots
         ]
-        # Depthwise convs and BatchNormalization follow their group; ignoring them would freeze it.
-        ignored = [m for m in ignored if not (isinstance(m, nn.Conv2d) and m.groups > 1)]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             pruner = tp.pruner.BasePruner(

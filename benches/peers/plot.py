@@ -110,7 +110,7 @@ def draw(subject, samples, folder):
     colours[GIVEN] = "var(--ink)"
     # The legend stands at the right, in the order of the curves' means.
     names = sorted(curves, key=lambda m: -sum(p[1] for p in curves[m]) / len(curves[m]))
-    for place, method in enumerate(names):
+    for place, method in reversed(list(enumerate(names))):  # the best on top of the others
         height = TOP + 14 + 24 * place
         own = method == "blochd"
         weight = " main" if own else " given" if method == GIVEN else ""
@@ -136,7 +136,7 @@ def draw(subject, samples, folder):
         cx, cy = x(small["ratio"]), y(small["accuracy"])
         out.append(
             f'<path d="M{cx:.1f} {cy - 7:.1f}l7 7l-7 7l-7 -7z" style="fill:var(--ink)"/>'
-            f'<text class="soft" x="{cx + 12:.1f}" y="{cy - 8:.1f}">ResNet-20, trained to be small: '
+            f'<text class="soft" x="{cx - 8:.1f}" y="{cy + 22:.1f}">ResNet-20, trained to be small: '
             f'{small["accuracy"]:.1f} % at {small["ratio"]:.2f}</text>'
         )
     return "\n".join([*out, "</svg>", ""])

@@ -59,7 +59,8 @@ def text(lines):
         return "not built" if lines else "–"
     middle, low, high, ratio, seeds = found
     spread = f" ({low:.1f}…{high:.1f})" if seeds > 1 and high - low >= 0.05 else ""
-    return f"{middle:.1f}{spread} @ {ratio:.2f}"
+    missing = f", {seeds} of {len(lines)} seeds" if seeds < len(lines) else ""
+    return f"{middle:.1f}{spread} @ {ratio:.2f}{missing}"
 
 
 def margin(stored, targets, samples, methods, given=False):
