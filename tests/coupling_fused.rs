@@ -16,19 +16,6 @@ use subject::{Subject, check_cut};
 const WIDTH: usize = 8;
 const ROWS: usize = 5;
 
-/// An image of one row as tokens: (batch, ROWS, WIDTH).
-fn tokens(net: &mut Net) -> String {
-    let x = net.input(WIDTH, 1, ROWS);
-    let rows = net.transpose(&x.name, &[0, 3, 2, 1]);
-    let axes = net.ints(&[2]);
-    net.node("Squeeze", &[&rows, &axes], Vec::new())
-}
-
-fn product(net: &mut Net, x: &str, from: usize, to: usize) -> String {
-    let weight = net.weight(&[from, to]);
-    net.node("MatMul", &[x, &weight], Vec::new())
-}
-
 fn vector(net: &mut Net, length: usize) -> String {
     net.reals(&[length], |chance| chance.real())
 }
@@ -36,7 +23,7 @@ fn vector(net: &mut Net, length: usize) -> String {
 /// tokens → what `between` makes of them (the last size given) → linear layer → output.
 fn network(between: impl Fn(&mut Net, &str) -> (String, usize)) -> Subject {
     let mut net = Net::plain(9);
-    let tokens = tokens(&mut net);
+    let tokens = net.tokens(WIDTH, ROWS);
     let (y, wide) = between(&mut net, &tokens);
     let end = net.linear(&y, wide, 4);
     net.output(&end);
@@ -85,7 +72,7 @@ fn heads_of_a_fused_attention_go_whole() {
 
 /// Attention over queries, keys and values that are projected outside.
 fn multi_head(net: &mut Net, x: &str, scores: bool, more: Vec<AttributeProto>) -> String {
-    let parts = [(); 3].map(|()| product(net, x, WIDTH, 12));
+    let parts = [(); 3].map(|()| net.product(x, WIDTH, 12));
     let bias = vector(net, 36);
     let mut inputs = vec![parts[0].as_str(), &parts[1], &parts[2], &bias];
     let positions = net.reals(&[1, 3, ROWS, ROWS], |chance| chance.real());
@@ -110,12 +97,12 @@ fn heads_of_a_multi_head_attention_go_with_their_projections() {
 fn neurons_go_through_fused_activations_and_a_norm_holds_its_stream() {
     for kind in ["BiasGelu", "FastGelu", "Gelu", "QuickGelu"] {
         let subject = network(|net, x| {
-            let y = product(net, x, WIDTH, 10);
+            let y = net.product(x, WIDTH, 10);
             let bias = vector(net, 10);
             let inputs: &[&str] =
                 if kind.ends_with("sGelu") || kind == "FastGelu" { &[&y, &bias] } else { &[&y] };
             let y = net.fused(kind, inputs, Vec::new());
-            let y = product(net, &y, 10, WIDTH);
+            let y = net.product(&y, 10, WIDTH);
             let [scale, shift, bias] = [(); 3].map(|()| vector(net, WIDTH));
             let inputs = [y.as_str(), x, &scale, &shift, &bias];
             (net.fused("SkipLayerNormalization", &inputs, Vec::new()), WIDTH)
@@ -132,10 +119,10 @@ fn neurons_go_through_fused_activations_and_a_norm_holds_its_stream() {
 #[test]
 fn the_bias_inside_a_fused_node_is_its_operators() {
     let subject = network(|net, x| {
-        let y = product(net, x, WIDTH, 10);
+        let y = net.product(x, WIDTH, 10);
         let bias = vector(net, 10);
         let y = net.fused("BiasGelu", &[&y, &bias], Vec::new());
-        let y = product(net, &y, 10, WIDTH);
+        let y = net.product(&y, 10, WIDTH);
         let [scale, shift, bias] = [(); 3].map(|()| vector(net, WIDTH));
         let inputs = [y.as_str(), x, &scale, &shift, &bias];
         (net.fused("SkipLayerNormalization", &inputs, Vec::new()), WIDTH)

@@ -35,18 +35,6 @@ enum Bias {
     None,
 }
 
-fn tokens(net: &mut Net) -> String {
-    let x = net.input(WIDTH, 1, ROWS);
-    let rows = net.transpose(&x.name, &[0, 3, 2, 1]);
-    let axes = net.ints(&[2]);
-    net.node("Squeeze", &[&rows, &axes], Vec::new())
-}
-
-fn product(net: &mut Net, x: &str, from: usize, to: usize) -> String {
-    let weight = net.weight(&[from, to]);
-    net.node("MatMul", &[x, &weight], Vec::new())
-}
-
 fn vector(net: &mut Net, dims: &[usize]) -> String {
     net.reals(dims, |chance| chance.real())
 }
@@ -54,14 +42,14 @@ fn vector(net: &mut Net, dims: &[usize]) -> String {
 /// tokens + MLP(tokens), twice, then a linear layer.
 fn mlps(bias: Bias) -> Subject {
     let mut net = Net::plain(4);
-    let mut stream = tokens(&mut net);
+    let mut stream = net.tokens(WIDTH, ROWS);
     let shared = [vector(&mut net, &[8]), vector(&mut net, &[WIDTH])];
     for _ in 0..2 {
-        let y = product(&mut net, &stream, WIDTH, 8);
+        let y = net.product(&stream, WIDTH, 8);
         if bias == Bias::Fused {
             let inner = vector(&mut net, &[8]);
             let y = net.fused("BiasGelu", &[&y, &inner], Vec::new());
-            let y = product(&mut net, &y, 8, WIDTH);
+            let y = net.product(&y, 8, WIDTH);
             let [scale, shift, outer] = [(); 3].map(|()| vector(&mut net, &[WIDTH]));
             let inputs = [y.as_str(), &stream, &scale, &shift, &outer];
             stream = net.fused("SkipLayerNormalization", &inputs, Vec::new());
@@ -78,7 +66,7 @@ fn mlps(bias: Bias) -> Subject {
         };
         let y = with_bias(&mut net, y, 8, &shared[0]);
         let y = net.node("Relu", &[&y], Vec::new());
-        let y = product(&mut net, &y, 8, WIDTH);
+        let y = net.product(&y, 8, WIDTH);
         let y = with_bias(&mut net, y, WIDTH, &shared[1]);
         stream = net.node("Add", &[&y, &stream], Vec::new());
     }
@@ -131,7 +119,7 @@ fn the_twin_of_a_removed_neuron_takes_over_wherever_the_bias_stands() {
 /// Two layers with one weight, of which one feeds the stream that a further block repairs.
 fn tied(fused: bool) -> Subject {
     let mut net = Net::plain(6);
-    let tokens = tokens(&mut net);
+    let tokens = net.tokens(WIDTH, ROWS);
     let hidden = |net: &mut Net| {
         let y = net.linear(&tokens, WIDTH, 8);
         net.node("Relu", &[&y], Vec::new())
@@ -142,7 +130,7 @@ fn tied(fused: bool) -> Subject {
     let stream = net.node("Add", &[&parts[0], &tokens], Vec::new());
     let inner = net.node("Tanh", &[&stream], Vec::new());
     let end = if fused {
-        let y = product(&mut net, &inner, WIDTH, WIDTH);
+        let y = net.product(&inner, WIDTH, WIDTH);
         let [one, zero] = [1.0, 0.0].map(|value| net.reals(&[WIDTH], |_| value));
         let bias = vector(&mut net, &[WIDTH]);
         net.fused("SkipLayerNormalization", &[&y, &stream, &one, &zero, &bias], Vec::new())
@@ -198,7 +186,7 @@ enum Norm {
 /// channel 1; a normalisation makes channel 0 a thousand times quieter.
 fn loud_and_quiet(form: Norm) -> Subject {
     let mut net = Net::plain(8);
-    let tokens = tokens(&mut net);
+    let tokens = net.tokens(WIDTH, ROWS);
     let y = net.linear(&tokens, WIDTH, 2);
     // No linear map of the tokens says what this says: what stands around the block cannot take it over.
     let y = net.node("Abs", &[&y], Vec::new());

@@ -12,23 +12,20 @@ writes into OUT:
 - `calibration.npz` (128 sentences) and `evaluation.npz` (200 others), arrays named as the model's inputs,
   padded or cut to 32 tokens.
 
-The sentences are prose of Python's own language reference and of the docstrings of its standard library, so
-they are the same for everybody who has the same Python (the figures in the repository: 3.11).
+`foreign.py` prunes it and prints what is left.
 """
 
-import ast
 import importlib.util
 import json
 import pathlib
-import random
-import re
 import sys
-import sysconfig
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer
+
+from sentences import sentences
 
 LENGTH = 32
 CALIBRATION, EVALUATION = 128, 200
@@ -176,40 +173,6 @@ def model(tensors):
     )
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(made)
-    return made
-
-
-def texts():
-    """Prose of the language reference and of the docstrings of the standard library."""
-    from pydoc_data.topics import topics
-
-    yield from (topics[name] for name in sorted(topics))
-    library = pathlib.Path(sysconfig.get_paths()["stdlib"])
-    for path in sorted(library.glob("*.py")) + sorted(library.glob("[a-z]*/*.py")):
-        if "site-packages" in path.parts or "test" in path.parent.name:
-            continue
-        try:
-            tree = ast.parse(path.read_text("utf-8"))
-        except (SyntaxError, UnicodeDecodeError):
-            continue
-        kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
-        found = (ast.get_docstring(n) for n in ast.walk(tree) if isinstance(n, kinds))
-        yield from (text for text in found if text)
-
-
-def sentences():
-    """Different sentences of 8 to 30 words that are words for the most part, in an order that is fixed."""
-    seen = {}
-    for text in texts():
-        for block in re.split(r"\n\s*\n", text):
-            block = " ".join(block.split())
-            for sentence in re.split(r"(?<=[.!?])\s+(?=[A-Z])", block):
-                words = sentence.split()
-                plain = sum(bool(re.fullmatch(r"[A-Za-z][A-Za-z'-]*[,.;:]?", w)) for w in words)
-                if 8 <= len(words) <= 30 and plain >= 0.9 * len(words) and sentence[-1] == ".":
-                    seen.setdefault(sentence)
-    made = sorted(seen)
-    random.Random(0).shuffle(made)
     return made
 
 

@@ -128,6 +128,20 @@ impl Net {
         Image { name: "input".to_owned(), c, h, w }
     }
 
+    /// An input image of one row as tokens: (batch, rows, width).
+    pub fn tokens(&mut self, width: usize, rows: usize) -> String {
+        let x = self.input(width, 1, rows);
+        let rows = self.transpose(&x.name, &[0, 3, 2, 1]);
+        let axes = self.ints(&[2]);
+        self.node("Squeeze", &[&rows, &axes], Vec::new())
+    }
+
+    /// x · W with a new weight of from × to.
+    pub fn product(&mut self, x: &str, from: usize, to: usize) -> String {
+        let weight = self.weight(&[from, to]);
+        self.node("MatMul", &[x, &weight], Vec::new())
+    }
+
     pub fn output(&mut self, name: &str) {
         self.graph
             .output
