@@ -4,10 +4,11 @@
 use std::collections::BTreeMap;
 
 use super::allocate::Choice;
+use super::bench::Bench;
 use super::calibration::free_sizes;
 use super::manifest::{FrozenInfo, NotBuilt};
 use super::plan::{Known, group_choices, items, widths};
-use super::rungs::Bench;
+use super::rungs::attempt;
 use super::score::Scorer;
 use super::table::{LatencyTable, Stopwatch};
 use super::task::{Event, Ladder, LadderError, Sink, Task};
@@ -56,7 +57,7 @@ impl Task<'_> {
         for asked in ratios {
             let stage = format!("building {asked}");
             let mut progress = |done, total| on(Event::Progress { stage: &stage, done, total });
-            let attempt = bench.attempt(asked, &items, ladder.rungs.last(), &mut progress);
+            let attempt = attempt(&bench, asked, &items, ladder.rungs.last(), &mut progress);
             let missed = match attempt {
                 Ok(Ok(mut built)) => {
                     sink(&mut built.rung, &built.model).map_err(LadderError::Sink)?;

@@ -2,6 +2,7 @@
 //! Decides what is cut; `surgery` says what is legal and carries it out.
 
 pub mod allocate;
+mod bench;
 pub mod calibration;
 mod felt;
 pub mod make;
