@@ -1,6 +1,9 @@
 //! Where a tensor's data lies outside the ONNX file, and what such a place may be. The rules follow the
 //! ONNX specification ("External data"): a relative POSIX path below the model's folder.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
 use bytes::Bytes;
 
 use super::OnnxError;
@@ -78,19 +81,20 @@ pub(super) struct Layout<'a> {
     file: &'a str,
     size: usize,
     chunks: Vec<Bytes>,
+    /// Where the bytes at an address stand already: tensors may be given the same place in a file, and
+    /// shall not take two in the next one.
+    placed: HashMap<(*const u8, usize), usize>,
 }
 
 impl<'a> Layout<'a> {
     pub fn new(file: &'a str) -> Self {
-        Self { file, size: 0, chunks: Vec::new() }
+        Self { file, size: 0, chunks: Vec::new(), placed: HashMap::new() }
     }
 
     /// Appends `bytes` and makes `tensor` point at them. Keys that are not about the place are kept.
     pub fn place(&mut self, tensor: &mut TensorProto, bytes: Bytes) {
-        let padding = self.size.next_multiple_of(ALIGNMENT) - self.size;
-        self.chunks.push(Bytes::from(vec![0; padding]));
-        let offset = self.size + padding;
-        self.size = offset + bytes.len();
+        let length = bytes.len();
+        let offset = self.offset(bytes);
         let about_place = ["location", "offset", "length", "checksum"];
         tensor
             .external_data
@@ -98,9 +102,24 @@ impl<'a> Layout<'a> {
         tensor.external_data.extend([
             entry("location", self.file),
             entry("offset", offset),
-            entry("length", bytes.len()),
+            entry("length", length),
         ]);
-        self.chunks.push(bytes);
+    }
+
+    /// Where the bytes stand, appended if they do not yet. The chunks keep them alive, so that an address
+    /// means the same bytes for as long as this lives.
+    fn offset(&mut self, bytes: Bytes) -> usize {
+        let length = bytes.len();
+        let next = self.size.next_multiple_of(ALIGNMENT);
+        match self.placed.entry((bytes.as_ptr(), length)) {
+            Entry::Occupied(there) => *there.get(),
+            Entry::Vacant(free) => {
+                self.chunks.push(Bytes::from(vec![0; next - self.size]));
+                self.chunks.push(bytes);
+                self.size = next + length;
+                *free.insert(next)
+            }
+        }
     }
 
     pub fn into_chunks(self) -> Vec<Bytes> {

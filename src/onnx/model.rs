@@ -1,8 +1,9 @@
 //! A decoded model: the protobuf message, its external data, and the bytes of every tensor.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
-use buffa::Message;
+use buffa::{Message, Rope};
 use bytes::Bytes;
 
 use super::check::check_model;
@@ -25,9 +26,10 @@ pub struct Model {
 /// chunks of its one data file.
 #[derive(Debug)]
 pub struct Encoded {
-    /// Contents of the ONNX file.
-    pub main: Vec<u8>,
-    /// Name of the data file and its contents in order, to be written without joining them first.
+    /// Contents of the ONNX file in order, to be written without joining them first: what was not edited are
+    /// slices of the file that the model came from.
+    pub main: Vec<Bytes>,
+    /// Name of the data file and its contents in order.
     pub data: Option<(String, Vec<Bytes>)>,
 }
 
@@ -154,12 +156,12 @@ impl Model {
     /// Where external data is missing or the message exceeds protobuf's 2 GiB.
     pub fn encode(&self, data_file: &str) -> Result<Encoded, OnnxError> {
         if self.external_files()?.is_empty() {
-            return Ok(Encoded { main: encode_message(&self.proto)?, data: None });
+            return Ok(Encoded { main: chunks(&self.proto)?, data: None });
         }
         let mut proto = self.proto.clone();
         let mut layout = external::Layout::new(data_file);
         self.replace_external(&mut proto, |tensor, bytes| layout.place(tensor, bytes))?;
-        let main = encode_message(&proto)?;
+        let main = chunks(&proto)?;
         Ok(Encoded { main, data: Some((data_file.to_owned(), layout.into_chunks())) })
     }
 
@@ -168,8 +170,23 @@ impl Model {
     /// # Errors
     /// Where external data is missing or the message exceeds protobuf's 2 GiB.
     pub fn encode_inline(&self) -> Result<Vec<u8>, OnnxError> {
+        let proto = self.inlined()?;
+        proto.try_encode_to_vec().map_err(|_| too_large(&proto))
+    }
+
+    /// Bytes of the whole model in one message, see [`Model::encode_inline`].
+    ///
+    /// # Errors
+    /// As [`Model::encode_inline`].
+    pub fn inline_size(&self) -> Result<u64, OnnxError> {
+        let proto = self.inlined()?;
+        proto.try_encoded_len().map(u64::from).map_err(|_| too_large(&proto))
+    }
+
+    /// The message with every weight inside.
+    fn inlined(&self) -> Result<Cow<'_, ModelProto>, OnnxError> {
         if self.external_files()?.is_empty() {
-            return encode_message(&self.proto);
+            return Ok(Cow::Borrowed(&self.proto));
         }
         let mut proto = self.proto.clone();
         self.replace_external(&mut proto, |tensor, bytes| {
@@ -177,7 +194,7 @@ impl Model {
             tensor.data_location = None;
             tensor.raw_data = Some(bytes);
         })?;
-        encode_message(&proto)
+        Ok(Cow::Owned(proto))
     }
 
     fn replace_external(
@@ -204,7 +221,9 @@ impl Model {
     /// Where the message exceeds protobuf's 2 GiB.
     pub fn digest(&self) -> Result<Digest, OnnxError> {
         let mut hasher = blake3::Hasher::new();
-        hasher.update(&encode_message(&self.proto)?);
+        for chunk in chunks(&self.proto)? {
+            hasher.update(&chunk);
+        }
         for (location, contents) in &self.external {
             hasher.update(location.as_bytes()).update(contents);
         }
@@ -232,12 +251,21 @@ pub fn entry(key: &str, value: impl ToString) -> StringStringEntryProto {
     }
 }
 
-fn encode_message(proto: &ModelProto) -> Result<Vec<u8>, OnnxError> {
-    proto.try_encode_to_vec().map_err(|_| OnnxError::TooLarge {
+/// A message's bytes in order; tensors are shared, not copied.
+fn chunks(proto: &ModelProto) -> Result<Vec<Bytes>, OnnxError> {
+    let mut rope = Rope::new();
+    proto.try_encode(&mut rope).map_err(|_| too_large(proto))?;
+    Ok(rope.into_segments())
+}
+
+fn too_large(proto: &ModelProto) -> OnnxError {
+    let mut size = 0;
+    visit_tensors(proto, &mut |tensor| size += tensor.raw_data.as_ref().map_or(0, Bytes::len));
+    OnnxError::TooLarge {
         what: "the model without external data".to_owned(),
-        size: u64::from(proto.encoded_len()),
+        size: size as u64,
         limit: limits::MODEL_FILE_BYTES,
-    })
+    }
 }
 
 /// Elements of a tensor that stand in the message itself: raw, or in the field of their type (ONNX packs

@@ -153,7 +153,7 @@ pub fn save(model: &Model, path: &Path) -> Result<(), LoadError> {
     if let Some((name, chunks)) = &encoded.data {
         write(&path.with_file_name(name), chunks)?;
     }
-    write(path, &[Bytes::from(encoded.main)])
+    write(path, &encoded.main)
 }
 
 enum Fault {
