@@ -132,7 +132,7 @@ pub struct LayerReport {
     pub channels: usize,
     /// Singular values, descending; empty where `problem` says why.
     pub values: Vec<f64>,
-    /// Whether values below 1e-8·σ₁ are meaningful.
+    /// Whether values below 1e-7·σ₁ are meaningful.
     pub exact: bool,
     pub sigma1: f64,
     pub effective_rank: f64,

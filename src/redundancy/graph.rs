@@ -90,7 +90,9 @@ pub fn response_graph(
     let fit = &response.fit;
     let d_fs = |i: usize, j: usize| spectral_distance(states?, i, j);
     let cost = |i: usize, j: usize| fit.substitution_error(i, j).powi(2);
-    let clusters = cover(fit.channels(), threshold, |i, j| symmetric(fit, i, j), cost);
+    let distances = Distances::of(fit.channels(), |i, j| symmetric(fit, i, j));
+    let distance = |i: usize, j: usize| distances.between(i, j);
+    let clusters = cover(fit.channels(), threshold, distance, cost);
     let certify = |removed: usize, by: usize| {
         let bound = fit.substitution_error(removed, by);
         let norm = fit.norm(removed);
@@ -107,10 +109,10 @@ pub fn response_graph(
         }
     };
     let edge = |a: usize, b: usize, d: f64| Edge { a, b, d_fs: d_fs(a, b), d_response: Some(d) };
-    let (edges, left_out) = edges(fit.channels(), extent, |i, j| symmetric(fit, i, j), edge);
+    let (edges, left_out) = edges(fit.channels(), extent, distance, edge);
     let certificates = certificates(&clusters, certify);
     let nodes = fit.channels();
-    let nearest = median_nearest(nodes, |i, j| symmetric(fit, i, j));
+    let nearest = median_nearest(nodes, distance);
     let by = Metric::Response;
     RedundancyGraph { nodes, by, threshold, edges, left_out, nearest, clusters, certificates }
 }
@@ -127,7 +129,10 @@ fn symmetric(fit: &ChannelMoments, i: usize, j: usize) -> f64 {
 
 /// The graph by spectra alone, at d_FS. Channels without a state (all weights zero) are near nobody.
 pub fn spectral_graph(states: &[Option<State>], threshold: f64, extent: Extent) -> RedundancyGraph {
-    let distance = |i: usize, j: usize| spectral_distance(states, i, j).unwrap_or(f64::INFINITY);
+    let far = f64::INFINITY;
+    let distances =
+        Distances::of(states.len(), |i, j| spectral_distance(states, i, j).unwrap_or(far));
+    let distance = |i: usize, j: usize| distances.between(i, j);
     let clusters = cover(states.len(), threshold, distance, distance);
     let certify = |removed: usize, by: usize| Certificate {
         removed,
@@ -144,6 +149,25 @@ pub fn spectral_graph(states: &[Option<State>], threshold: f64, extent: Extent) 
     let (nodes, by) = (states.len(), Metric::Spectral);
     let nearest = median_nearest(nodes, distance);
     RedundancyGraph { nodes, by, threshold, edges, left_out, nearest, clusters, certificates }
+}
+
+/// The distances of all pairs, which clusters, edges and nearest neighbours all ask for. A channel has no
+/// distance to itself.
+struct Distances {
+    /// Row by row what stands below the diagonal.
+    below: Vec<f64>,
+}
+
+impl Distances {
+    fn of(n: usize, distance: impl Fn(usize, usize) -> f64) -> Self {
+        let row = |i: usize| (0..i).map(move |j| (j, i));
+        Self { below: (0..n).flat_map(row).map(|(j, i)| distance(j, i)).collect() }
+    }
+
+    fn between(&self, i: usize, j: usize) -> f64 {
+        let (low, high) = (i.min(j), i.max(j));
+        if low == high { 0.0 } else { self.below[high * (high - 1) / 2 + low] }
+    }
 }
 
 fn spectral_distance(states: &[Option<State>], i: usize, j: usize) -> Option<f64> {

@@ -21,6 +21,18 @@ pub fn replace(path: &Path, chunks: &[Bytes]) -> io::Result<()> {
     publish(file, path)
 }
 
+/// Replaces the file at `path` by `bytes` without waiting for the disk: for what can be made again and
+/// carries a hash of its own. A crash leaves the old file or the new one; a power cut may leave anything.
+///
+/// # Errors
+/// As [`replace`].
+pub fn replace_unsynced(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = NamedTempFile::with_prefix_in(".", parent(path))?;
+    file.write_all(bytes)?;
+    file.persist(path)?;
+    Ok(())
+}
+
 /// Gives a temporary file of the same directory its name, for good.
 ///
 /// # Errors

@@ -137,7 +137,7 @@ impl Store for SpectraCache {
     fn put(&mut self, key: &Digest, spectrum: &Spectrum) {
         let bytes = encode(key, spectrum);
         let size = bytes.len() as u64;
-        let kept = files::replace(&self.path(key), &[bytes.into()]);
+        let kept = files::replace_unsynced(&self.path(key), &bytes);
         match kept {
             Ok(()) => self.used += size,
             Err(error) => drop(self.stats.not_kept.get_or_insert(error.to_string())),

@@ -65,7 +65,7 @@ impl Gram {
         self.shape
     }
 
-    /// Singular values of W, descending; those below 1e-8·σ₁ are zero.
+    /// Singular values of W, descending; those below 1e-7·σ₁ are zero.
     ///
     /// # Errors
     /// Where the iteration does not converge.

@@ -6,7 +6,7 @@ use crate::units::Digest;
 
 /// Version of the algorithm that computes spectra. It goes into every key: raise it whenever a change may move
 /// a result by more than rounding, and old results are found no more.
-pub const ALGORITHM: u32 = 1;
+pub const ALGORITHM: u32 = 2;
 
 /// Builds the key of one spectrum: BLAKE3 over the algorithm's version, what is computed, and the shape, type
 /// and bytes of every constant that takes part.

@@ -15,6 +15,7 @@ mod key;
 mod layers;
 mod matrix;
 pub mod moments;
+mod reduction;
 pub mod response;
 pub mod rows;
 pub mod singular;
@@ -22,6 +23,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 pub mod tiny;
+pub mod tridiagonal;
 
 pub use drift::{Drift, angle_bound};
 pub use error::SpectraError;

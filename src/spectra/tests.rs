@@ -2,6 +2,7 @@ use faer::Mat;
 use proptest::prelude::*;
 
 use super::response::ChannelMoments;
+use super::tridiagonal::Tridiagonal;
 use super::*;
 use crate::onnx::Matrix;
 
@@ -367,4 +368,85 @@ fn keys_tell_apart_whatever_changes_a_spectrum() {
         key("Gemm", Augment::Affine, DType::F16, &[2, 4], &[1; 16]),
     ];
     assert!(others.iter().all(|other| *other != base));
+}
+
+/// A dense symmetric matrix with these two diagonals.
+fn written_out(matrix: &Tridiagonal) -> Mat<f64> {
+    let n = matrix.diagonal.len();
+    Mat::from_fn(n, n, |i, j| match i.abs_diff(j) {
+        0 => matrix.diagonal[i],
+        1 => matrix.squares[i.min(j)].sqrt(),
+        _ => 0.0,
+    })
+}
+
+/// Tridiagonal matrices with what makes iterations fail: gaps, rows that are alike, magnitudes that fall off,
+/// negative values.
+fn any_tridiagonal(most: usize) -> impl Strategy<Value = Tridiagonal> {
+    let element =
+        prop_oneof![6 => -1.0f64..1.0, 1 => Just(0.0), 1 => Just(1.0), 1 => -1e-9f64..1e-9];
+    (1..=most, 0.0f64..2.0).prop_flat_map(move |(n, fall)| {
+        let diagonal = prop::collection::vec(element.clone(), n);
+        let beside = prop::collection::vec(element.clone(), n - 1);
+        (diagonal, beside).prop_map(move |(mut diagonal, beside)| {
+            let scale = |i: usize| (-fall * i as f64).exp2();
+            diagonal.iter_mut().enumerate().for_each(|(i, d)| *d *= scale(i));
+            let squares = beside.iter().enumerate().map(|(i, b)| (b * scale(i)).powi(2));
+            Tridiagonal { diagonal, squares: squares.collect() }
+        })
+    })
+}
+
+proptest! {
+    #[test]
+    fn eigenvalues_of_tridiagonal_matrices_agree_with_a_dense_solver(t in any_tridiagonal(150)) {
+        let dense = written_out(&t);
+        let reference = dense.self_adjoint_eigenvalues(faer::Side::Lower).unwrap();
+        let largest = reference.iter().fold(0.0f64, |most, value| most.max(value.abs()));
+        let found = t.eigenvalues().unwrap();
+        prop_assert!(close(&found, &reference, 1e-13 * largest), "{found:?} {reference:?}");
+    }
+
+    #[test]
+    fn eigenvalues_of_symmetric_matrices_agree_with_a_dense_solver(m in any_matrix(60)) {
+        let m = to_f64(&m);
+        let symmetric = &m * m.transpose();
+        let reference = symmetric.self_adjoint_eigenvalues(faer::Side::Lower).unwrap();
+        let mirrored = Mat::from_fn(symmetric.nrows(), symmetric.nrows(), |i, j| {
+            symmetric[(i.max(j), i.min(j))]
+        });
+        let found = singular::eigenvalues(mirrored.as_ref()).unwrap();
+        let largest = reference.last().copied().unwrap_or(0.0);
+        prop_assert!(close(&found, &reference, 1e-13 * largest));
+    }
+}
+
+#[test]
+fn eigenvalues_beyond_the_caches_agree_with_those_within() {
+    // The second difference has known eigenvalues: 2 - 2·cos(kπ/(n + 1)).
+    let n = crate::limits::CACHED_SIDE + 8;
+    let difference = Mat::from_fn(n, n, |i, j| match i.abs_diff(j) {
+        0 => 2.0,
+        1 => -1.0,
+        _ => 0.0,
+    });
+    // A reflection makes it dense without moving an eigenvalue.
+    let vector: Vec<f64> = (0..n).map(|i| 1.0 + (i % 7) as f64).collect();
+    let q = orthogonal(n, &vector);
+    let dense = &q * difference * &q;
+    let found = singular::eigenvalues(dense.as_ref()).unwrap();
+    for (k, value) in found.iter().enumerate() {
+        let angle = (k + 1) as f64 * std::f64::consts::PI / (n + 1) as f64;
+        assert!((value - (2.0 - 2.0 * angle.cos())).abs() < 1e-12, "{k}: {value}");
+    }
+}
+
+#[test]
+fn a_matrix_with_something_that_is_no_number_has_no_eigenvalues() {
+    for bad in [f64::NAN, f64::INFINITY] {
+        let t = Tridiagonal { diagonal: vec![1.0, bad, 2.0], squares: vec![0.5, 0.5] };
+        assert_eq!(t.eigenvalues(), None);
+        let t = Tridiagonal { diagonal: vec![1.0, 3.0, 2.0], squares: vec![0.5, bad] };
+        assert_eq!(t.eigenvalues(), None);
+    }
 }

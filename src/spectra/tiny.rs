@@ -5,6 +5,7 @@ use super::SpectraError;
 use super::singular::{NOISE, decomposed};
 use crate::limits;
 use faer::Mat;
+use pulp::{Arch, Simd, WithSimd};
 
 /// Problems that run side by side.
 const LANES: usize = 8;
@@ -13,7 +14,7 @@ const LANES: usize = 8;
 const SWEEPS: usize = 16;
 
 /// Singular values of `data.len() / (rows · cols)` matrices, each `rows × cols`, row-major and one after the
-/// other. Each has `rows.min(cols)` values, descending; below 1e-8·σ₁ they are zero.
+/// other. Each has `rows.min(cols)` values, descending; below 1e-7·σ₁ they are zero.
 ///
 /// # Errors
 /// Where an element is not finite.
@@ -38,11 +39,7 @@ pub fn batch(data: &[f32], rows: usize, cols: usize) -> Result<Vec<Vec<f64>>, Sp
     let mut found = Vec::with_capacity(matrices.len());
     let mut gram = vec![[0.0; LANES]; side * side];
     for group in matrices.chunks(LANES) {
-        gram.iter_mut().for_each(|lanes| *lanes = [0.0; LANES]);
-        for (lane, matrix) in group.iter().enumerate() {
-            load(&mut gram, lane, matrix, rows, cols);
-        }
-        diagonalise(&mut gram, side);
+        Arch::new().dispatch(Diagonalisation { group, rows, cols, gram: &mut gram });
         found.extend((0..group.len()).map(|lane| roots(&gram, lane, side)));
     }
     Ok(found)
@@ -52,38 +49,54 @@ fn norm(values: &[f32]) -> f64 {
     values.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt()
 }
 
-/// Writes the Gram matrix of the small side into one lane.
-fn load(gram: &mut [[f64; LANES]], lane: usize, matrix: &[f32], rows: usize, cols: usize) {
-    let side = rows.min(cols);
-    let mut full = [0.0f64; limits::TINY_SIDE * limits::TINY_SIDE];
-    if cols <= rows {
-        for row in matrix.chunks_exact(cols) {
-            for i in 0..side {
-                let value = f64::from(row[i]);
-                for j in i..side {
-                    full[i * side + j] += value * f64::from(row[j]);
-                }
+/// Writes the eigenvalues of the Gram matrices of up to eight matrices on the diagonal of `gram`, one matrix
+/// a lane.
+struct Diagonalisation<'a> {
+    group: &'a [&'a [f32]],
+    rows: usize,
+    cols: usize,
+    gram: &'a mut [[f64; LANES]],
+}
+
+impl WithSimd for Diagonalisation<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, _: S) {
+        let Self { group, rows, cols, gram } = self;
+        load(gram, group, rows, cols);
+        diagonalise(gram, rows.min(cols));
+    }
+}
+
+/// Writes the Gram matrices of the small side, each into one lane; lanes without a matrix are zero.
+#[inline(always)]
+fn load(gram: &mut [[f64; LANES]], group: &[&[f32]], rows: usize, cols: usize) {
+    let (side, long) = (rows.min(cols), rows.max(cols));
+    let (step, stride) = if cols <= rows { (1, cols) } else { (cols, 1) };
+    gram.iter_mut().for_each(|lanes| *lanes = [0.0; LANES]);
+    let mut column = [[0.0; LANES]; limits::TINY_SIDE];
+    for t in 0..long {
+        for (lane, matrix) in group.iter().enumerate() {
+            for (i, lanes) in column[..side].iter_mut().enumerate() {
+                lanes[lane] = f64::from(matrix[i * step + t * stride]);
             }
         }
-    } else {
         for i in 0..side {
-            let left = &matrix[i * cols..][..cols];
             for j in i..side {
-                let pairs = left.iter().zip(&matrix[j * cols..][..cols]);
-                full[i * side + j] = pairs.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+                let (a, b, sum) = (column[i], column[j], &mut gram[i * side + j]);
+                (0..LANES).for_each(|l| sum[l] += a[l] * b[l]);
             }
         }
     }
     for i in 0..side {
-        for j in i..side {
-            gram[i * side + j][lane] = full[i * side + j];
-            gram[j * side + i][lane] = full[i * side + j];
-        }
+        (0..i).for_each(|j| gram[i * side + j] = gram[j * side + i]);
     }
 }
 
 /// Cyclic Jacobi rotations (Golub & Van Loan, §8.5) until no lane has anything off the diagonal that rounding
 /// would not put there.
+#[inline(always)]
 fn diagonalise(a: &mut [[f64; LANES]], n: usize) {
     for _ in 0..SWEEPS {
         let mut busy = false;
@@ -98,6 +111,7 @@ fn diagonalise(a: &mut [[f64; LANES]], n: usize) {
     }
 }
 
+#[inline(always)]
 fn rotate(a: &mut [[f64; LANES]], n: usize, p: usize, q: usize) -> bool {
     let (app, aqq, apq) = (a[p * n + p], a[q * n + q], a[p * n + q]);
     let (mut cos, mut sin) = ([1.0; LANES], [0.0; LANES]);

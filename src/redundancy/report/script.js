@@ -278,7 +278,7 @@ function spark(layer) {
     points.forEach((p, i) => { if (Math.abs(p[0] - at) < Math.abs(points[best][0] - at)) best = i; });
     dot.setAttribute("r", 3); dot.setAttribute("cx", points[best][0]); dot.setAttribute("cy", points[best][1]);
     const [index, value] = layer.points[best];
-    showTip(e, `${layer.name}\nσ${index + 1} = ${num(value, 4)} (${num(value / top)} of σ₁)${value === 0 && !layer.exact ? "\nbelow 1e-8·σ₁: rounding noise" : ""}`);
+    showTip(e, `${layer.name}\nσ${index + 1} = ${num(value, 4)} (${num(value / top)} of σ₁)${value === 0 && !layer.exact ? "\nbelow 1e-7·σ₁: rounding noise" : ""}`);
   };
   image.onpointerleave = () => { dot.setAttribute("r", 0); hideTip(); };
   box.append(image);
