@@ -226,9 +226,9 @@ pub const GRAM_SIDE: usize = 8192;
 /// cost of the Gram matrix: below it that is a few milliseconds.
 pub const EXACT_SIDE: usize = 256;
 
-/// Longest side of a symmetric matrix that is reduced to tridiagonal form in one go over all of it: 2 MiB of
-/// it stay in a second-level cache. Beyond it, reduction in blocks is faster.
-pub const CACHED_SIDE: usize = 512;
+/// Longest side of a symmetric matrix that is reduced to tridiagonal form one reflection at a time: the half
+/// that is read, 2.3 MB, about fits a second-level cache. Beyond it, reduction in blocks is faster.
+pub const CACHED_SIDE: usize = 768;
 
 /// Longest small side of the matrices that are diagonalised side by side. 16 covers kernels up to 4×4;
 /// beyond it the iteration's cost grows faster than that of a decomposition.

@@ -136,7 +136,8 @@ def draw(subject, samples, folder):
         cx, cy = x(small["ratio"]), y(small["accuracy"])
         out.append(
             f'<path d="M{cx:.1f} {cy - 7:.1f}l7 7l-7 7l-7 -7z" style="fill:var(--ink)"/>'
-            f'<text class="soft" x="{cx - 8:.1f}" y="{cy + 22:.1f}">ResNet-20, trained to be small: '
+            f'<text class="soft" x="{cx - 8:.1f}" y="{cy + 24:.1f}">ResNet-20, trained to be'
+            f'</text><text class="soft" x="{cx - 8:.1f}" y="{cy + 39:.1f}">small: '
             f'{small["accuracy"]:.1f} % at {small["ratio"]:.2f}</text>'
         )
     return "\n".join([*out, "</svg>", ""])

@@ -6,9 +6,10 @@ use faer::{Accum, Mat, MatRef, Par};
 use super::{OperatorMatrix, SpectraError, singular};
 use crate::onnx::Matrix;
 
-/// Elements of a strip that is widened to f64 and multiplied at a time: fits the second-level cache, and
-/// keeps a matrix of any length from being copied whole.
-const STRIP_ELEMENTS: usize = 1 << 16;
+/// Elements of a strip that is widened to f64 and multiplied at a time, and its least length: fits the caches
+/// and what an allocator has at hand, and keeps a matrix of any length from being copied whole.
+const STRIP_ELEMENTS: usize = 1 << 14;
+const STRIP_LENGTH: usize = 64;
 
 /// Which product a [`Gram`] is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -137,7 +138,7 @@ fn trace(matrix: &Mat<f64>) -> f64 {
 fn accumulate(mut into: faer::MatMut<'_, f64>, block: &Matrix, side: GramSide) {
     let (rows, cols) = (block.rows, block.cols);
     let (short, long) = if side == GramSide::Rows { (rows, cols) } else { (cols, rows) };
-    let step = (STRIP_ELEMENTS / short.max(1)).max(16).min(long.max(1));
+    let step = (STRIP_ELEMENTS / short.max(1)).max(STRIP_LENGTH).min(long.max(1));
     let mut strip = Vec::with_capacity(step * short);
     for start in (0..long).step_by(step) {
         let length = step.min(long - start);
