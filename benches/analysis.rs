@@ -13,7 +13,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Instant;
 
 use blochd::onnx::{Graph, Model, Patch, tensor};
-use blochd::redundancy::{Options, analyze};
+use blochd::redundancy::{Beside, Options, analyze};
 use blochd::shell::models;
 use blochd::shell::spectra_cache::SpectraCache;
 use blochd::spectra::{
@@ -282,7 +282,8 @@ fn analysed(model: &Path, state: &Path) {
     let model = models::load(model).expect("a model");
     let mut store = SpectraCache::open(state).expect("a cache");
     let options = Options { augment: Augment::Affine, threshold: 0.1 };
-    let found = analyze(&model, &options, &mut store, None, None, &mut |_| ()).expect("a report");
+    let found =
+        analyze(&model, &options, &mut store, &Beside::default(), &mut |_| ()).expect("a report");
     let seconds = start.elapsed().as_secs_f64();
     let (layers, computed) = (found.layers.len(), found.computed);
     let told = serde_json::json!({

@@ -62,6 +62,10 @@ pub const GRAPH_NODES: usize = 1_000_000;
 /// Most elements of one axis that may be tracked as channels. Vocabularies reach a quarter of a million.
 pub const CHANNELS: usize = 1 << 20;
 
+/// Fewest bytes of a constant that is read from another one with the same contents: below it the saving is
+/// not worth a file that differs.
+pub const SHARED_BYTES: usize = 1024;
+
 // ---- protocol ----
 
 /// Longest JSON part of an inference request. Numbers as text take up to four times their binary
@@ -229,6 +233,10 @@ pub const EXACT_SIDE: usize = 256;
 /// Longest side of a symmetric matrix that is reduced to tridiagonal form one reflection at a time: the half
 /// that is read, 2.3 MB, about fits a second-level cache. Beyond it, reduction in blocks is faster.
 pub const CACHED_SIDE: usize = 768;
+
+/// Farthest that a layer's state may have moved, radians, while an earlier version's spectrum stands in for its
+/// own: what the report says of it then holds to about 2 %.
+pub const LENT_DRIFT: f64 = 0.02;
 
 /// Longest small side of the matrices that are diagonalised side by side. 16 covers kernels up to 4×4;
 /// beyond it the iteration's cost grows faster than that of a decomposition.

@@ -9,7 +9,8 @@ use blochd::ladder::calibration::{self, Samples, free_sizes};
 use blochd::ladder::manifest::CalibrationSource;
 use blochd::onnx::{Engine, Model, Shapes};
 use blochd::redundancy::{
-    Analysis, AnalyzeError, Calibrated, LayerReport, Metric, Options, Progress, analyze, report,
+    Analysis, AnalyzeError, Beside, Calibrated, LayerReport, Metric, Options, Progress, analyze,
+    report,
 };
 use blochd::shell::engine::{self, EngineOptions, OrtEngine, Search};
 use blochd::shell::spectra_cache::SpectraCache;
@@ -59,6 +60,10 @@ pub struct Analyze {
     /// root, else ~/.local/state/blochd].
     #[arg(long)]
     state_dir: Option<PathBuf>,
+    /// An earlier version of the model: where its spectra are kept, layers whose weights have hardly changed go
+    /// without new ones [default: the version before, where the model lies in a directory of versions].
+    #[arg(long, conflicts_with = "no_cache")]
+    since: Option<PathBuf>,
     /// Compute everything afresh and keep nothing.
     #[arg(long)]
     no_cache: bool,
@@ -103,13 +108,35 @@ impl Analyze {
             AugmentArg::None => Augment::None,
         };
         let options = Options { augment, threshold: self.threshold };
+        let earlier = self.earlier()?;
+        let beside = Beside {
+            shapes: shapes.as_ref(),
+            calibrated: calibrated.as_ref(),
+            earlier: earlier.as_ref(),
+        };
         let bar = bar();
         let mut show = |progress: Progress| draw(bar.as_ref(), &progress);
-        let analysis =
-            analyze(&model, &options, store, shapes.as_ref(), calibrated.as_ref(), &mut show)
-                .map_err(|error| self.failure(error))?;
+        let analysis = analyze(&model, &options, store, &beside, &mut show)
+            .map_err(|error| self.failure(error))?;
         bar.iter().for_each(ProgressBar::finish_and_clear);
         self.write(&analysis, cache.as_ref())
+    }
+
+    /// The earlier version that is named, or the one before this in a directory of versions.
+    fn earlier(&self) -> Result<Option<Model>, Failure> {
+        let found = self.since.clone().or_else(|| version_before(&self.model));
+        let Some(path) = found.filter(|_| !self.no_cache) else { return Ok(None) };
+        match models::load(&path) {
+            Ok(model) => Ok(Some(model)),
+            Err(error) if self.since.is_some() => {
+                let code = if error.is_bad_data() { Code::Data } else { Code::Io };
+                Err(Failure { code, error: error.into() })
+            }
+            Err(error) => {
+                eprintln!("blochd: the version before lends nothing: {error}");
+                Ok(None)
+            }
+        }
     }
 
     fn samples(&self, model: &Model) -> Result<Option<Samples>, Failure> {
@@ -214,6 +241,18 @@ impl Analyze {
     }
 }
 
+/// The model of the highest version below that of `model`, where its folder is named by a version.
+fn version_before(model: &Path) -> Option<PathBuf> {
+    let model = model.canonicalize().ok()?;
+    let (file, folder) = (model.file_name()?, model.parent()?);
+    let number = |path: &Path| path.file_name()?.to_str()?.parse::<u64>().ok();
+    let own = number(folder)?;
+    let folders = folder.parent()?.read_dir().ok()?.filter_map(|entry| Some(entry.ok()?.path()));
+    let before = folders.filter(|path| number(path).is_some_and(|number| number < own));
+    let with_model = before.filter(|path| path.join(file).is_file());
+    with_model.max_by_key(|path| number(path)).map(|path| path.join(file))
+}
+
 fn bar() -> Option<ProgressBar> {
     std::io::stderr().is_terminal().then(|| {
         let style = ProgressStyle::with_template("{prefix:12} {bar:32} {pos}/{len} {msg}");
@@ -255,7 +294,11 @@ fn table(analysis: &Analysis) {
             layer.energy_rank,
             redundancy(layer),
             directions(layer),
-            if layer.reused { "  (kept)" } else { "" },
+            match (layer.reused, layer.lent) {
+                (true, _) => "  (kept)",
+                (_, true) => "  (hardly changed)",
+                (false, false) => "",
+            },
         );
     }
     footer(analysis);
@@ -268,6 +311,14 @@ fn footer(analysis: &Analysis) {
         analysis.computed,
         analysis.reused
     );
+    if analysis.lent > 0 {
+        let drifts = analysis.layers.iter().filter(|layer| layer.lent).map(|layer| layer.drift);
+        println!(
+            "{} spectra are those of an earlier version: the states are at most {:.4} away.",
+            analysis.lent,
+            drifts.fold(0.0, f64::max)
+        );
+    }
     match &analysis.calibration {
         Some(info) => println!(
             "Redundant: share of channels that another one replaces with an error of at most \

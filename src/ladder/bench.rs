@@ -11,7 +11,7 @@ use super::report;
 use super::task::{Eval, LadderError, Task};
 use super::timing::{Candidate, Timings};
 use crate::limits;
-use crate::onnx::{Graph, Model, Tensor};
+use crate::onnx::{Graph, Model, Tensor, share_equal};
 use crate::spectra::activations::Batch;
 use crate::surgery::repair::Repair;
 use crate::surgery::{self, Gone};
@@ -120,8 +120,8 @@ impl<'a> Bench<'a> {
         let task = self.task;
         let gone =
             surgery::gone(self.known.coupling, &self.known.cut(plan)).map_err(PlanError::Cut)?;
-        let model = self.repaired(plan, &gone, progress)?;
-        let (model, repairs) = model;
+        let (repaired, repairs) = self.repaired(plan, &gone, progress)?;
+        let model = share_equal(&repaired)?.model;
         let found = outputs(task.engine, &model, self.held_out)?;
         let agreement = agreement(&self.dense_outputs, &found, |_| true);
         let mut timings = self.compare(&model, task.options.seconds)?;

@@ -10,14 +10,15 @@ use super::graph::{
     spectral_graph,
 };
 use super::layer_pairs::{Identical, LayerPair};
-use super::{Cluster, pairs, response_value};
+use super::lineage::{Known, Origin};
+use super::{Cluster, lineage, pairs, response_value};
 use crate::coupling::couple;
 use crate::limits;
 use crate::onnx::{Engine, ExecError, Graph, Model, OnnxError, Operator, Shapes, Tensor};
 use crate::spectra::response::{ChannelMoments, Probe, Response, measure};
 use crate::spectra::{
-    Augment, Layer, PassedOver, Precision, SpectraError, Spectrum, Store, effective_rank,
-    energy_rank, layers, numerical_rank, singular, spectrum, stable_rank,
+    Augment, Drift, Layer, PassedOver, Spectrum, Store, effective_rank, energy_rank, layers,
+    numerical_rank, singular, stable_rank,
 };
 use crate::units::Digest;
 
@@ -92,6 +93,8 @@ pub struct Analysis {
     pub computed: usize,
     /// Spectra that were found under their key.
     pub reused: usize,
+    /// Spectra of an earlier version that stand in for those of this one.
+    pub lent: usize,
 }
 
 /// The samples behind the response states.
@@ -143,10 +146,21 @@ pub struct LayerReport {
     pub numerical_rank: usize,
     /// Whether the spectrum was found under its key.
     pub reused: bool,
+    /// Whether the spectrum is that of an earlier version, whose weights differ too little to matter.
+    pub lent: bool,
+    /// How far the layer's state may have moved since the spectrum was computed, radians, over all versions.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub drift: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub graph: Option<ChannelReport>,
+}
+
+// The signature is serde's.
+#[expect(clippy::trivially_copy_pass_by_ref)]
+fn is_zero(value: &f64) -> bool {
+    *value == 0.0
 }
 
 /// The graph over a layer's channels.
@@ -175,8 +189,19 @@ pub struct ChannelReport {
     pub edges_left_out: usize,
 }
 
+/// What may stand beside a model.
+#[derive(Clone, Copy, Default)]
+pub struct Beside<'a> {
+    /// Needed to say what is frozen.
+    pub shapes: Option<&'a Shapes>,
+    /// Needed for response states.
+    pub calibrated: Option<&'a Calibrated<'a>>,
+    /// An earlier version, which lends its spectra to layers that have hardly changed.
+    pub earlier: Option<&'a Model>,
+}
+
 /// Analyses a model. Finished spectra go to `store` one by one, so that an interrupted run goes on where it
-/// stopped. `shapes` are needed to say what is frozen, `calibrated` for response states.
+/// stopped.
 ///
 /// # Errors
 /// Where the model's weights cannot be read or the samples cannot be run.
@@ -184,17 +209,18 @@ pub fn analyze(
     model: &Model,
     options: &Options,
     store: &mut dyn Store,
-    shapes: Option<&Shapes>,
-    calibrated: Option<&Calibrated>,
+    beside: &Beside,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Analysis, AnalyzeError> {
+    let Beside { shapes, calibrated, earlier } = *beside;
     let graph = Graph::new(model);
     let (found, passed) = layers(&graph);
-    let mut reports = Vec::with_capacity(found.len());
-    for (done, layer) in found.iter().enumerate() {
-        progress(Progress { stage: "spectra", done, total: found.len(), at: &layer.name });
-        reports.push(layer_report(&graph, layer, options, store)?);
-    }
+    let mut at = |done: usize, at: &str| {
+        progress(Progress { stage: "spectra", done, total: found.len(), at });
+    };
+    let known = lineage::spectra(&graph, &found, earlier, options, store, &mut at)?;
+    let reports = found.iter().zip(known).map(|(layer, known)| layer_report(&graph, layer, known));
+    let mut reports: Vec<LayerReport> = reports.collect();
     let responses = match calibrated {
         Some(calibrated) => responses(&graph, &found, calibrated, progress)?,
         None => BTreeMap::new(),
@@ -208,7 +234,9 @@ pub fn analyze(
         pairs::compare(&graph, &found, &mut near, calibrated, progress)?;
     }
     let reused = reports.iter().filter(|report| report.reused).count();
-    let computed = reports.iter().filter(|report| !report.values.is_empty()).count() - reused;
+    let lent = reports.iter().filter(|report| report.lent).count();
+    let there = reports.iter().filter(|report| !report.values.is_empty()).count();
+    let computed = there - reused - lent;
     Ok(Analysis {
         format: FORMAT,
         algorithm: crate::spectra::ALGORITHM,
@@ -231,6 +259,7 @@ pub fn analyze(
         layers: reports,
         computed,
         reused,
+        lent,
     })
 }
 
@@ -247,35 +276,15 @@ fn frozen(graph: &Graph, shapes: &Shapes) -> Vec<FrozenLayer> {
     couple(graph, shapes).frozen.into_iter().map(one).collect()
 }
 
-fn layer_report(
-    graph: &Graph,
-    layer: &Layer,
-    options: &Options,
-    store: &mut dyn Store,
-) -> Result<LayerReport, AnalyzeError> {
-    let precision = Precision::Auto;
-    let key = layer.key(graph, options.augment, precision)?;
-    let kept = store.get(&key);
-    let reused = kept.is_some();
-    let found = match kept {
-        Some(kept) => Ok(kept),
-        None => layer
-            .matrix(graph, options.augment)
-            .map_err(SpectraError::from)
-            .and_then(|matrix| spectrum(&matrix, precision)),
-    };
-    let (spectrum, problem) = match found {
+fn layer_report(graph: &Graph, layer: &Layer, known: Known) -> LayerReport {
+    let no_spectrum =
+        || Spectrum { values: Vec::new(), shape: (0, 0), exact: false, drift: Drift::default() };
+    let (spectrum, problem) = match known.spectrum {
         Ok(spectrum) => (spectrum, None),
-        Err(SpectraError::Weight(error)) => return Err(error.into()),
-        Err(error) => {
-            (Spectrum { values: Vec::new(), shape: (0, 0), exact: false }, Some(error.to_string()))
-        }
+        Err(problem) => (no_spectrum(), Some(problem)),
     };
-    if !reused && problem.is_none() {
-        store.put(&key, &spectrum);
-    }
     let values = &spectrum.values;
-    Ok(LayerReport {
+    LayerReport {
         name: layer.name.clone(),
         op: layer.op.clone(),
         weight: layer.dims.clone(),
@@ -289,10 +298,12 @@ fn layer_report(
         energy_rank: energy_rank(values, ENERGY),
         numerical_rank: numerical_rank(values, spectrum.shape, layer.epsilon()),
         values: spectrum.values,
-        reused,
+        reused: known.origin == Origin::Kept,
+        lent: known.origin == Origin::Lent,
+        drift: spectrum.drift.bound(),
         problem,
         graph: None,
-    })
+    }
 }
 
 /// The moments of every operator's response value.

@@ -7,6 +7,7 @@ mod analysis;
 mod cover;
 mod graph;
 mod layer_pairs;
+mod lineage;
 mod pairs;
 pub mod report;
 pub mod selection;
@@ -15,8 +16,8 @@ mod signal;
 mod tests;
 
 pub use analysis::{
-    Analysis, AnalyzeError, Calibrated, CalibrationInfo, ChannelReport, FORMAT, FrozenLayer,
-    LayerReport, Options, PassedOverNode, Progress, analyze,
+    Analysis, AnalyzeError, Beside, Calibrated, CalibrationInfo, ChannelReport, FORMAT,
+    FrozenLayer, LayerReport, Options, PassedOverNode, Progress, analyze,
 };
 pub use cover::{Cluster, cover};
 pub use graph::{

@@ -5,9 +5,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::analysis::{AnalyzeError, Calibrated, LayerReport, Progress};
 use super::layer_pairs::{Identical, LayerPair, compare_rows};
 use crate::limits;
-use crate::onnx::{ExecError, Graph, Matrix, OnnxError, Tensor, with_outputs};
+use crate::onnx::{ExecError, Graph, Matrix, OnnxError, Operator, Tensor, with_outputs};
 use crate::spectra::rows::{Geometry, Rows, sample};
 use crate::spectra::{Layer, State, wasserstein2};
+
+/// What two layers must have in common to be compared.
+pub(super) type Shape = (usize, usize, usize, usize);
+
+/// Outputs, inputs of one output, kernel positions and groups.
+pub(super) fn shape(operator: &Operator) -> Shape {
+    (operator.outputs, operator.row_len(), operator.taps(), operator.group())
+}
 
 /// Layers with equal weights, by content.
 pub(super) fn identical(graph: &Graph, found: &[Layer]) -> Result<Vec<Identical>, OnnxError> {
@@ -36,11 +44,8 @@ pub(super) fn identical(graph: &Graph, found: &[Layer]) -> Result<Vec<Identical>
 pub(super) fn nearest(found: &[Layer], reports: &[LayerReport]) -> (Vec<LayerPair>, usize) {
     let mut by_shape: BTreeMap<_, Vec<usize>> = BTreeMap::new();
     for (index, (layer, report)) in found.iter().zip(reports).enumerate() {
-        if let Some(operator) = layer.operator() {
-            let shape = (operator.outputs, operator.row_len(), operator.taps(), operator.group());
-            if !report.values.is_empty() {
-                by_shape.entry(shape).or_default().push(index);
-            }
+        if let Some(operator) = layer.operator().filter(|_| !report.values.is_empty()) {
+            by_shape.entry(shape(operator)).or_default().push(index);
         }
     }
     let mut pairs = Vec::new();

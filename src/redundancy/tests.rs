@@ -3,8 +3,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::onnx::Matrix;
-use crate::onnx::Model;
+use crate::onnx::{DType, Matrix, Model, tensor};
 use crate::spectra::response::{ChannelMoments, Response};
 use crate::spectra::rows::Rows;
 use crate::spectra::{Augment, NoStore, Spectrum, State, Store};
@@ -187,7 +186,7 @@ impl Store for Memory {
 }
 
 fn run(model: &Model, store: &mut dyn Store) -> Analysis {
-    analyze(model, &OPTIONS, store, None, None, &mut |_| {}).unwrap()
+    analyze(model, &OPTIONS, store, &Beside::default(), &mut |_| {}).unwrap()
 }
 
 #[test]
@@ -216,6 +215,111 @@ fn an_interrupted_run_goes_on_where_it_stopped() {
     let again = run(&model, &mut store);
     assert_eq!(again.reused, 2);
     assert_eq!(again.computed, whole.layers.len() - 2);
+}
+
+/// A chain of square matrix products.
+fn chain(weights: &[Vec<f32>]) -> Model {
+    use crate::onnx::proto::{
+        GraphProto, ModelProto, NodeProto, OperatorSetIdProto, ValueInfoProto,
+    };
+    let value = |name: String| ValueInfoProto { name: Some(name), ..Default::default() };
+    let mut graph = GraphProto {
+        name: Some("chain".to_owned()),
+        input: vec![value("x0".to_owned())],
+        output: vec![value(format!("x{}", weights.len()))],
+        ..Default::default()
+    };
+    for (i, weight) in weights.iter().enumerate() {
+        let side = weight.len().isqrt();
+        let bytes: Vec<u8> = weight.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let name = format!("w{i}");
+        graph.initializer.push(tensor(&name, DType::F32, &[side, side], bytes));
+        graph.node.push(NodeProto {
+            op_type: Some("MatMul".to_owned()),
+            name: Some(format!("product{i}")),
+            input: vec![format!("x{i}"), name],
+            output: vec![format!("x{}", i + 1)],
+            ..Default::default()
+        });
+    }
+    let opset = OperatorSetIdProto { version: Some(17), ..Default::default() };
+    let (graph, opset_import) = (graph.into(), vec![opset]);
+    Model::from_proto(ModelProto { ir_version: Some(8), graph, opset_import, ..Default::default() })
+        .unwrap()
+}
+
+fn with_earlier(model: &Model, earlier: &Model, options: &Options, store: &mut Memory) -> Analysis {
+    let beside = Beside { earlier: Some(earlier), ..Beside::default() };
+    analyze(model, options, store, &beside, &mut |_| {}).unwrap()
+}
+
+proptest! {
+    #[test]
+    fn what_an_earlier_version_lends_is_as_near_as_stated_and_moves_no_pair_across_the_threshold(
+        first in prop::collection::vec(prop::collection::vec(-1.0f32..1.0, 25), 4),
+        steps in prop::collection::vec((0usize..5, -5.0f32..-1.0), 1..5),
+        threshold in 0.02f64..0.6,
+    ) {
+        let options = Options { augment: Augment::Affine, threshold };
+        let (mut store, mut weights) = (Memory::default(), first);
+        let mut version = chain(&weights);
+        analyze(&version, &options, &mut store, &Beside::default(), &mut |_| {}).unwrap();
+        for (which, size) in steps {
+            let chosen = |(i, _): &(usize, &mut Vec<f32>)| which == 4 || *i == which;
+            for (i, layer) in weights.iter_mut().enumerate().filter(chosen) {
+                let change = |j: usize| noise(i + 3, j) as f32 * 10f32.powf(size);
+                layer.iter_mut().enumerate().for_each(|(j, value)| *value += change(j));
+            }
+            let next = chain(&weights);
+            let found = with_earlier(&next, &version, &options, &mut store);
+            let fresh = analyze(&next, &options, &mut NoStore, &Beside::default(), &mut |_| {});
+            let fresh = fresh.unwrap();
+            prop_assert_eq!(found.computed + found.reused + found.lent, found.layers.len());
+            for (a, b) in found.layers.iter().zip(&fresh.layers) {
+                let state = |layer: &LayerReport| State::of(&layer.values).unwrap();
+                let moved = state(a).fubini_study(&state(b));
+                prop_assert!(moved <= a.drift + 1e-7, "{moved} {}", a.drift);
+                prop_assert!(a.drift <= crate::limits::LENT_DRIFT);
+                prop_assert_eq!(a.lent && a.drift == 0.0, false);
+            }
+            let sides = |analysis: &Analysis| -> BTreeMap<(usize, usize), bool> {
+                let near = |pair: &LayerPair| ((pair.a, pair.b), pair.d_fs <= threshold);
+                analysis.pairs.iter().map(near).collect()
+            };
+            prop_assert_eq!(sides(&found), sides(&fresh));
+            version = next;
+        }
+    }
+}
+
+#[test]
+fn small_changes_are_lent_until_their_sum_is_too_large_and_large_ones_never() {
+    let weight = |k: usize| (0..64).map(|i| noise(i, k) as f32).collect::<Vec<_>>();
+    let scaled = |by: f32| {
+        // Each weight another way, or the state would not move at all.
+        let one = |(i, value): (usize, f32)| value * (1.0 + by * noise(i, 7) as f32);
+        let far: Vec<f32> = weight(2).iter().map(|value| value * value).collect();
+        chain(&[
+            weight(1).into_iter().enumerate().map(one).collect(),
+            if by > 0.0 { far } else { weight(2) },
+        ])
+    };
+    let mut store = Memory::default();
+    let mut version = scaled(0.0);
+    run(&version, &mut store);
+    let mut lent = 0;
+    for step in 1..20u8 {
+        let next = scaled(0.004 * f32::from(step));
+        let found = with_earlier(&next, &version, &OPTIONS, &mut store);
+        assert!(!found.layers[1].lent, "changed beyond recognition, then not at all");
+        if !found.layers[0].lent {
+            assert_eq!(found.layers[0].drift, 0.0);
+            break;
+        }
+        lent += 1;
+        version = next;
+    }
+    assert!((2..12).contains(&lent), "{lent}");
 }
 
 #[test]

@@ -11,14 +11,14 @@ use std::time::{Duration, SystemTime};
 
 use super::files;
 use crate::limits;
-use crate::spectra::{Spectrum, Store};
+use crate::spectra::{Drift, Spectrum, Store};
 use crate::units::Digest;
 
 /// Starts every file; the last byte is the layout's version.
-const MAGIC: [u8; 8] = *b"blspect\x01";
+const MAGIC: [u8; 8] = *b"blspect\x02";
 
-/// Bytes before the values: magic, key, rows, columns, exact, count.
-const HEAD: usize = 8 + 32 + 8 + 8 + 1 + 4;
+/// Bytes before the values: magic, key, rows, columns, exact, drift, count.
+const HEAD: usize = 8 + 32 + 8 + 8 + 1 + 8 + 4;
 
 /// Bytes of the hash at the end.
 const HASH: usize = 32;
@@ -157,6 +157,7 @@ fn encode(key: &Digest, spectrum: &Spectrum) -> Vec<u8> {
     bytes.extend_from_slice(&(spectrum.shape.0 as u64).to_le_bytes());
     bytes.extend_from_slice(&(spectrum.shape.1 as u64).to_le_bytes());
     bytes.push(u8::from(spectrum.exact));
+    bytes.extend_from_slice(&spectrum.drift.bound().to_le_bytes());
     bytes.extend_from_slice(&(spectrum.values.len() as u32).to_le_bytes());
     spectrum.values.iter().for_each(|value| bytes.extend_from_slice(&value.to_le_bytes()));
     let hash = Digest::of(&bytes);
@@ -176,6 +177,7 @@ fn decode(key: &Digest, bytes: &[u8]) -> Option<Spectrum> {
     let (rows, rest) = rest.split_first_chunk::<8>()?;
     let (cols, rest) = rest.split_first_chunk::<8>()?;
     let (exact, rest) = rest.split_first_chunk::<1>()?;
+    let (drift, rest) = rest.split_first_chunk::<8>()?;
     let (count, _) = rest.split_first_chunk::<4>()?;
     let count = u32::from_le_bytes(*count) as usize;
     let shape =
@@ -184,7 +186,8 @@ fn decode(key: &Digest, bytes: &[u8]) -> Option<Spectrum> {
         return None;
     }
     let values = values.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b)).collect();
-    Some(Spectrum { values, shape, exact: exact[0] != 0 })
+    let drift = Drift::from_bound(f64::from_le_bytes(*drift))?;
+    Some(Spectrum { values, shape, exact: exact[0] != 0, drift })
 }
 
 #[cfg(test)]
@@ -192,7 +195,8 @@ mod tests {
     use super::*;
 
     fn spectrum(first: f64) -> Spectrum {
-        Spectrum { values: vec![first, 0.5, 0.0], shape: (3, 7), exact: false }
+        let drift = Drift::default().after(first.abs() / 100.0, 1.0);
+        Spectrum { values: vec![first, 0.5, 0.0], shape: (3, 7), exact: false, drift }
     }
 
     fn key(name: &str) -> Digest {

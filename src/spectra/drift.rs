@@ -8,7 +8,7 @@ use std::f64::consts::FRAC_PI_2;
 /// vector of length s is seen from the origin under the half angle arcsin(r/s); from r ≥ s on it holds
 /// nothing.
 pub fn angle_bound(change: f64, norm: f64) -> f64 {
-    if change <= 0.0 {
+    if change == 0.0 {
         0.0
     } else if change < norm {
         (change / norm).asin()
@@ -24,6 +24,11 @@ pub struct Drift {
 }
 
 impl Drift {
+    /// A drift that was kept; `None` where no drift has such a bound.
+    pub fn from_bound(bound: f64) -> Option<Self> {
+        (0.0..=FRAC_PI_2).contains(&bound).then_some(Self { bound })
+    }
+
     /// Adds a change of norm `change` = ‖E‖_F to an operator of norm `norm` = ‖W‖_F before it. Angles obey
     /// the triangle inequality, so bounds add up.
     #[must_use]

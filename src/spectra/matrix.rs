@@ -81,6 +81,24 @@ impl OperatorMatrix {
         (weights.map(square).sum::<f64>() + border.sum::<f64>()).sqrt()
     }
 
+    /// ‖self − other‖_F; `None` where the two are not made up alike, or differ by what is no number.
+    pub fn distance(&self, other: &Self) -> Option<f64> {
+        let layout = |matrix: &Self| -> Vec<(usize, usize)> {
+            matrix.blocks.iter().map(|block| (block.rows, block.cols)).collect()
+        };
+        if layout(self) != layout(other) || self.bias.is_some() != other.bias.is_some() {
+            return None;
+        }
+        let elements = |matrix: &Self| {
+            let weights = matrix.blocks.iter().flat_map(|block| block.data.iter().copied());
+            weights.chain(matrix.bias.iter().flatten().copied()).collect::<Vec<f32>>()
+        };
+        let (own, others) = (elements(self), elements(other));
+        let square = |(a, b): (&f32, &f32)| (f64::from(*a) - f64::from(*b)).powi(2);
+        let distance = own.iter().zip(&others).map(square).sum::<f64>().sqrt();
+        distance.is_finite().then_some(distance)
+    }
+
     /// Singular values of a diagonal without border, which need no computing; descending.
     pub(super) fn diagonal_values(&self) -> Option<Vec<f64>> {
         let single = |block: &Matrix| block.rows == 1 && block.cols == 1;

@@ -9,7 +9,7 @@ use faer::{Mat, MatRef, Par, Spec};
 
 use super::reduction::reduce;
 use super::tridiagonal::Tridiagonal;
-use super::{Gram, OperatorMatrix, SpectraError};
+use super::{Drift, Gram, OperatorMatrix, SpectraError};
 use crate::limits;
 
 /// Singular values that come from a Gram matrix are square roots of eigenvalues, which are known to
@@ -40,6 +40,8 @@ pub struct Spectrum {
     pub shape: (usize, usize),
     /// Whether values below [`NOISE`]·σ₁ are meaningful; otherwise they are zero.
     pub exact: bool,
+    /// How far the state may have moved since: zero unless the values are those of an earlier version.
+    pub drift: Drift,
 }
 
 /// The spectrum of an operator's matrix.
@@ -56,7 +58,7 @@ pub fn spectrum(matrix: &OperatorMatrix, precision: Precision) -> Result<Spectru
         return Err(SpectraError::NotFinite);
     }
     if let Some(values) = matrix.diagonal_values() {
-        return Ok(Spectrum { values, shape, exact: true });
+        return Ok(Spectrum { values, shape, exact: true, drift: Drift::default() });
     }
     if precision == Precision::Exact {
         return exact(matrix);
@@ -66,12 +68,12 @@ pub fn spectrum(matrix: &OperatorMatrix, precision: Precision) -> Result<Spectru
     if precision == Precision::Auto && noisy && side <= limits::EXACT_SIDE {
         return exact(matrix);
     }
-    Ok(Spectrum { values, shape, exact: false })
+    Ok(Spectrum { values, shape, exact: false, drift: Drift::default() })
 }
 
 fn exact(matrix: &OperatorMatrix) -> Result<Spectrum, SpectraError> {
     let values = decomposed(matrix.dense().as_ref())?;
-    Ok(Spectrum { values, shape: matrix.shape(), exact: true })
+    Ok(Spectrum { values, shape: matrix.shape(), exact: true, drift: Drift::default() })
 }
 
 /// Square roots of the eigenvalues of a Gram matrix (both halves filled), descending; noise is zero.
