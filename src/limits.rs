@@ -153,6 +153,13 @@ pub const BLOCK_NODES: usize = 256;
 
 // ---- surgery ----
 
+/// Most bytes of one value that are kept over all calibration samples. A value that would take more is known
+/// of the first samples only: it is large since each sample has many positions, which are rows enough.
+pub const VALUE_BYTES: usize = 64 << 20;
+
+/// Samples of which every value is known, however large it is: enough to fit on some and judge by others.
+pub const VALUE_SAMPLES: usize = 20;
+
 /// Rows of calibration data that one fit draws at least, and rows an unknown. On the networks that were
 /// measured, twice as many change nothing, half as many nearly nothing; 1,024 collapse.
 pub const ROWS_PER_FIT: usize = 8_192;

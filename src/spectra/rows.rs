@@ -111,8 +111,8 @@ pub struct Sampler<'a> {
 }
 
 impl<'a> Sampler<'a> {
-    /// Draws about `limit` positions of `x` and `y`, one tensor a batch; the batch axis is the first. The
-    /// same positions are drawn for the same `seed` and shapes.
+    /// Draws about `limit` positions of `x` and `y`, one tensor a batch, of the batches that both have; the
+    /// batch axis is the first. The same positions are drawn for the same `seed` and shapes.
     ///
     /// `None` where the tensors are not floating-point or their shapes do not fit the operator.
     pub fn new(
@@ -122,6 +122,7 @@ impl<'a> Sampler<'a> {
         limit: usize,
         seed: u64,
     ) -> Option<Self> {
+        let x = &x[..x.len().min(y.len())];
         let samples: usize = x.iter().map(|t| t.shape.first().copied().unwrap_or(1)).sum();
         let per_sample = limit.div_ceil(samples.max(1)).max(1);
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
