@@ -98,13 +98,11 @@ impl Agent {
         let served = self.served.get(model).map(|served| &served.key);
         let mut refused = self.refused.iter().rev().filter(|(key, _)| key.model == model);
         let failure = refused.find(|(key, _)| served.is_none_or(|s| s.version <= key.version));
+        let failure = failure.map(|(_, reason)| format!("failed to load '{model}': {reason}"));
+        // Whoever is answered may look at the status next: it must not be older than the answer.
+        self.tell_status(Instant::now());
         for answer in waiting {
-            let outcome = match failure {
-                Some((_, reason)) => {
-                    Err(CommandError::Failed(format!("failed to load '{model}': {reason}")))
-                }
-                None => Ok(()),
-            };
+            let outcome = failure.clone().map_or(Ok(()), |why| Err(CommandError::Failed(why)));
             // The client may have gone.
             let _ = answer.send(outcome);
         }

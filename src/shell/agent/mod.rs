@@ -507,6 +507,7 @@ impl Agent {
                         // It is there still, and can be loaded again.
                         let entry = Entry::Unready { state: ModelState::Unavailable, reason };
                         self.repository.set(&key.model, key.version, entry);
+                        self.tell_status(Instant::now());
                         Ok(())
                     }
                     None => Err(CommandError::UnknownModel { model }),

@@ -24,6 +24,8 @@ impl Agent {
         self.tell_metrics(elapsed);
         // Ready once, with the first listing served or refused: then every model is where it can be.
         if self.first_listing && self.preparing == 0 && !self.repository.is_ready() {
+            // Who finds it ready finds in the status what it serves.
+            self.tell_status(now);
             self.repository.set_ready(true);
         }
         self.end_probations(now);
@@ -83,7 +85,7 @@ impl Agent {
         if all.is_empty() { "no model is served".to_owned() } else { all.join(", ") }
     }
 
-    fn tell_status(&self, now: Instant) {
+    pub(super) fn tell_status(&self, now: Instant) {
         let models: Vec<_> = self
             .served
             .values()
