@@ -138,7 +138,9 @@ fn state_of(pid: &str) -> char {
 
 #[tokio::test]
 async fn a_paused_child_stands_still_its_time_does_not_run_and_it_goes_on() {
-    let (dir, path) = script("echo $$ > \"$1/pid\"; sleep 0.2; echo done");
+    // It works until it is told to end: however slow the box, it cannot be done before it is paused.
+    let body = "echo $$ > \"$1/pid\"; while [ ! -e \"$1/enough\" ]; do sleep 0.05; done; echo done";
+    let (dir, path) = script(body);
     let (wisher, wish) = watch::channel(Wish::Run);
     let pid_file = dir.path().join("pid");
     let arguments = [dir.path().to_string_lossy().into_owned()];
@@ -160,6 +162,7 @@ async fn a_paused_child_stands_still_its_time_does_not_run_and_it_goes_on() {
     tokio::time::sleep(Duration::from_secs(6)).await;
     assert_eq!(state_of(&pid), 'T');
     assert!(!child.is_finished());
+    fs::write(dir.path().join("enough"), "").unwrap();
     wisher.send(Wish::Run).unwrap();
     assert_eq!(child.await.unwrap(), (Ok(()), vec!["done".to_owned()]));
 }
