@@ -364,6 +364,21 @@ pub const RESERVOIR_ENOUGH: usize = 128;
 /// several days of one every few seconds.
 pub const RESERVOIR_SEEN: u64 = 65_536;
 
+/// Wait before a version or variant that could not be loaded for a reason that may pass (memory, a file that
+/// changed) is tried again, and how often it doubles: up to four minutes.
+pub const RETRY_WAIT: std::time::Duration = std::time::Duration::from_secs(4);
+pub const RETRY_DOUBLINGS: u32 = 6;
+
+/// Wait before a rung that failed in service may stand by again.
+pub const FAULT_WAIT: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// Failures in service, each on another probation, that convict a rung for good. One may be the doing of the
+/// request: whoever sends it must not be able to take rungs away from everybody else.
+pub const FAULTS_TO_CONVICT: u32 = 3;
+
+/// How long the agent waits at its start for files that are still being written before it counts as ready.
+pub const READY_PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
+
 /// Runs of a variant in its trial.
 pub const TRIAL_RUNS: usize = 20;
 

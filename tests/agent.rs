@@ -259,13 +259,50 @@ fn a_trial_that_crashes_hangs_or_eats_the_memory_costs_the_version_and_nothing_e
     agent.eventually("it is refused", |agent| agent.refused("mlp", 4).is_some());
     let reason = agent.refused("mlp", 4).unwrap();
     assert!(reason.contains("quarantined"), "{reason}");
-    let code = agent.command("mlp", "load").0;
-    assert_eq!(code, 200, "{}", home.log());
-    agent.eventually("and tried again on request", |agent| {
-        agent.refused("mlp", 4).is_some_and(|reason| reason.contains("it hung"))
-    });
+    // Whoever asks for it wants it tried again, and is told of the newest version.
+    let (code, body) = agent.command("mlp", "load");
+    assert_eq!(code, 400, "{body}\n{}", home.log());
+    assert!(body["error"].as_str().unwrap().contains("it hung"), "{body}");
+    assert!(agent.refused("mlp", 4).unwrap().contains("it hung"));
     assert!(stays(&agent));
     agent.eventually("no child is left", |agent| children_of(agent.pid()).is_empty());
+}
+
+#[test]
+fn what_could_not_be_loaded_for_a_passing_reason_is_tried_again() {
+    let home = home();
+    // A library that is not there for a while, as on a mount that comes late: trials cannot load it.
+    let library = home.dir.path().join("libonnxruntime.so");
+    let away = home.dir.path().join("away");
+    fs::copy(running::onnx_runtime(), &library).unwrap();
+    let mut agent = home.start_on(&library, &[]);
+    agent.eventually("it is ready", |agent| agent.get("/v2/health/ready").is_some());
+    fs::rename(&library, &away).unwrap();
+    home.drop_model(&model("fixtures/mlp_gemm.onnx"), "mlp/1/model.onnx");
+    agent.eventually("it is refused", |agent| agent.refused("mlp", 1).is_some());
+    assert_eq!(agent.status()["quarantine"], json!([]), "it is not to blame");
+    fs::rename(&away, &library).unwrap();
+    agent.eventually("it is served", |agent| agent.serves("mlp", 1));
+    assert!(agent.infer("mlp").is_ok());
+    assert!(agent.refused("mlp", 1).is_none());
+}
+
+#[test]
+fn a_file_that_never_comes_to_rest_holds_the_others_back_no_longer_than_its_patience() {
+    let home = home();
+    home.drop_model(&model("fixtures/mlp_gemm.onnx"), "mlp/1/model.onnx");
+    let mut agent = home.start_ready();
+    assert!(agent.serves("mlp", 1));
+    // One that comes later and grows on does not take readiness back.
+    let path = home.models().join("grows/1/model.onnx");
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let mut file = fs::File::create(&path).unwrap();
+    for _ in 0..20 {
+        file.write_all(&[0; 64]).unwrap();
+        std::thread::sleep(Duration::from_millis(40));
+        assert!(agent.get("/v2/health/ready").is_some());
+    }
+    agent.eventually("what is written so far is no model", |a| a.refused("grows", 1).is_some());
 }
 
 #[test]

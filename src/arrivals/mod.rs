@@ -61,10 +61,18 @@ pub struct Arrivals {
     versions: BTreeMap<VersionKey, Watched>,
     companions: BTreeMap<String, Watched>,
     misplaced: BTreeMap<String, Watched>,
+    /// What was told and has not been told to be gone since, whatever its files have done meanwhile.
+    told: Told,
     /// What bare model files say that they need, by path.
     needs: BTreeMap<VersionKey, BTreeSet<String>>,
     /// The last listing, and since when each file has been as it is.
     seen: BTreeMap<String, (FileFact, Duration)>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Told {
+    versions: BTreeSet<VersionKey>,
+    companions: BTreeSet<String>,
 }
 
 #[derive(Debug, Clone)]
@@ -84,6 +92,7 @@ impl Arrivals {
             versions: BTreeMap::new(),
             companions: BTreeMap::new(),
             misplaced: BTreeMap::new(),
+            told: Told::default(),
             needs: BTreeMap::new(),
             seen: BTreeMap::new(),
         }
@@ -98,24 +107,28 @@ impl Arrivals {
         let settle = self.settle;
         for (model, files) in &layout.companions {
             if watch(&mut self.companions, model, files, now, settle) {
+                self.told.companions.insert(model.clone());
                 arrivals.push(Arrival::Companions { model: model.clone() });
             }
         }
-        self.companions.retain(|model, watched| {
+        self.companions.retain(|model, _| layout.companions.contains_key(model));
+        self.told.companions.retain(|model| {
             let there = layout.companions.contains_key(model);
-            if !there && watched.told.is_some() {
+            if !there {
                 arrivals.push(Arrival::Companions { model: model.clone() });
             }
             there
         });
         for (key, (file, files)) in &layout.versions {
             if watch(&mut self.versions, key, files, now, settle) {
+                self.told.versions.insert(key.clone());
                 arrivals.push(Arrival::Settled { key: key.clone(), file: file.clone() });
             }
         }
-        self.versions.retain(|key, watched| {
+        self.versions.retain(|key, _| layout.versions.contains_key(key));
+        self.told.versions.retain(|key| {
             let there = layout.versions.contains_key(key);
-            if !there && watched.told.is_some() {
+            if !there {
                 arrivals.push(Arrival::Removed { key: key.clone() });
             }
             there
@@ -168,9 +181,24 @@ impl Arrivals {
         self.versions.keys().any(|key| key.model == model)
     }
 
-    /// Tells a version again as soon as it is settled, as if it had just come.
+    /// The versions of the last listing.
+    pub fn versions(&self) -> impl Iterator<Item = &VersionKey> {
+        self.versions.keys()
+    }
+
+    /// Whether a version's files still have to rest before it is told.
+    pub fn is_settling(&self, key: &VersionKey) -> bool {
+        self.versions.get(key).is_some_and(|watched| watched.told.is_none())
+    }
+
+    /// Tells all versions of a model again as soon as they are settled, as if they had just come.
     pub fn forget(&mut self, model: &str) {
         self.versions.retain(|key, _| key.model != model);
+    }
+
+    /// Tells one version again as soon as it is settled, as if it had just come.
+    pub fn again(&mut self, key: &VersionKey) {
+        self.versions.remove(key);
     }
 }
 
@@ -388,6 +416,31 @@ mod tests {
         assert_eq!(arrivals.observe(&[fact("m.onnx", 2)], at(1)), [settled("m", 1, "m.onnx")]);
         let key = VersionKey { model: "m".to_owned(), version: Version(1) };
         assert_eq!(arrivals.observe(&[], at(2)), [Arrival::Removed { key }]);
+    }
+
+    #[test]
+    fn what_goes_before_its_change_has_settled_is_told_to_be_gone() {
+        let key = VersionKey { model: "m".to_owned(), version: Version(1) };
+        let companions = Arrival::Companions { model: "m".to_owned() };
+        let files = |size| [fact("m/1/model.onnx", size), fact("m/policy.yaml", size)];
+        let gone = [companions.clone(), Arrival::Removed { key: key.clone() }];
+        let mut arrivals = Arrivals::new(at(500));
+        arrivals.observe(&files(1), at(0));
+        assert_eq!(arrivals.observe(&files(1), at(500)).len(), 2);
+        // Written over, and gone while the settle time runs.
+        assert_eq!(arrivals.observe(&files(2), at(600)), []);
+        assert!(arrivals.is_settling(&key));
+        assert_eq!(arrivals.observe(&[], at(700)), gone);
+        assert_eq!(arrivals.observe(&[], at(800)), [], "once");
+        // To be told again, and gone before that.
+        arrivals.observe(&files(1), at(1000));
+        assert_eq!(arrivals.observe(&files(1), at(1500)).len(), 2);
+        arrivals.forget("m");
+        assert_eq!(arrivals.observe(&files(1)[1..], at(1600)), gone[1..]);
+        // What was never told is not told to be gone.
+        let mut arrivals = Arrivals::new(at(500));
+        arrivals.observe(&files(1), at(0));
+        assert_eq!(arrivals.observe(&[], at(100)), []);
     }
 
     #[test]

@@ -33,6 +33,20 @@ pub fn replace_unsynced(path: &Path, bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
+/// Has the disk take everything that lies in a folder, so that whoever does it again finds it done.
+///
+/// # Errors
+/// Where a file cannot be read or written out.
+pub fn write_out(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_file() {
+            File::open(&path)?.sync_all()?;
+        }
+    }
+    sync_dir(folder)
+}
+
 /// Gives a temporary file of the same directory its name, for good.
 ///
 /// # Errors

@@ -105,13 +105,18 @@ impl Home {
     }
 
     pub fn start_with(&self, environment: &[(&str, &str)]) -> Agent<'_> {
+        self.start_on(onnx_runtime(), environment)
+    }
+
+    /// Starts it with ONNX Runtime at `library`.
+    pub fn start_on(&self, library: &Path, environment: &[(&str, &str)]) -> Agent<'_> {
         let log = fs::File::options().create(true).append(true).open(self.dir.path().join("log"));
         let mut command = Command::new(env!("CARGO_BIN_EXE_blochd"));
         command
             .args(["run", "--config"])
             .arg(self.dir.path().join("agent.yaml"))
             .arg("--runtime-library")
-            .arg(onnx_runtime())
+            .arg(library)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log.unwrap());

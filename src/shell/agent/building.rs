@@ -8,12 +8,15 @@ use tokio::sync::watch;
 use super::Agent;
 use super::event::Event;
 use super::served::{Build, Candidate, Served, Standby};
+use super::underway::Retry;
 use crate::arrivals::VersionKey;
+use crate::ladder::Manifest;
 use crate::ladder::manifest::CalibrationSource;
 use crate::shell::children::builder::{BuildEvent, BuildJob, build};
 use crate::shell::children::{ChildError, Wish, this_program};
+use crate::shell::files;
 use crate::shell::slot::VariantInfo;
-use crate::shell::store::{BuildState, Ladder, LadderId, LadderRecord};
+use crate::shell::store::{BuildState, Damage, Ladder, LadderId, LadderRecord};
 
 impl Agent {
     pub(super) fn calibration_of(&self, model: &str) -> Option<(u64, i64, i64)> {
@@ -22,7 +25,7 @@ impl Agent {
 
     /// Which ladder a served model wants: other ratios or samples give other rungs, other engines other
     /// latencies.
-    fn ladder_id(&self, served: &Served) -> LadderId {
+    pub(super) fn ladder_id(&self, served: &Served) -> LadderId {
         let identity = self.loader_for(&served.key.model).identity();
         let (ladder, floor) = (&served.config.ladder, served.config.quality_floor);
         let samples = served.config.calibration.samples;
@@ -43,11 +46,49 @@ impl Agent {
             return;
         }
         let id = self.ladder_id(served);
-        if let Some(ladder) = self.store.ladder(&id) {
-            tracing::info!(model = key.model, "its ladder was built before");
-            self.note_build(id, BuildState::Done);
-            return self.take_ladder(&key.model, ladder);
+        self.end_unwanted_build(&key.model);
+        if let Some(look) = self.store.look_at_ladder(&id) {
+            // All of its files are read: seconds on a slow disk, and off the loop for that.
+            let (events, key) = (self.events.clone(), key.clone());
+            tokio::spawn(async move {
+                let found = tokio::task::spawn_blocking(look).await;
+                let found =
+                    found.unwrap_or_else(|error| Err(Damage::Unreadable(error.to_string())));
+                let found = found.map(Box::new);
+                let _ = events.send(Event::LadderFound { key, id, found }).await;
+            });
+            return;
         }
+        self.queue_build(key, id);
+    }
+
+    /// What became of a ladder that was built before.
+    pub(super) fn ladder_found(
+        &mut self,
+        key: &VersionKey,
+        id: LadderId,
+        found: Result<Box<Manifest>, Damage>,
+    ) {
+        let served = self.served.get(&key.model).filter(|served| served.key == *key);
+        // Wanted meanwhile is another one, and that is being looked after.
+        if served.is_none_or(|served| self.ladder_id(served) != id) {
+            return;
+        }
+        match found {
+            Ok(manifest) => {
+                tracing::info!(model = key.model, "its ladder was built before");
+                self.note_build(id, BuildState::Done);
+                let ladder = Ladder { manifest: *manifest, folder: self.store.ladder_dir(&id) };
+                self.take_ladder(&key.model, ladder);
+            }
+            Err(damage) => {
+                self.store.set_ladder_aside(&id, &damage);
+                self.queue_build(key, id);
+            }
+        }
+    }
+
+    fn queue_build(&mut self, key: &VersionKey, id: LadderId) {
         let failed = match self.store.build(&id).map(|record| &record.build) {
             Some(BuildState::Failed { reason }) => Some(reason.clone()),
             Some(BuildState::Queued | BuildState::Building | BuildState::Done) | None => None,
@@ -57,10 +98,27 @@ impl Agent {
             served.build = Build::Failed(reason);
             return;
         }
+        if self.building.as_ref() == Some(&(key.clone(), id)) {
+            // It is on its way.
+            return;
+        }
         served.build = Build::Queued;
         self.note_build(id, BuildState::Queued);
-        self.builds.push_back(key.clone());
+        if !self.builds.contains(key) {
+            self.builds.push_back(key.clone());
+        }
         self.next_build();
+    }
+
+    /// Ends the build that runs where it is of this model and nobody wants its ladder any more.
+    pub(super) fn end_unwanted_build(&mut self, model: &str) {
+        let Some((key, id)) = self.building.as_ref().filter(|(key, _)| key.model == model) else {
+            return;
+        };
+        let served = self.served.get(model).filter(|served| served.key == *key);
+        if served.is_none_or(|served| self.ladder_id(served) != *id) {
+            self.build_wish.send_replace(Wish::End);
+        }
     }
 
     fn note_build(&mut self, id: LadderId, build: BuildState) {
@@ -81,6 +139,11 @@ impl Agent {
                 continue;
             };
             let id = self.ladder_id(served);
+            if self.store.look_at_ladder(&id).is_some() {
+                // A build for another name, or before a change that was taken back, has made it.
+                self.want_ladder(&key);
+                continue;
+            }
             let out = match self.store.begin_ladder(&id) {
                 Ok(out) => out,
                 Err(error) => {
@@ -109,7 +172,7 @@ impl Agent {
                 served.build = Build::Running { share: 0.0, stage: "starting".to_owned() };
             }
             tracing::info!(model = key.model, "its ladder is being built");
-            self.building = Some(key.clone());
+            self.building = Some((key.clone(), id));
             self.build_since = None;
             let (wisher, wish) = watch::channel(Wish::Run);
             self.build_wish = wisher;
@@ -175,6 +238,8 @@ impl Agent {
                 tracing::info!(model = key.model, rungs, "its ladder is built");
                 if wanted {
                     self.take_ladder(&key.model, ladder);
+                } else {
+                    self.want_current_ladder(&key.model);
                 }
                 let ids: Vec<_> = self.served.values().map(|s| self.ladder_id(s)).collect();
                 self.store.drop_old_ladders(&ids);
@@ -185,10 +250,22 @@ impl Agent {
                 }
                 if wanted {
                     self.build_failed(key, reason);
+                } else {
+                    self.want_current_ladder(&key.model);
                 }
             }
         }
         self.next_build();
+    }
+
+    /// A build has ended that was of another ladder than its model wants by now: that one's turn.
+    fn want_current_ladder(&mut self, model: &str) {
+        let waits =
+            |served: &&Served| matches!(served.build, Build::Queued | Build::Running { .. });
+        if let Some(served) = self.served.get(model).filter(waits) {
+            let key = served.key.clone();
+            self.want_ladder(&key);
+        }
     }
 
     /// Makes the rungs of a ladder candidates and loads them.
@@ -227,6 +304,8 @@ impl Agent {
                 p50,
                 p99,
                 standby,
+                retry: Retry::default(),
+                faults: 0,
             });
         }
         served.build = Build::Done(Box::new(manifest));
@@ -253,6 +332,11 @@ fn spawn_build(
             BuildEvent::Rung { .. } | BuildEvent::NotBuilt { .. } => {}
         };
         let outcome = build(&this_program(), &job, wish, &mut tell).await;
+        if outcome.is_ok() {
+            // What is written out already takes the loop no time when the ladder is taken into place.
+            let folder = job.out.clone();
+            let _ = tokio::task::spawn_blocking(move || files::write_out(&folder)).await;
+        }
         let _ = events.send(Event::Built { key, id, outcome }).await;
     });
 }

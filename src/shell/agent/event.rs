@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::arrivals::VersionKey;
+use crate::ladder::Manifest;
 use crate::protocol::Signature;
 use crate::shell::children::ChildError;
 use crate::shell::slot::{Command, Notice, Runner};
-use crate::shell::store::{Drawn, LadderId};
+use crate::shell::store::{Damage, Drawn, LadderId};
 use crate::shell::watch::Listing;
 use crate::units::Digest;
 
@@ -21,6 +22,8 @@ pub enum Event {
     /// A version's dense model is loaded, tried and ready for service, or is not fit for it.
     Prepared {
         key: VersionKey,
+        /// Which load it was: only the last one of a version counts.
+        load: u64,
         path: PathBuf,
         /// External data files that it names, relative to its folder; `None` where it cannot be read.
         external: Option<BTreeSet<String>>,
@@ -30,6 +33,8 @@ pub enum Event {
     Opened { key: VersionKey, digest: Digest, variant: String, outcome: Result<Opened, Unfit> },
     /// The builder has got so far (0 to 1) with a version.
     Building { key: VersionKey, share: f64, stage: String },
+    /// A ladder that was built before was looked at: its manifest, or what is wrong with it.
+    LadderFound { key: VersionKey, id: LadderId, found: Result<Box<Manifest>, Damage> },
     /// The builder has ended.
     Built { key: VersionKey, id: LadderId, outcome: Result<(), ChildError> },
     /// Samples of a model's live requests stand ready to be kept.

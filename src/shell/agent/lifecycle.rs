@@ -9,8 +9,8 @@ use super::Agent;
 use super::event::{Event, Prepared, Unfit};
 use super::prepare::Loader;
 use super::served::{Build, Candidate, Served, Standby};
+use super::underway::Retry;
 use crate::arrivals::VersionKey;
-use crate::shell::children::Wish;
 use crate::shell::slot::{CommandError, Entry, ModelState, Slot, SlotOptions, VariantInfo};
 use crate::shell::store::Quarantined;
 use crate::units::Digest;
@@ -44,13 +44,20 @@ impl Agent {
             self.repository.set(&key.model, key.version, entry);
         }
         tracing::info!(model = key.model, version = %key.version, "a version arrived");
-        self.preparing += 1;
+        let load = self.underway.begin(&key);
+        // Two versions of a model are in memory until the older one is drained. Where none is served there is
+        // nothing to protect: the trial finds out.
+        let beside = self.served.contains_key(&key.model);
         let (events, permits) = (self.events.clone(), Arc::clone(&self.loading));
         tokio::spawn(async move {
             let _one_at_a_time = permits.acquire_owned().await;
             let external = loader.external(path.clone()).await;
-            let outcome = loader.prepare(path.clone()).await;
-            let _ = events.send(Event::Prepared { key, path, external, outcome }).await;
+            let room = if beside { loader.room_for(path.clone()).await } else { Ok(()) };
+            let outcome = match room {
+                Ok(()) => loader.prepare(path.clone()).await,
+                Err(unfit) => Err(unfit),
+            };
+            let _ = events.send(Event::Prepared { key, load, path, external, outcome }).await;
         });
     }
 
@@ -76,20 +83,37 @@ impl Agent {
         path: PathBuf,
         outcome: Result<Box<Prepared>, Unfit>,
     ) {
-        self.preparing -= 1;
         let model = key.model.clone();
+        let served = self.served.get(&model).map(|served| served.key.version);
         match outcome {
-            Ok(prepared) => self.put_into_service(key, path, *prepared),
+            // A newer one was faster.
+            Ok(_) if served.is_some_and(|served| served > key.version) => {
+                self.underway.settled(&key);
+                self.repository.remove(&model, key.version);
+            }
+            Ok(prepared) => {
+                self.underway.settled(&key);
+                self.put_into_service(key, path, *prepared);
+            }
             Err(unfit) => {
                 let reason = one_line(&unfit.reason);
                 self.refuse(&key, &reason);
+                let held = unfit.digest.is_some_and(|d| self.store.quarantined().contains_key(&d));
+                if unfit.for_good || held {
+                    self.underway.settled(&key);
+                } else {
+                    self.underway.failed(&key, Instant::now());
+                }
                 if let Some(digest) = unfit.digest.filter(|_| unfit.for_good) {
                     let what = format!("{} version {}", key.model, key.version);
                     self.put_into_quarantine(digest, what, reason);
                 }
             }
         }
-        self.answer_loads(&model);
+        // Who asked for the model is told of all of its versions that were there.
+        if !self.underway.is_loading(&model) {
+            self.answer_loads(&model);
+        }
     }
 
     /// Tells those who asked for a model to be loaded what came of it.
@@ -160,6 +184,8 @@ impl Agent {
             p50: opened.p50,
             p99: opened.p99,
             standby: Standby::InService,
+            retry: Retry::default(),
+            faults: 0,
         };
         let served = Served {
             key: key.clone(),
@@ -177,6 +203,9 @@ impl Agent {
             calibration: self.calibration_of(&key.model),
         };
         let previous = self.served.insert(key.model.clone(), served);
+        if previous.is_some() {
+            self.end_unwanted_build(&key.model);
+        }
         if let Some(previous) = previous.filter(|previous| previous.key != key) {
             if let Some(Entry::Ready(old)) =
                 self.repository.remove(&previous.key.model, previous.key.version)
@@ -191,6 +220,7 @@ impl Agent {
 
     pub(super) fn removed(&mut self, key: &VersionKey) {
         self.refused.remove(key);
+        self.underway.cancel(key);
         if self.served.get(&key.model).is_some_and(|served| served.key == *key) {
             self.unload(key, "its file is gone");
             self.sampling.remove(&key.model);
@@ -212,10 +242,7 @@ impl Agent {
         }
         self.served.remove(&key.model);
         self.metrics.forget(&key.model, key.version);
-        if self.building.as_ref() == Some(key) {
-            // Nobody is there for its ladder.
-            self.build_wish.send_replace(Wish::End);
-        }
+        self.end_unwanted_build(&key.model);
     }
 }
 

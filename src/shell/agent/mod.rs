@@ -12,6 +12,7 @@
 mod building;
 mod event;
 mod lifecycle;
+mod memory;
 mod pace;
 mod prepare;
 mod reservoir;
@@ -19,6 +20,7 @@ mod samples;
 mod served;
 mod status;
 mod swapping;
+mod underway;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -37,6 +39,7 @@ use self::event::Event;
 use self::prepare::{Loader, chain};
 use self::samples::Sampling;
 use self::served::Served;
+use self::underway::Underway;
 use crate::arrivals::{Arrival, Arrivals, VersionKey};
 use crate::config::{Config, ModelConfig, Policy};
 use crate::governor::{self, Verdict};
@@ -46,7 +49,7 @@ use crate::shell::engine::{Runtime, RuntimeError, Search, init};
 use crate::shell::metrics::Metrics;
 use crate::shell::serve::{self, App};
 use crate::shell::slot::{Command, CommandError, Commands, Entry, ModelState, Notice, Repository};
-use crate::shell::store::{Store, StoreError};
+use crate::shell::store::{LadderId, Store, StoreError};
 use crate::shell::watch::{self, Listing};
 
 /// Reads the configuration anew; an error leaves the one in force.
@@ -91,7 +94,7 @@ struct Agent {
     governor: governor::State,
     verdicts: BTreeMap<String, Verdict>,
     builds: VecDeque<VersionKey>,
-    building: Option<VersionKey>,
+    building: Option<(VersionKey, LadderId)>,
     /// Pauses and ends the build that runs.
     build_wish: tokio::sync::watch::Sender<Wish>,
     /// Since when the build has stood still, or gone on after that; `None` where it was never paused.
@@ -116,8 +119,7 @@ struct Agent {
     watcher: Option<notify::RecommendedWatcher>,
     started: Instant,
     last_tick: Instant,
-    first_listing: bool,
-    preparing: usize,
+    underway: Underway,
     config_file: Option<PathBuf>,
     config_revision: u64,
     config_error: Option<String>,
@@ -229,8 +231,7 @@ impl Agent {
             watcher: None,
             started: now,
             last_tick: now,
-            first_listing: false,
-            preparing: 0,
+            underway: Underway::default(),
             config_file,
             config_revision: 1,
             config_error: None,
@@ -296,7 +297,7 @@ impl Agent {
                     self.look_after(next.saturating_sub(now).max(limits::LOOK_DELAY));
                 }
                 self.answer_unknown_loads();
-                self.first_listing |= self.arrivals.next_look().is_none();
+                self.underway.listed(self.arrivals.versions());
             }
             Event::NotListed(reason) => {
                 self.listing = false;
@@ -304,10 +305,13 @@ impl Agent {
                 self.watcher = None;
                 tracing::warn!("cannot list {}: {reason}", self.config.model_dir.display());
             }
-            Event::Prepared { key, path, external, outcome } => {
-                self.depends(&key, &path, external);
-                self.prepared(key, path, outcome);
+            Event::Prepared { key, load, path, external, outcome } => {
+                if self.underway.ends(&key, load) {
+                    self.depends(&key, &path, external);
+                    self.prepared(key, path, outcome);
+                }
             }
+            Event::LadderFound { key, id, found } => self.ladder_found(&key, id, found),
             Event::Opened { key, digest, variant, outcome } => {
                 self.opened(&key, digest, &variant, outcome);
             }
@@ -328,6 +332,7 @@ impl Agent {
                 if newest.is_some_and(|newest| newest > key.version) {
                     let (model, version) = (&key.model, key.version);
                     tracing::info!(model, %version, "older than the version in service");
+                    self.underway.settled(&key);
                     return;
                 }
                 self.prepare(key, file);
@@ -412,6 +417,7 @@ impl Agent {
     fn reconfigure(&mut self, model: &str) {
         let config = self.model_config(model);
         let calibration = self.calibration_of(model);
+        let wanted = self.served.get(model).map(|served| self.ladder_id(served));
         let Some(served) = self.served.get_mut(model) else { return };
         if served.config == config && served.calibration == calibration {
             return;
@@ -424,7 +430,14 @@ impl Agent {
             served.config = config;
             tracing::info!(model, "its policy changed");
             self.sample_requests(model);
-            self.open_missing(model);
+            let served = self.served.get(model);
+            let key =
+                served.map(|served| (served.key.clone(), Some(self.ladder_id(served)) == wanted));
+            match key {
+                // Another floor or other samples make another ladder; the one that is there serves on.
+                Some((key, false)) => self.want_ladder(&key),
+                Some((_, true)) | None => self.open_missing(model),
+            }
         } else {
             // Sessions, queue and ladder are made anew, behind the version in service.
             tracing::info!(model, "its policy changed; it is loaded again");
@@ -500,6 +513,7 @@ impl Agent {
                 self.look_after(Duration::ZERO);
             }
             Command::Unload { model, answer } => {
+                self.underway.cancel_model(&model);
                 let outcome = match self.served.get(&model).map(|served| served.key.clone()) {
                     Some(key) => {
                         let reason = "unloaded on request".to_owned();

@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::event::{Opened, Prepared, Unfit};
+use super::memory;
 use crate::limits;
 use crate::onnx::Engine;
 use crate::protocol::Signature;
@@ -74,6 +75,20 @@ impl Loader {
     pub async fn external(&self, path: PathBuf) -> Option<BTreeSet<String>> {
         // Why not is for `prepare` to say.
         tokio::task::spawn_blocking(move || models::external_files(&path).ok()).await.ok()?
+    }
+
+    /// Whether the model at `path` finds place in memory.
+    pub async fn room_for(&self, path: PathBuf) -> Result<(), Unfit> {
+        let instances = self.instances;
+        blocking(move || {
+            let unfit = |why| Unfit {
+                digest: None,
+                reason: format!("{}: {why}", path.display()),
+                for_good: false,
+            };
+            memory::room_for(&path, instances).map_err(unfit)
+        })
+        .await
     }
 
     /// Tries and loads a rung.

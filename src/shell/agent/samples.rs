@@ -53,8 +53,11 @@ impl Agent {
                 return;
             };
             slot.set_sampler(Some(Arc::clone(&reservoir) as _));
-            let sampling = Sampling { reservoir, writing: false };
-            self.sampling.entry(model.to_owned()).or_insert(sampling);
+            let drawn = self.sampling.get(model).map(|sampling| &sampling.reservoir);
+            if drawn.is_none_or(|drawn| !Arc::ptr_eq(drawn, &reservoir)) {
+                let sampling = Sampling { reservoir, writing: false };
+                self.sampling.insert(model.to_owned(), sampling);
+            }
             return;
         }
         slot.set_sampler(None);
@@ -101,7 +104,7 @@ impl Agent {
     }
 
     fn is_building(&self, model: &str) -> bool {
-        self.building.as_ref().is_some_and(|key| key.model == model)
+        self.building.as_ref().is_some_and(|(key, _)| key.model == model)
     }
 
     pub(super) fn sampled(&mut self, model: &str, outcome: Result<Sampled, String>) {

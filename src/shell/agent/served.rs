@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::underway::Retry;
 use crate::arrivals::VersionKey;
 use crate::config::ModelConfig;
 use crate::governor::{ModelView, Observed, Policy, VariantView, Verdict};
@@ -20,6 +21,26 @@ pub struct Candidate {
     pub p50: Duration,
     pub p99: Duration,
     pub standby: Standby,
+    /// When it is loaded again where it waits.
+    pub retry: Retry,
+    /// Probations on which it failed, one after the other.
+    pub faults: u32,
+}
+
+impl Candidate {
+    /// It waits, and is tried again after a while; `first` after the first failure.
+    pub fn wait(&mut self, why: String, first: Duration, now: Instant) {
+        self.standby = Standby::Waiting(why);
+        self.retry.failed(first, now);
+    }
+}
+
+/// What the variant in service did wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Misdeed {
+    pub reason: String,
+    /// Whether once is enough to take it out of service for good.
+    pub for_good: bool,
 }
 
 /// Whether a variant can be put into service at once.
@@ -72,7 +93,7 @@ pub struct Served {
     pub candidates: Vec<Candidate>,
     pub current: usize,
     pub switched: Instant,
-    pub fault: Option<String>,
+    pub fault: Option<Misdeed>,
     pub build: Build,
     pub swaps: u64,
     pub last_because: Option<String>,

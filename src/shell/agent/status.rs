@@ -5,8 +5,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use super::served::{Served, Standby};
 use super::{Agent, pace, systemd};
 use crate::governor;
+use crate::limits;
 use crate::shell::children::Wish;
 
 impl Agent {
@@ -21,9 +23,13 @@ impl Agent {
             self.switch(action);
         }
         self.pace_build(&views, now);
+        self.try_again(now);
         self.tell_metrics(elapsed);
+        if now.duration_since(self.started) > limits::READY_PATIENCE {
+            self.underway.give_up(|key| self.arrivals.is_settling(key));
+        }
         // Ready once, with the first listing served or refused: then every model is where it can be.
-        if self.first_listing && self.preparing == 0 && !self.repository.is_ready() {
+        if self.underway.is_complete() && !self.repository.is_ready() {
             // Who finds it ready finds in the status what it serves.
             self.tell_status(now);
             self.repository.set_ready(true);
@@ -67,12 +73,33 @@ impl Agent {
     }
 
     /// A variant that has served its probation without a fault is trusted.
-    fn end_probations(&self, now: Instant) {
-        for served in self.served.values() {
+    fn end_probations(&mut self, now: Instant) {
+        for served in self.served.values_mut() {
             let probation = Duration::from(served.config.governor.probation);
-            if now.saturating_duration_since(served.switched) > probation {
-                served.slot.current().set_probation(false);
+            let current = served.slot.current();
+            if current.on_probation() && now.saturating_duration_since(served.switched) > probation
+            {
+                current.set_probation(false);
+                served.candidates[served.current].faults = 0;
             }
+        }
+    }
+
+    /// Versions and variants whose time has come to be tried again.
+    fn try_again(&mut self, now: Instant) {
+        let versions = self.underway.due(now);
+        if !versions.is_empty() {
+            versions.iter().for_each(|key| self.arrivals.again(key));
+            self.look_after(Duration::ZERO);
+        }
+        let waits = |served: &&Served| {
+            let all = served.candidates.iter();
+            all.filter(|candidate| matches!(candidate.standby, Standby::Waiting(_)))
+                .any(|candidate| candidate.retry.is_due(now))
+        };
+        let models = self.served.values().filter(waits).map(|served| served.key.model.clone());
+        for model in models.collect::<Vec<String>>() {
+            self.open_missing(&model);
         }
     }
 
@@ -116,7 +143,7 @@ impl Agent {
                 "revision": self.config_revision, "error": self.config_error,
             },
             "models": models, "refused": refused, "quarantine": quarantine,
-            "building": self.building.as_ref().map(|key| key.model.clone()),
+            "building": self.building.as_ref().map(|(key, _)| key.model.clone()),
             "hardware": (self.hardware)(),
         });
         self.status.store(Arc::new(status));

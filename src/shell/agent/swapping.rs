@@ -5,22 +5,21 @@ use std::time::{Duration, Instant};
 
 use super::Agent;
 use super::event::{Event, Opened, Unfit};
-use super::served::{Build, Candidate, Standby};
+use super::served::{Build, Candidate, Misdeed, Standby};
+use super::underway::Retry;
 use crate::arrivals::VersionKey;
 use crate::governor;
 use crate::ladder::manifest::CalibrationSource;
 use crate::limits;
-use crate::shell::probe::HostProbe;
 use crate::shell::slot::{Drain, Fault, Notice, Runner};
 use crate::shell::store::{InService, ModelRecord};
 use crate::units::Digest;
 
 impl Agent {
-    /// Loads the variants that could serve and are not loaded, memory permitting.
+    /// Loads the variants that could serve and are not loaded, except those that failed just now.
     pub(super) fn open_missing(&mut self, model: &str) {
         let loader = self.loader_for(model);
-        let host = HostProbe::new().host();
-        let available = (host.memory.total > 0).then(|| host.memory_available());
+        let now = Instant::now();
         let Some(served) = self.served.get_mut(model) else { return };
         let floor = served.config.quality_floor;
         let made_up = matches!(
@@ -28,7 +27,10 @@ impl Agent {
             Build::Done(manifest) if manifest.calibration.source == CalibrationSource::Synthetic
         );
         for (index, candidate) in served.candidates.iter_mut().enumerate() {
-            let Standby::Waiting(_) = candidate.standby else { continue };
+            if !matches!(candidate.standby, Standby::Waiting(_)) || candidate.retry.is_early(now) {
+                continue;
+            }
+            candidate.retry.wait_no_longer();
             // What noise says of quality holds for noise: only who asks for none takes its word.
             if index > 0 && made_up && floor > 0.0 {
                 let why = "its quality is not known: no calibration.npz was given, and made-up \
@@ -43,14 +45,6 @@ impl Agent {
                 candidate.standby = Standby::Waiting(why);
                 continue;
             }
-            let size = std::fs::metadata(&candidate.path).map_or(0, |meta| meta.len());
-            // Weights, their packed copies and the activations of every instance.
-            let needed = size * (2 + loader.instances as u64) + limits::MEMORY_RESERVE;
-            if available.is_some_and(|available| available < needed) {
-                let why = format!("{needed} bytes of memory are wanted for it");
-                candidate.standby = Standby::Waiting(why);
-                continue;
-            }
             candidate.standby = Standby::Opening;
             let (events, permits) = (self.events.clone(), Arc::clone(&self.loading));
             let (key, loader) = (served.key.clone(), loader.clone());
@@ -58,7 +52,10 @@ impl Agent {
             let variant = candidate.info.name.clone();
             tokio::spawn(async move {
                 let _one_at_a_time = permits.acquire_owned().await;
-                let outcome = loader.open(path, digest).await;
+                let outcome = match loader.room_for(path.clone()).await {
+                    Ok(()) => loader.open(path, digest).await,
+                    Err(unfit) => Err(unfit),
+                };
                 let _ = events.send(Event::Opened { key, digest, variant, outcome }).await;
             });
         }
@@ -79,6 +76,7 @@ impl Agent {
         match outcome {
             Ok(opened) => {
                 candidate.standby = Standby::Loaded(opened.sessions);
+                candidate.retry = Retry::default();
                 self.resume(key, variant);
             }
             Err(unfit) if unfit.for_good => {
@@ -86,7 +84,7 @@ impl Agent {
                 tracing::error!(model = key.model, variant, "withdrawn: {}", unfit.reason);
                 self.put_into_quarantine(digest, format!("{} {variant}", key.model), unfit.reason);
             }
-            Err(unfit) => candidate.standby = Standby::Waiting(unfit.reason),
+            Err(unfit) => candidate.wait(unfit.reason, limits::RETRY_WAIT, Instant::now()),
         }
     }
 
@@ -136,17 +134,27 @@ impl Agent {
         let drain = match served.slot.publish(info, sessions) {
             Ok(drain) => drain,
             Err(error) => {
-                candidate.standby = Standby::Waiting(error.to_string());
+                candidate.wait(error.to_string(), limits::RETRY_WAIT, Instant::now());
                 return;
             }
         };
         let leaving = &mut served.candidates[served.current];
         let (from, left) = (leaving.info.name.clone(), leaving.info.digest);
         let fault = served.fault.take();
-        leaving.standby = match &fault {
-            Some(reason) => Standby::Withdrawn(reason.clone()),
-            None => Standby::Opening,
-        };
+        let mut convicted = None;
+        match fault {
+            None => leaving.standby = Standby::Opening,
+            Some(Misdeed { reason, for_good }) => {
+                leaving.faults += 1;
+                if for_good || leaving.faults >= limits::FAULTS_TO_CONVICT {
+                    leaving.standby = Standby::Withdrawn(reason.clone());
+                    convicted = Some(reason);
+                } else {
+                    let why = format!("it failed in service and is held back: {reason}");
+                    leaving.wait(why, limits::FAULT_WAIT, Instant::now());
+                }
+            }
+        }
         served.current = action.to;
         served.switched = Instant::now();
         served.swaps += 1;
@@ -155,7 +163,7 @@ impl Agent {
         let key = served.key.clone();
         tracing::info!(model = key.model, from, to = name, because = %action.because, "swapped");
         self.metrics.swapped(&key.model, key.version, &action.because.to_string());
-        if let Some(reason) = fault {
+        if let Some(reason) = convicted {
             let what = format!("{} {from}", key.model);
             self.put_into_quarantine(left, what, format!("it failed in service: {reason}"));
         }
@@ -188,7 +196,10 @@ impl Agent {
         let (p50, p99) = (candidate.p50, candidate.p99);
         tokio::spawn(async move {
             let _one_at_a_time = permits.acquire_owned().await;
-            let sessions = loader.reopen(path, digest).await;
+            let sessions = match loader.room_for(path.clone()).await {
+                Ok(()) => loader.reopen(path, digest).await,
+                Err(unfit) => Err(unfit),
+            };
             let outcome = sessions.map(|sessions| Opened { sessions, p50, p99 });
             let _ = events.send(Event::Opened { key, digest, variant, outcome }).await;
         });
@@ -210,7 +221,7 @@ impl Agent {
         // probation is no worse than dense: a request that fails it is likely at fault itself.
         let panicked = matches!(notice.fault, Fault::Panic(_));
         if served.current != 0 && (current.on_probation() || panicked) {
-            served.fault = Some(reason);
+            served.fault = Some(Misdeed { reason, for_good: panicked });
         }
     }
 }

@@ -300,6 +300,10 @@ fn values_that_are_not_finite_are_told_on_probation_and_only_then() {
     assert_eq!((notice.variant.as_str(), notice.generation), ("r0.5", 1));
     assert_eq!(notice.fault, Fault::NonFinite { output: "y".to_owned() });
     assert_eq!(slot.totals().non_finite, 1);
+    // What a client sends comes back to it, and costs the variant nothing.
+    submit(&slot, f32::NAN).unwrap().wait().unwrap();
+    assert!(told.try_recv().is_err());
+    assert_eq!(slot.totals().non_finite, 1);
 }
 
 #[test]

@@ -113,7 +113,11 @@ fn check(shared: &Shared, variant: &Variant, request: &Request, outputs: &[Tenso
         return;
     }
     let bad = outputs.iter().position(|tensor| !all_finite(tensor));
-    if let Some(output) = bad.and_then(|place| request.wanted.get(place)) {
+    // Whoever sends what is not finite gets it back: that says nothing of the variant.
+    let asked_soundly = || request.inputs.iter().all(|(_, tensor)| all_finite(tensor));
+    if let Some(output) =
+        bad.filter(|_| asked_soundly()).and_then(|place| request.wanted.get(place))
+    {
         variant.stats.counters.not_finite();
         shared.counters.not_finite();
         notify(shared, variant, Fault::NonFinite { output: output.clone() });

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use crate::units::Digest;
 
 /// A file system. Nothing but [`Disk::sync_file`] and [`Disk::sync_dir`] makes anything last.
-pub trait Disk: Send {
+pub trait Disk: Send + Sync {
     /// The whole file.
     fn read(&self, path: &Path) -> io::Result<Vec<u8>>;
     /// BLAKE3 of the whole file.

@@ -10,7 +10,7 @@ use crate::units::Digest;
 
 use super::records::{Ladder, LadderId};
 use super::seal::{self, Damage};
-use super::{LADDERS, Store, StoreError, is_hidden};
+use super::{Disk, LADDERS, Store, StoreError, is_hidden};
 
 /// The seal's name in a ladder's folder.
 const SEAL: &str = "seal";
@@ -19,7 +19,8 @@ const SEAL: &str = "seal";
 type Seal = BTreeMap<String, Digest>;
 
 impl Store {
-    fn ladder_dir(&self, id: &LadderId) -> PathBuf {
+    /// Where a finished ladder lies, if there is one.
+    pub fn ladder_dir(&self, id: &LadderId) -> PathBuf {
         self.root.join(LADDERS).join(id.folder())
     }
 
@@ -84,8 +85,7 @@ impl Store {
             self.did("sync", &file, self.disk.sync_file(&file))?;
             sealed.insert(name, self.did("read", &file, self.disk.hash(&file))?);
         }
-        let manifest = self
-            .manifest(&from, id, &sealed)
+        let manifest = manifest(self.disk.as_ref(), &from, id, &sealed)
             .map_err(|reason| StoreError::NotALadder { path: from.clone(), reason })?;
         self.put(&from.join(SEAL), &sealed)?;
         let dir = self.root.join(LADDERS);
@@ -108,54 +108,32 @@ impl Store {
     }
 
     /// A finished ladder, every file of which is what it was when it was sealed. A damaged one is
-    /// moved aside. Reads all of it: not for threads that must not wait.
+    /// moved aside. Reads all of it: see [`Store::look_at_ladder`] for threads that must not wait.
     pub fn ladder(&mut self, id: &LadderId) -> Option<Ladder> {
-        let folder = self.ladder_dir(id);
-        self.disk.list(&folder).ok()?;
-        match self.sound(&folder, id) {
-            Ok(manifest) => Some(Ladder { manifest, folder }),
+        match self.look_at_ladder(id)?() {
+            Ok(manifest) => Some(Ladder { manifest, folder: self.ladder_dir(id) }),
             Err(damage) => {
-                self.set_aside(&folder, &damage);
+                self.set_ladder_aside(id, &damage);
                 None
             }
         }
     }
 
-    fn sound(&self, folder: &Path, id: &LadderId) -> Result<Manifest, Damage> {
-        let unreadable = |error: std::io::Error| Damage::Unreadable(error.to_string());
-        let sealed: Seal = seal::open(&self.disk.read(&folder.join(SEAL)).map_err(unreadable)?)?;
-        for (name, told) in &sealed {
-            if self.disk.hash(&folder.join(name)).map_err(unreadable)? != *told {
-                return Err(Damage::Contents(format!("{name} is not what was written")));
-            }
-        }
-        self.manifest(folder, id, &sealed).map_err(Damage::Contents)
+    /// A look at a finished ladder, to be taken on a thread that may wait: whether every file is what it
+    /// was when it was sealed. `None` where there is no such ladder.
+    pub fn look_at_ladder(
+        &self,
+        id: &LadderId,
+    ) -> Option<impl FnOnce() -> Result<Manifest, Damage> + Send + 'static> {
+        let folder = self.ladder_dir(id);
+        self.disk.list(&folder).ok()?;
+        let (disk, id) = (std::sync::Arc::clone(&self.disk), *id);
+        Some(move || sound(disk.as_ref(), &folder, &id))
     }
 
-    /// The manifest of a folder, if it is one of this model and names only files that are there.
-    fn manifest(&self, dir: &Path, id: &LadderId, sealed: &Seal) -> Result<Manifest, String> {
-        let bytes = self.disk.read(&dir.join(MANIFEST_FILE));
-        let bytes = bytes.map_err(|error| format!("{MANIFEST_FILE}: {error}"))?;
-        let manifest: Manifest = serde_json::from_slice(&bytes)
-            .map_err(|error| format!("{MANIFEST_FILE} is no manifest: {error}"))?;
-        if manifest.format > MANIFEST_FORMAT {
-            return Err(format!(
-                "{MANIFEST_FILE} has format {}, this program reads up to {MANIFEST_FORMAT}",
-                manifest.format
-            ));
-        }
-        if manifest.source.digest != id.dense {
-            return Err(format!(
-                "{MANIFEST_FILE} is of the model {}, not of {}",
-                manifest.source.digest.short(),
-                id.dense.short()
-            ));
-        }
-        // A name with a path in it is in no seal.
-        match manifest.rungs.iter().find(|rung| !sealed.contains_key(&rung.file)) {
-            Some(rung) => Err(format!("the file {:?} of {} is not there", rung.file, rung.name)),
-            None => Ok(manifest),
-        }
+    /// Moves a damaged ladder out of the way.
+    pub fn set_ladder_aside(&mut self, id: &LadderId, damage: &Damage) {
+        self.set_aside(&self.ladder_dir(id), damage);
     }
 
     /// Removes the ladders that were not used for longest, beyond [`limits::LADDERS_KEPT`] and
@@ -179,5 +157,43 @@ impl Store {
                 Err(error) => tracing::warn!("cannot remove an old ladder: {error}"),
             }
         }
+    }
+}
+
+/// The manifest of a sealed folder, every file of which is what it was.
+fn sound(disk: &dyn Disk, folder: &Path, id: &LadderId) -> Result<Manifest, Damage> {
+    let unreadable = |error: std::io::Error| Damage::Unreadable(error.to_string());
+    let sealed: Seal = seal::open(&disk.read(&folder.join(SEAL)).map_err(unreadable)?)?;
+    for (name, told) in &sealed {
+        if disk.hash(&folder.join(name)).map_err(unreadable)? != *told {
+            return Err(Damage::Contents(format!("{name} is not what was written")));
+        }
+    }
+    manifest(disk, folder, id, &sealed).map_err(Damage::Contents)
+}
+
+/// The manifest of a folder, if it is one of this model and names only files that are there.
+fn manifest(disk: &dyn Disk, dir: &Path, id: &LadderId, sealed: &Seal) -> Result<Manifest, String> {
+    let bytes = disk.read(&dir.join(MANIFEST_FILE));
+    let bytes = bytes.map_err(|error| format!("{MANIFEST_FILE}: {error}"))?;
+    let manifest: Manifest = serde_json::from_slice(&bytes)
+        .map_err(|error| format!("{MANIFEST_FILE} is no manifest: {error}"))?;
+    if manifest.format > MANIFEST_FORMAT {
+        return Err(format!(
+            "{MANIFEST_FILE} has format {}, this program reads up to {MANIFEST_FORMAT}",
+            manifest.format
+        ));
+    }
+    if manifest.source.digest != id.dense {
+        return Err(format!(
+            "{MANIFEST_FILE} is of the model {}, not of {}",
+            manifest.source.digest.short(),
+            id.dense.short()
+        ));
+    }
+    // A name with a path in it is in no seal.
+    match manifest.rungs.iter().find(|rung| !sealed.contains_key(&rung.file)) {
+        Some(rung) => Err(format!("the file {:?} of {} is not there", rung.file, rung.name)),
+        None => Ok(manifest),
     }
 }

@@ -29,6 +29,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix::fcntl::{Flock, FlockArg};
 use serde::Serialize;
@@ -69,7 +70,7 @@ pub struct Moved {
 
 /// The state directory.
 pub struct Store {
-    disk: Box<dyn Disk>,
+    disk: Arc<dyn Disk>,
     root: PathBuf,
     models: BTreeMap<String, ModelRecord>,
     builds: BTreeMap<LadderId, LadderRecord>,
@@ -108,7 +109,7 @@ impl Store {
         let file = options.open(&path).map_err(failed)?;
         let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock)
             .map_err(|_| StoreError::InUse { path: root.to_owned() })?;
-        let mut store = Self::open_on(Box::new(disk), root)?;
+        let mut store = Self::open_on(Arc::new(disk), root)?;
         store._lock = Some(lock);
         Ok(store)
     }
@@ -117,7 +118,7 @@ impl Store {
     ///
     /// # Errors
     /// Where the directories cannot be made.
-    pub fn open_on(disk: Box<dyn Disk>, root: &Path) -> Result<Self, StoreError> {
+    pub fn open_on(disk: Arc<dyn Disk>, root: &Path) -> Result<Self, StoreError> {
         let mut store = Self {
             disk,
             root: root.to_owned(),

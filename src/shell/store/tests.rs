@@ -123,7 +123,7 @@ fn life() -> Vec<Step> {
 /// What [`told`] says after each number of steps.
 fn expected() -> Vec<Told> {
     let disk = FaultyDisk::default();
-    let mut store = Store::open_on(Box::new(disk.clone()), root()).unwrap();
+    let mut store = Store::open_on(Arc::new(disk.clone()), root()).unwrap();
     let mut all = vec![told(&mut store)];
     for step in life() {
         step(&disk, &mut store).unwrap();
@@ -135,7 +135,7 @@ fn expected() -> Vec<Told> {
 
 fn operations_of_a_life() -> usize {
     let disk = FaultyDisk::default();
-    let mut store = Store::open_on(Box::new(disk.clone()), root()).unwrap();
+    let mut store = Store::open_on(Arc::new(disk.clone()), root()).unwrap();
     life().iter().for_each(|step| step(&disk, &mut store).unwrap());
     disk.done()
 }
@@ -148,11 +148,11 @@ fn a_crash_at_any_operation_leaves_the_old_state_or_the_new_one() {
             let disk = FaultyDisk::default();
             disk.fail_at(at, Fault::Crash);
             let mut done = 0;
-            if let Ok(mut store) = Store::open_on(Box::new(disk.clone()), root()) {
+            if let Ok(mut store) = Store::open_on(Arc::new(disk.clone()), root()) {
                 done = life().iter().take_while(|step| step(&disk, &mut store).is_ok()).count();
             }
             let left = disk.after_crash(seed);
-            let mut store = Store::open_on(Box::new(left.clone()), root()).unwrap();
+            let mut store = Store::open_on(Arc::new(left.clone()), root()).unwrap();
             let found = told(&mut store);
             // A reservoir's record follows its file: nothing may be called damaged.
             assert_eq!(store.moved(), [], "at {at}, seed {seed}");
@@ -173,7 +173,7 @@ fn a_full_disk_at_any_operation_loses_nothing_that_was_acknowledged() {
     for at in 1..=operations_of_a_life() {
         let disk = FaultyDisk::default();
         disk.fail_at(at, Fault::Once);
-        let Ok(mut store) = Store::open_on(Box::new(disk.clone()), root()) else { continue };
+        let Ok(mut store) = Store::open_on(Arc::new(disk.clone()), root()) else { continue };
         for (place, step) in life().iter().enumerate() {
             if let Err(error) = step(&disk, &mut store) {
                 assert!(error.to_string().contains("no space left"), "{error}");
@@ -184,7 +184,7 @@ fn a_full_disk_at_any_operation_loses_nothing_that_was_acknowledged() {
             }
             assert_eq!(told(&mut store), expected[place + 1], "at operation {at}");
         }
-        let mut again = Store::open_on(Box::new(disk.after_crash(7)), root()).unwrap();
+        let mut again = Store::open_on(Arc::new(disk.after_crash(7)), root()).unwrap();
         assert_eq!(Some(&told(&mut again)), expected.last());
     }
 }
@@ -192,14 +192,14 @@ fn a_full_disk_at_any_operation_loses_nothing_that_was_acknowledged() {
 #[test]
 fn any_damaged_file_is_moved_aside_and_never_stops_the_start() {
     let disk = FaultyDisk::default();
-    let mut store = Store::open_on(Box::new(disk.clone()), root()).unwrap();
+    let mut store = Store::open_on(Arc::new(disk.clone()), root()).unwrap();
     life().iter().for_each(|step| step(&disk, &mut store).unwrap());
     let files = disk.files();
     assert!(files.len() >= 7, "{files:?}");
     for file in files {
         let disk = disk.after_crash(0);
         disk.damage(&file);
-        let mut store = Store::open_on(Box::new(disk.clone()), root()).unwrap();
+        let mut store = Store::open_on(Arc::new(disk.clone()), root()).unwrap();
         let found = told(&mut store);
         assert_ne!(Some(&found), expected().last(), "{file:?} is not checked");
         assert_eq!(store.moved().len(), 1, "{file:?}");
@@ -212,7 +212,7 @@ fn any_damaged_file_is_moved_aside_and_never_stops_the_start() {
 #[test]
 fn what_is_no_ladder_of_the_model_does_not_replace_one() {
     let disk = FaultyDisk::default();
-    let mut store = Store::open_on(Box::new(disk.clone()), root()).unwrap();
+    let mut store = Store::open_on(Arc::new(disk.clone()), root()).unwrap();
     build(&disk, &mut store, 1).unwrap();
     let bad: [(&str, Manifest); 3] = [
         ("a newer format", Manifest { format: MANIFEST_FORMAT + 1, ..manifest(2) }),
@@ -240,7 +240,7 @@ fn what_is_no_ladder_of_the_model_does_not_replace_one() {
 #[test]
 fn the_quarantine_and_the_ladders_are_bounded() {
     let disk = FaultyDisk::default();
-    let mut store = Store::open_on(Box::new(disk.clone()), root()).unwrap();
+    let mut store = Store::open_on(Arc::new(disk.clone()), root()).unwrap();
     let entry = |at: u64| Quarantined { what: "m".into(), reason: "x".into(), at };
     let digest = |n: u64| Digest::of(&n.to_le_bytes());
     let all: BTreeMap<_, _> =

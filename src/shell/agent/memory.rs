@@ -1,0 +1,60 @@
+//! Whether a variant finds place in memory beside what is loaded already.
+
+use std::path::Path;
+
+use crate::limits;
+use crate::shell::models;
+use crate::shell::probe::HostProbe;
+use crate::units::ByteSize;
+
+/// Whether `instances` sessions of the model at `path` find place in what is available now, limits of the
+/// slice included. To be asked right before they are loaded: what loads at the same time is not counted.
+///
+/// # Errors
+/// The reason, for people. A box that does not tell what is available is trusted.
+pub fn room_for(path: &Path, instances: usize) -> Result<(), String> {
+    let host = HostProbe::new().host();
+    if host.memory.total == 0 {
+        return Ok(());
+    }
+    let available = host.memory_available();
+    let needed = needed(path, instances);
+    if available >= needed {
+        return Ok(());
+    }
+    let (needed, available) = (ByteSize(needed), ByteSize(available));
+    Err(format!("{needed} of memory are wanted for it, {available} are available"))
+}
+
+/// Weights, their packed copies and the activations of every instance, and what must stay free.
+fn needed(path: &Path, instances: usize) -> u64 {
+    let size = |path: &Path| std::fs::metadata(path).map_or(0, |meta| meta.len());
+    let folder = path.parent().unwrap_or(Path::new("."));
+    // Why a file cannot be read is for loading it to say.
+    let external = models::external_files(path).unwrap_or_default();
+    let all =
+        external.iter().map(|name| size(&folder.join(name))).fold(size(path), u64::saturating_add);
+    all.saturating_mul(2 + instances as u64).saturating_add(limits::MEMORY_RESERVE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_count_wherever_they_stand_and_for_every_instance() {
+        let dir = tempfile::tempdir().unwrap();
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/models/fixtures/external");
+        for file in ["model.onnx", "weights.bin"] {
+            std::fs::copy(fixtures.join(file), dir.path().join(file)).unwrap();
+        }
+        let model = dir.path().join("model.onnx");
+        let size = |file: &str| std::fs::metadata(fixtures.join(file)).unwrap().len();
+        let both = size("model.onnx") + size("weights.bin");
+        assert_eq!(needed(&model, 1), 3 * both + limits::MEMORY_RESERVE);
+        assert_eq!(needed(&model, 4), 6 * both + limits::MEMORY_RESERVE);
+        assert_eq!(room_for(&model, 1), Ok(()));
+        let why = room_for(&model, usize::MAX >> 8).unwrap_err();
+        assert!(why.contains("are available"), "{why}");
+    }
+}

@@ -1,0 +1,219 @@
+//! Versions on their way into service: which loads still count, what is tried again and when, and when all
+//! that was there at the start has come to an end.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use crate::arrivals::VersionKey;
+use crate::limits;
+
+/// When a thing that failed is tried again: each failure doubles the wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Retry {
+    failures: u32,
+    at: Option<Instant>,
+}
+
+impl Retry {
+    /// It failed once more: the wait is `first` after the first failure.
+    pub fn failed(&mut self, first: Duration, now: Instant) {
+        let wait = first.saturating_mul(1 << self.failures.min(limits::RETRY_DOUBLINGS));
+        self.failures = self.failures.saturating_add(1);
+        self.at = Some(now + wait);
+    }
+
+    /// It is being tried again, or waits for something else than time.
+    pub fn wait_no_longer(&mut self) {
+        self.at = None;
+    }
+
+    /// Whether it failed, and may be tried again.
+    pub fn is_due(&self, now: Instant) -> bool {
+        self.at.is_some_and(|at| at <= now)
+    }
+
+    /// Whether it failed too short a time ago to be tried again.
+    pub fn is_early(&self, now: Instant) -> bool {
+        self.at.is_some_and(|at| at > now)
+    }
+}
+
+/// Versions on their way into service.
+#[derive(Debug, Default)]
+pub struct Underway {
+    /// Loads that run, each with the number of the one that counts: files that changed meanwhile are
+    /// loaded once more.
+    loading: BTreeMap<VersionKey, u64>,
+    last: u64,
+    /// Versions that could not be loaded for a reason that may pass.
+    again: BTreeMap<VersionKey, Retry>,
+    /// Versions of the first listing whose end is not known yet; `None` before that.
+    awaited: Option<BTreeSet<VersionKey>>,
+}
+
+impl Underway {
+    /// A load of `key` begins; those before no longer count.
+    pub fn begin(&mut self, key: &VersionKey) -> u64 {
+        self.last += 1;
+        self.loading.insert(key.clone(), self.last);
+        if let Some(retry) = self.again.get_mut(key) {
+            retry.wait_no_longer();
+        }
+        self.last
+    }
+
+    /// A load has ended: whether its outcome counts.
+    pub fn ends(&mut self, key: &VersionKey, number: u64) -> bool {
+        if self.loading.get(key) != Some(&number) {
+            return false;
+        }
+        self.loading.remove(key);
+        true
+    }
+
+    /// Nobody wants `key` any more: a load that runs does not count.
+    pub fn cancel(&mut self, key: &VersionKey) {
+        self.loading.remove(key);
+        self.settled(key);
+    }
+
+    /// The same for all versions of a model; whether any load ran.
+    pub fn cancel_model(&mut self, model: &str) -> bool {
+        let keys: Vec<VersionKey> =
+            self.loading.keys().filter(|key| key.model == model).cloned().collect();
+        keys.iter().for_each(|key| self.cancel(key));
+        self.again.retain(|key, _| key.model != model);
+        !keys.is_empty()
+    }
+
+    /// Whether a version of the model is being loaded.
+    pub fn is_loading(&self, model: &str) -> bool {
+        self.loading.keys().any(|key| key.model == model)
+    }
+
+    /// `key` is served, refused for good, or passed over.
+    pub fn settled(&mut self, key: &VersionKey) {
+        self.again.remove(key);
+        self.has_ended(key);
+    }
+
+    /// `key` could not be loaded, for a reason that may pass.
+    pub fn failed(&mut self, key: &VersionKey, now: Instant) {
+        self.again.entry(key.clone()).or_default().failed(limits::RETRY_WAIT, now);
+        self.has_ended(key);
+    }
+
+    /// What is to be tried again now. It is named once.
+    pub fn due(&mut self, now: Instant) -> Vec<VersionKey> {
+        let due: Vec<VersionKey> = self
+            .again
+            .iter()
+            .filter(|(_, retry)| retry.is_due(now))
+            .map(|(key, _)| key.clone())
+            .collect();
+        for key in &due {
+            if let Some(retry) = self.again.get_mut(key) {
+                retry.wait_no_longer();
+            }
+        }
+        due
+    }
+
+    /// The first listing, or a later one, which says nothing new.
+    pub fn listed<'k>(&mut self, keys: impl Iterator<Item = &'k VersionKey>) {
+        if self.awaited.is_none() {
+            self.awaited = Some(keys.cloned().collect());
+        }
+    }
+
+    /// Waits no longer for versions whose files are still being written.
+    pub fn give_up(&mut self, is_settling: impl Fn(&VersionKey) -> bool) {
+        if let Some(awaited) = &mut self.awaited {
+            awaited.retain(|key| !is_settling(key));
+        }
+    }
+
+    /// Whether all that was there at the start is served or refused.
+    pub fn is_complete(&self) -> bool {
+        self.awaited.as_ref().is_some_and(BTreeSet::is_empty)
+    }
+
+    fn has_ended(&mut self, key: &VersionKey) {
+        if let Some(awaited) = &mut self.awaited {
+            awaited.remove(key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::Version;
+
+    fn key(model: &str, version: u64) -> VersionKey {
+        VersionKey { model: model.to_owned(), version: Version(version) }
+    }
+
+    #[test]
+    fn only_the_last_load_of_a_version_counts() {
+        let mut underway = Underway::default();
+        let first = underway.begin(&key("m", 1));
+        let second = underway.begin(&key("m", 1));
+        let other = underway.begin(&key("m", 2));
+        assert!(!underway.ends(&key("m", 1), first));
+        assert!(underway.is_loading("m"));
+        assert!(underway.ends(&key("m", 1), second));
+        assert!(!underway.ends(&key("m", 1), second), "once");
+        underway.cancel(&key("m", 2));
+        assert!(!underway.ends(&key("m", 2), other));
+        assert!(!underway.is_loading("m"));
+        underway.begin(&key("m", 3));
+        assert!(underway.cancel_model("m") && !underway.cancel_model("m"));
+    }
+
+    #[test]
+    fn what_may_pass_is_tried_again_at_growing_intervals() {
+        let start = Instant::now();
+        let mut underway = Underway::default();
+        let mut now = start;
+        let mut waits = Vec::new();
+        for _ in 0..20 {
+            underway.begin(&key("m", 1));
+            assert_eq!(underway.due(now), [], "not while it is being loaded");
+            underway.failed(&key("m", 1), now);
+            let begun = now;
+            while underway.due(now).is_empty() {
+                now += Duration::from_secs(1);
+            }
+            assert_eq!(underway.due(now), [], "named once");
+            waits.push(now - begun);
+        }
+        assert_eq!(waits[0], limits::RETRY_WAIT);
+        assert!(waits.is_sorted());
+        assert_eq!(waits[19], limits::RETRY_WAIT * (1 << limits::RETRY_DOUBLINGS));
+        underway.failed(&key("m", 1), now);
+        underway.settled(&key("m", 1));
+        assert_eq!(underway.due(now + Duration::from_secs(86_400)), []);
+    }
+
+    #[test]
+    fn the_start_is_complete_with_the_first_listing_and_not_with_later_ones() {
+        let mut underway = Underway::default();
+        assert!(!underway.is_complete());
+        let first = [key("a", 1), key("b", 1), key("c", 1), key("d", 1)];
+        underway.listed(first.iter());
+        underway.listed([key("late", 1)].iter());
+        let load = underway.begin(&first[0]);
+        assert!(underway.ends(&first[0], load));
+        underway.settled(&first[0]);
+        underway.failed(&first[1], Instant::now());
+        underway.cancel(&first[2]);
+        assert!(!underway.is_complete());
+        // A file that grows for ever holds nobody back.
+        underway.give_up(|key| *key == first[3]);
+        assert!(underway.is_complete());
+        let mut empty = Underway::default();
+        empty.listed(std::iter::empty());
+        assert!(empty.is_complete());
+    }
+}
