@@ -170,6 +170,24 @@ pub const FIT_BYTES: usize = 512 << 20;
 
 // ---- ladder ----
 
+/// Narrowest side of an operator that may be put in two of lower rank: below it the second operator costs what
+/// the smaller products save.
+pub const LOW_RANK_NARROWEST: usize = 64;
+
+/// Longest smaller side of such an operator: its decomposition holds some squares of it in f64 (32 MiB each)
+/// and takes some seconds.
+pub const LOW_RANK_SIDE: usize = 2048;
+
+/// Largest share of an operator's products that its two factors may multiply: nearer to all of them nothing
+/// is gained, whatever a measurement says.
+pub const LOW_RANK_SHARE: f64 = 0.8;
+
+/// Most bytes of the directions that all operators' factors are made from; those beyond it stay in one.
+pub const LOW_RANK_BYTES: usize = 256 << 20;
+
+/// Most choices of one item of the allocation: as many steps of saving as its result is known to.
+pub const ITEM_CHOICES: usize = 512;
+
 /// Samples that run through a network at once while it is analysed: bounds the memory of activations.
 pub const CALIBRATION_BATCH: usize = 32;
 

@@ -108,10 +108,31 @@ pub struct Rung {
     pub figures: Figures,
     /// Groups that lost channels.
     pub cuts: Vec<GroupCut>,
-    /// Residual blocks that were replaced by their shortcut, by the name of their last addition.
+    /// Residual blocks that were replaced by their shortcut, by the name of their last addition (or of the
+    /// normalisation that adds).
     pub bypassed: Vec<String>,
+    /// Operators that were put in two of lower rank.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub in_two: Vec<LowRank>,
     /// What the repair did to each operator behind a cut.
     pub repairs: Vec<Repair>,
+}
+
+/// An operator that was put in two: W ≈ B·A.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LowRank {
+    /// The operator's name.
+    pub operator: String,
+    /// Inputs and outputs of the dense operator.
+    pub inputs: usize,
+    pub outputs: usize,
+    /// Outputs of A, inputs of B.
+    pub rank: usize,
+    /// Squared error of the best operator of this rank on the calibration rows, relative to the variance of
+    /// the value that it adds to: the tail of the singular values of W·S^½, known before anything is cut.
+    pub tail: f64,
+    /// The same on rows that the directions were not taken from.
+    pub held_out: f64,
 }
 
 /// The channels that a group lost.

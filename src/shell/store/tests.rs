@@ -48,6 +48,7 @@ fn manifest(seed: u64) -> Manifest {
             figures: figures(0.5),
             cuts: vec![],
             bypassed: vec![],
+            in_two: vec![],
             repairs: vec![],
         }],
         not_built: vec![],
