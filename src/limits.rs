@@ -185,6 +185,23 @@ pub const LOW_RANK_SHARE: f64 = 0.8;
 /// Most bytes of the directions that all operators' factors are made from; those beyond it stay in one.
 pub const LOW_RANK_BYTES: usize = 256 << 20;
 
+/// Least cosine between the weights of two layers of which one may read the other's: below it a scale leaves an
+/// error of 0.6 of the layer on inputs that are all alike.
+pub const SUBSTITUTE_COSINE: f64 = 0.8;
+
+/// Substitutes that are measured for one layer, the most alike first.
+pub const SUBSTITUTES: usize = 4;
+
+/// Largest squared error, relative to the variance of a layer's output, of a substitution that is tried.
+pub const SUBSTITUTE_ERROR: f64 = 0.05;
+
+/// Most substitutions that are tried in one rung: each is a run over the held-out samples.
+pub const SUBSTITUTIONS_TRIED: usize = 16;
+
+/// Most that a rung's quality and its explained variance may fall by all substitutions together: what a smaller
+/// file is worth, and below what two calibrations differ by.
+pub const SUBSTITUTION_FALL: f64 = 0.005;
+
 /// Most choices of one item of the allocation: as many steps of saving as its result is known to.
 pub const ITEM_CHOICES: usize = 512;
 

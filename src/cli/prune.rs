@@ -438,6 +438,9 @@ fn print_table(manifest: &Manifest) {
         if !rung.in_two.is_empty() {
             cut.push_str(&format!(", {} operators of low rank", rung.in_two.len()));
         }
+        if !rung.substituted.is_empty() {
+            cut.push_str(&format!(", {} layers share weights", rung.substituted.len()));
+        }
         row(&rung.name, &rung.figures, cut);
     }
     for missed in &manifest.not_built {

@@ -68,7 +68,7 @@ impl<'a> Bench<'a> {
 
     /// `ratio` of dense's own latencies: that is what a variant promises, measured side by side with dense
     /// and so free of what disturbed the box at that moment.
-    fn figures(
+    pub(super) fn figures(
         &self,
         model: &Model,
         (p50_us, p99_us): (f64, f64),
@@ -98,7 +98,7 @@ impl<'a> Bench<'a> {
     }
 
     /// How a variant agrees with dense on the samples that no repair has seen.
-    fn judge(&self, model: &Model) -> Result<Agreement, LadderError> {
+    pub(super) fn judge(&self, model: &Model) -> Result<Agreement, LadderError> {
         let found = outputs(self.task.engine, model, self.held_out)?;
         Ok(agreement(&self.dense_outputs, &found, |_| true))
     }
@@ -149,6 +149,7 @@ impl<'a> Bench<'a> {
                 .iter()
                 .map(|b| self.known.graph.label(self.known.blocks[*b].add))
                 .collect(),
+            substituted: Vec::new(),
             in_two: report::in_two(self.known, plan, &gone),
             repairs,
         };

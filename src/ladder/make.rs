@@ -62,6 +62,7 @@ impl Task<'_> {
             let attempt = attempt(&bench, asked, &items, ladder.rungs.last(), &mut progress);
             let missed = match attempt {
                 Ok(Ok(mut built)) => {
+                    bench.substitute(&mut built)?;
                     sink(&mut built.rung, &built.model).map_err(LadderError::Sink)?;
                     on(Event::Rung(&built.rung));
                     ladder.rungs.push(built.rung);

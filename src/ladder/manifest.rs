@@ -114,6 +114,9 @@ pub struct Rung {
     /// Operators that were put in two of lower rank.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub in_two: Vec<LowRank>,
+    /// Operators that read the weight of another one.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub substituted: Vec<Substituted>,
     /// What the repair did to each operator behind a cut.
     pub repairs: Vec<Repair>,
 }
@@ -133,6 +136,20 @@ pub struct LowRank {
     pub tail: f64,
     /// The same on rows that the directions were not taken from.
     pub held_out: f64,
+}
+
+/// An operator that reads another one's weight, for the two say nearly the same.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Substituted {
+    /// The operator's name.
+    pub operator: String,
+    /// The operator whose weight it reads.
+    pub reads: String,
+    /// Squared error of its output on held-out samples, relative to the output's variance: scaled and shifted
+    /// at best where what stands behind takes that over.
+    pub error: f64,
+    /// Bytes of the weight that the file holds no more.
+    pub saves_bytes: u64,
 }
 
 /// The channels that a group lost.

@@ -17,6 +17,7 @@ pub mod score;
 mod search;
 pub mod segments;
 mod shortcut;
+mod substitute;
 pub mod table;
 pub mod task;
 pub mod timing;

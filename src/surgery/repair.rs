@@ -354,7 +354,10 @@ pub fn without(tensor: &Tensor, axis: usize, gone: &BTreeSet<usize>) -> Option<T
 }
 
 /// Stores a new bias, as a new constant where the operator had none or others read it as well.
-fn set_bias(
+///
+/// # Errors
+/// Where the new constant's name is taken.
+pub fn set_bias(
     graph: &Graph,
     operator: &Operator,
     bias: &[f32],

@@ -49,6 +49,7 @@ fn manifest(seed: u64) -> Manifest {
             cuts: vec![],
             bypassed: vec![],
             in_two: vec![],
+            substituted: vec![],
             repairs: vec![],
         }],
         not_built: vec![],
