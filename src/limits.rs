@@ -170,6 +170,41 @@ pub const FIT_BYTES: usize = 512 << 20;
 
 // ---- ladder ----
 
+/// Narrowest side of an operator that may be put in two of lower rank: below it the second operator costs what
+/// the smaller products save.
+pub const LOW_RANK_NARROWEST: usize = 64;
+
+/// Longest smaller side of such an operator: its decomposition holds some squares of it in f64 (32 MiB each)
+/// and takes some seconds.
+pub const LOW_RANK_SIDE: usize = 2048;
+
+/// Largest share of an operator's products that its two factors may multiply: nearer to all of them nothing
+/// is gained, whatever a measurement says.
+pub const LOW_RANK_SHARE: f64 = 0.8;
+
+/// Most bytes of the directions that all operators' factors are made from; those beyond it stay in one.
+pub const LOW_RANK_BYTES: usize = 256 << 20;
+
+/// Least cosine between the weights of two layers of which one may read the other's: below it a scale leaves an
+/// error of 0.6 of the layer on inputs that are all alike.
+pub const SUBSTITUTE_COSINE: f64 = 0.8;
+
+/// Substitutes that are measured for one layer, the most alike first.
+pub const SUBSTITUTES: usize = 4;
+
+/// Largest squared error, relative to the variance of a layer's output, of a substitution that is tried.
+pub const SUBSTITUTE_ERROR: f64 = 0.05;
+
+/// Most substitutions that are tried in one rung: each is a run over the held-out samples.
+pub const SUBSTITUTIONS_TRIED: usize = 16;
+
+/// Most that a rung's quality and its explained variance may fall by all substitutions together: what a smaller
+/// file is worth, and below what two calibrations differ by.
+pub const SUBSTITUTION_FALL: f64 = 0.005;
+
+/// Most choices of one item of the allocation: as many steps of saving as its result is known to.
+pub const ITEM_CHOICES: usize = 512;
+
 /// Samples that run through a network at once while it is analysed: bounds the memory of activations.
 pub const CALIBRATION_BATCH: usize = 32;
 

@@ -62,6 +62,9 @@ pub struct Prune {
     /// Never remove whole residual blocks.
     #[arg(long)]
     no_depth: bool,
+    /// Never put an operator in two of lower rank.
+    #[arg(long)]
+    no_low_rank: bool,
     /// Keep channels in multiples of this. Without: what the measured latencies favour.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=4096))]
     align: Option<u64>,
@@ -230,6 +233,7 @@ impl Prune {
                 RepairArg::None => Mode::None,
             },
             depth: !self.no_depth,
+            low_rank: !self.no_low_rank,
             align: self.align.map(|align| align as usize),
             seed: self.seed,
             floor: self.floor,
@@ -426,11 +430,17 @@ fn print_table(manifest: &Manifest) {
     row("dense", &manifest.dense, String::new());
     for rung in &manifest.rungs {
         let removed: usize = rung.cuts.iter().map(|cut| cut.width - cut.kept).sum();
-        let cut = format!(
+        let mut cut = format!(
             "{removed} channels of {} groups, {} blocks",
             rung.cuts.len(),
             rung.bypassed.len()
         );
+        if !rung.in_two.is_empty() {
+            cut.push_str(&format!(", {} operators of low rank", rung.in_two.len()));
+        }
+        if !rung.substituted.is_empty() {
+            cut.push_str(&format!(", {} layers share weights", rung.substituted.len()));
+        }
         row(&rung.name, &rung.figures, cut);
     }
     for missed in &manifest.not_built {

@@ -17,6 +17,6 @@ pub(crate) mod rules;
 pub(crate) mod sizes;
 mod types;
 
-pub use blocks::{Block, blocks};
+pub use blocks::{Block, SUM, blocks};
 pub use groups::couple;
 pub use types::{Consumer, Coupling, Frozen, Group, GroupId, Place, Producer, Reason};

@@ -2,6 +2,8 @@
 //! offers choices, each with the time that it saves and the loss that it costs; one choice an item is
 //! taken so that the savings add up to what is needed at the least total loss.
 
+use crate::limits;
+
 /// One way of cutting an item. Choice 0 of an item is always "leave it as it is".
 #[derive(Debug, Clone, PartialEq)]
 pub struct Choice {
@@ -13,12 +15,14 @@ pub struct Choice {
     pub widths: Vec<(usize, usize)>,
     /// The residual block that is removed instead.
     pub bypass: Option<usize>,
+    /// Operators (by node) that are put in two, with the rank between.
+    pub ranks: Vec<(usize, usize)>,
 }
 
 impl Choice {
     /// Leaves the item as it is.
     pub fn keep() -> Self {
-        Self { saving: 0.0, loss: 0.0, widths: Vec::new(), bypass: None }
+        Self { saving: 0.0, loss: 0.0, widths: Vec::new(), bypass: None, ranks: Vec::new() }
     }
 }
 
@@ -75,15 +79,22 @@ pub fn allocate(items: &[Vec<Choice>], needed: f64) -> Option<Vec<usize>> {
     Some(chosen)
 }
 
-/// All pairs of choices of two items that are cut together (the groups of one residual block), without
-/// those that another pair beats in both saving and loss.
-pub fn combine(left: &[Choice], right: &[Choice]) -> Vec<Choice> {
+/// All pairs of choices of two items that are cut together (the groups of one residual block) and go together,
+/// without those that another pair beats in both saving and loss. Of more than [`limits::ITEM_CHOICES`] the
+/// best of each of as many equal steps of saving is left.
+pub fn combine(
+    left: &[Choice],
+    right: &[Choice],
+    together: impl Fn(&Choice, &Choice) -> bool,
+) -> Vec<Choice> {
+    let together = &together;
     let pairs = left.iter().flat_map(|a| {
-        right.iter().map(move |b| Choice {
+        right.iter().filter(move |b| together(a, b)).map(move |b| Choice {
             saving: a.saving + b.saving,
             loss: a.loss + b.loss,
             widths: [a.widths.as_slice(), b.widths.as_slice()].concat(),
             bypass: None,
+            ranks: [a.ranks.as_slice(), b.ranks.as_slice()].concat(),
         })
     });
     let mut pairs: Vec<Choice> = pairs.collect();
@@ -95,7 +106,15 @@ pub fn combine(left: &[Choice], right: &[Choice]) -> Vec<Choice> {
         better
     });
     // The choice that changes nothing comes first, whatever else there is.
-    pairs.retain(|pair| !pair.widths.is_empty());
+    pairs.retain(|pair| !(pair.widths.is_empty() && pair.ranks.is_empty()));
+    if pairs.len() > limits::ITEM_CHOICES {
+        let step = pairs[0].saving / limits::ITEM_CHOICES as f64;
+        let number = |pair: &Choice| (pair.saving / step) as i64;
+        // Of one step the last saves (hardly) less and loses least.
+        pairs.reverse();
+        pairs.dedup_by_key(|pair| number(pair));
+        pairs.reverse();
+    }
     pairs.insert(0, Choice::keep());
     pairs
 }

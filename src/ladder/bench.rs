@@ -7,6 +7,7 @@ use super::calibration::free_sizes;
 use super::manifest::{self, Figures, Rung};
 use super::plan::{Known, Plan, PlanError};
 use super::quality::{Agreement, Outputs, accuracy, agreement, outputs};
+use super::ranks::Into2;
 use super::report;
 use super::task::{Eval, LadderError, Task};
 use super::timing::{Candidate, Timings};
@@ -67,7 +68,7 @@ impl<'a> Bench<'a> {
 
     /// `ratio` of dense's own latencies: that is what a variant promises, measured side by side with dense
     /// and so free of what disturbed the box at that moment.
-    fn figures(
+    pub(super) fn figures(
         &self,
         model: &Model,
         (p50_us, p99_us): (f64, f64),
@@ -96,6 +97,12 @@ impl<'a> Bench<'a> {
         Ok(accuracy(&outputs, labels))
     }
 
+    /// How a variant agrees with dense on the samples that no repair has seen.
+    pub(super) fn judge(&self, model: &Model) -> Result<Agreement, LadderError> {
+        let found = outputs(self.task.engine, model, self.held_out)?;
+        Ok(agreement(&self.dense_outputs, &found, |_| true))
+    }
+
     /// Measures a planned cut on the whole model, once.
     pub(super) fn ratio_of(&self, plan: &Plan) -> Result<f64, LadderError> {
         if let Some(known) = self.measured.borrow().get(plan) {
@@ -122,8 +129,7 @@ impl<'a> Bench<'a> {
             surgery::gone(self.known.coupling, &self.known.cut(plan)).map_err(PlanError::Cut)?;
         let (repaired, repairs) = self.repaired(plan, &gone, progress)?;
         let model = share_equal(&repaired)?.model;
-        let found = outputs(task.engine, &model, self.held_out)?;
-        let agreement = agreement(&self.dense_outputs, &found, |_| true);
+        let agreement = self.judge(&model)?;
         let mut timings = self.compare(&model, task.options.seconds)?;
         if (timings.ratio(1) / asked - 1.0).abs() > limits::RATIO_TOLERANCE {
             // The cut was as fast as asked when it was planned: one of the two was disturbed.
@@ -143,6 +149,8 @@ impl<'a> Bench<'a> {
                 .iter()
                 .map(|b| self.known.graph.label(self.known.blocks[*b].add))
                 .collect(),
+            substituted: Vec::new(),
+            in_two: report::in_two(self.known, plan, &gone),
             repairs,
         };
         Ok(Built { rung, model })
@@ -163,7 +171,15 @@ impl<'a> Bench<'a> {
             mode: self.task.options.repair,
             seed: self.task.options.seed,
         };
-        let (model, done) = repair.run(self.known.carry_out(plan)?, progress)?;
+        let (mut model, mut done) = repair.run(self.known.narrowed(plan)?, progress)?;
+        if !plan.ranks.is_empty() {
+            // Factors of weights that are repaired already, and then the second ones once more.
+            let in_two = self.known.put_in_two(plan, model, Into2::Factors)?;
+            let again;
+            (model, again) = repair.run(in_two, progress)?;
+            done.retain(|one| again.iter().all(|later| later.operator != one.operator));
+            done.extend(again);
+        }
         let repairs = done.into_iter().map(|one| manifest::Repair {
             operator: one.operator,
             kind: one.kind.name().to_owned(),

@@ -8,12 +8,13 @@ use super::bench::Bench;
 use super::calibration::free_sizes;
 use super::manifest::{FrozenInfo, NotBuilt};
 use super::plan::{Known, group_choices, items, widths};
+use super::ranks::{RankChoices, candidates};
 use super::rungs::attempt;
 use super::score::Scorer;
 use super::table::{LatencyTable, Stopwatch};
 use super::task::{Event, Ladder, LadderError, Sink, Task};
 use crate::coupling::{Group, blocks, couple};
-use crate::onnx::{ExecError, Graph, Shapes, Tensor};
+use crate::onnx::{ExecError, Graph, Shapes, Tensor, operators};
 use crate::spectra::activations::Batch;
 use crate::surgery::repair::is_held_out;
 
@@ -39,6 +40,7 @@ impl Task<'_> {
             coupling: &coupling,
             blocks: &blocks,
             scored: BTreeMap::new(),
+            ranked: BTreeMap::new(),
         };
         let mut declined = Vec::new();
         let losses = self.score(&mut known, &mut declined, on);
@@ -60,6 +62,7 @@ impl Task<'_> {
             let attempt = attempt(&bench, asked, &items, ladder.rungs.last(), &mut progress);
             let missed = match attempt {
                 Ok(Ok(mut built)) => {
+                    bench.substitute(&mut built)?;
                     sink(&mut built.rung, &built.model).map_err(LadderError::Sink)?;
                     on(Event::Rung(&built.rung));
                     ladder.rungs.push(built.rung);
@@ -97,6 +100,10 @@ impl Task<'_> {
             self.options.method,
             self.options.seed,
         );
+        if self.options.low_rank {
+            let ranks = candidates(known.graph, self.options.align).into_iter();
+            scorer.in_two = ranks.filter_map(|(node, r)| Some((node, *r.last()?))).collect();
+        }
         let groups = &known.coupling.groups;
         let mut losses = scorer.watch(groups, &mut |done, total| {
             on(Event::Progress { stage: "watching dense", done, total });
@@ -117,6 +124,7 @@ impl Task<'_> {
                 Err(error) => declined.push(decline(group, sentence(&error))),
             }
         }
+        known.ranked = scorer.ranked;
         losses
     }
 
@@ -159,7 +167,39 @@ impl Task<'_> {
             removals.push(saving.map(|saving| (saving, *loss)));
         }
         on(Event::Progress { stage: "timing cuts", done: total, total });
-        items(choices, known.blocks, &removals)
+        let ranks = self.rank_choices(known, &mut watch, declined, on);
+        items(choices, ranks, known.blocks, &removals)
+    }
+
+    /// The operators that may be put in two, timed at their ranks.
+    fn rank_choices(
+        &self,
+        known: &Known,
+        watch: &mut Stopwatch,
+        declined: &mut Vec<FrozenInfo>,
+        on: &mut dyn FnMut(Event),
+    ) -> Vec<RankChoices> {
+        let linear = operators(known.graph);
+        let offered = candidates(known.graph, self.options.align);
+        let mut found = Vec::new();
+        for (done, (node, ranked)) in known.ranked.iter().enumerate() {
+            on(Event::Progress { stage: "timing ranks", done, total: known.ranked.len() });
+            let operator = linear.iter().find(|operator| operator.node == *node);
+            let (Some(operator), Some(ranks)) = (operator, offered.get(node)) else { continue };
+            match watch.ranks(operator, ranks) {
+                Ok(savings) => {
+                    let savings: Vec<(usize, f64)> = ranks.iter().copied().zip(savings).collect();
+                    let choices = ranked.choices(*node, &savings);
+                    found.push(RankChoices::new(known.coupling, *node, choices));
+                }
+                Err(error) => declined.push(FrozenInfo {
+                    what: operator.name.clone(),
+                    width: operator.outputs,
+                    because: sentence(&error),
+                }),
+            }
+        }
+        found
     }
 
     /// The calibration samples that no repair sees, in batches of their own.

@@ -108,10 +108,48 @@ pub struct Rung {
     pub figures: Figures,
     /// Groups that lost channels.
     pub cuts: Vec<GroupCut>,
-    /// Residual blocks that were replaced by their shortcut, by the name of their last addition.
+    /// Residual blocks that were replaced by their shortcut, by the name of their last addition (or of the
+    /// normalisation that adds).
     pub bypassed: Vec<String>,
+    /// Operators that were put in two of lower rank.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub in_two: Vec<LowRank>,
+    /// Operators that read the weight of another one.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub substituted: Vec<Substituted>,
     /// What the repair did to each operator behind a cut.
     pub repairs: Vec<Repair>,
+}
+
+/// An operator that was put in two: W ≈ B·A.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LowRank {
+    /// The operator's name.
+    pub operator: String,
+    /// Inputs and outputs of the dense operator.
+    pub inputs: usize,
+    pub outputs: usize,
+    /// Outputs of A, inputs of B.
+    pub rank: usize,
+    /// Squared error of the best operator of this rank on the calibration rows, relative to the variance of
+    /// the value that it adds to: the tail of the singular values of W·S^½, known before anything is cut.
+    pub tail: f64,
+    /// The same on rows that the directions were not taken from.
+    pub held_out: f64,
+}
+
+/// An operator that reads another one's weight, for the two say nearly the same.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Substituted {
+    /// The operator's name.
+    pub operator: String,
+    /// The operator whose weight it reads.
+    pub reads: String,
+    /// Squared error of its output on held-out samples, relative to the output's variance: scaled and shifted
+    /// at best where what stands behind takes that over.
+    pub error: f64,
+    /// Bytes of the weight that the file holds no more.
+    pub saves_bytes: u64,
 }
 
 /// The channels that a group lost.

@@ -3,17 +3,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::allocate::{Choice, allocate, combine};
+use super::ranks::{Into2, RankChoices, Ranked};
 use super::score::Scored;
 use crate::coupling::{Block, Coupling, Group, GroupId};
-use crate::onnx::{Graph, Model, OnnxError, Patch, Shapes, Use};
+use crate::onnx::{Graph, Model, NodeId, OnnxError, Shapes};
 use crate::surgery::{self, Cut, CutError};
 
 /// Channels a group may keep: multiples of what `align` asks of the operators' outputs (or of what divides the
 /// width into at most sixteen steps of a power of two), down to an eighth. Channels that are large blocks of
 /// outputs, as attention heads are, go one by one.
 pub fn widths(group: &Group, align: Option<usize>) -> Vec<usize> {
-    let block = block(group);
-    let step = match (align, group.width) {
+    stepped(group.width, align, block(group))
+}
+
+/// The same for `width` channels of `block` outputs each: the steps of widths, and of ranks.
+pub fn stepped(width: usize, align: Option<usize>, block: usize) -> Vec<usize> {
+    let step = match (align, width) {
         (Some(align), _) => align.max(1) / gcd(align.max(1), block),
         (None, width) if block >= LARGE_BLOCK && width <= MANY_BLOCKS => 1,
         (None, 0..=15) => 2,
@@ -21,8 +26,8 @@ pub fn widths(group: &Group, align: Option<usize>) -> Vec<usize> {
         (None, 32..=127) => 8,
         (None, wide) => (wide / 16).next_power_of_two(),
     };
-    let least = (group.width / 8).max(1).next_multiple_of(step);
-    (least..group.width).step_by(step).collect()
+    let least = (width / 8).max(1).next_multiple_of(step);
+    (least..width).step_by(step).collect()
 }
 
 /// Outputs of an operator that go with one channel from which on each is worth a step of its own: as many as
@@ -49,15 +54,19 @@ pub struct Known<'a> {
     pub coupling: &'a Coupling,
     pub blocks: &'a [Block],
     pub scored: BTreeMap<GroupId, Scored>,
+    /// Operators that may be put in two.
+    pub ranked: BTreeMap<NodeId, Ranked>,
 }
 
-/// The channels to keep and the blocks to remove.
+/// The channels to keep, the blocks to remove and the operators to put in two.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Plan {
     /// Kept channels of every group that is cut.
     pub widths: BTreeMap<GroupId, usize>,
     /// Removed blocks, as indices.
     pub bypass: BTreeSet<usize>,
+    /// Ranks of the operators that are put in two, by node of the dense network.
+    pub ranks: BTreeMap<NodeId, usize>,
 }
 
 /// Why a plan could not be carried out.
@@ -80,30 +89,44 @@ pub fn group_choices(
         saving: *saving,
         loss: scored.selection.loss[width - kept],
         widths: vec![(id.0, *kept)],
-        bypass: None,
+        ..Choice::keep()
     });
     std::iter::once(Choice::keep()).chain(cuts).collect()
 }
 
-/// The items of the knapsack: residual blocks (their groups' widths together, or their removal) and the
-/// groups outside of blocks. `removals` gives each block's (saving, loss) where it may be removed.
+/// The items of the knapsack: residual blocks (their groups' widths and their operators' ranks together, or
+/// their removal), the groups outside of blocks with the operators that write or read them, and the operators
+/// that are left. `removals` gives each block's (saving, loss) where it may be removed.
 pub fn items(
     mut groups: BTreeMap<GroupId, Vec<Choice>>,
+    mut ranks: Vec<RankChoices>,
     blocks: &[Block],
     removals: &[Option<(f64, f64)>],
 ) -> Vec<Vec<Choice>> {
     let mut items = Vec::new();
     for (index, block) in blocks.iter().enumerate() {
         let inside = block.groups.iter().filter_map(|id| groups.remove(id));
-        let mut choices = inside.fold(vec![Choice::keep()], |all, one| combine(&all, &one));
+        let all = |_: &Choice, _: &Choice| true;
+        let choices = inside.fold(vec![Choice::keep()], |left, one| combine(&left, &one, all));
+        let own = ranks.extract_if(.., |operator| block.branch.contains(&operator.node));
+        let mut choices = own.fold(choices, with_ranks);
         if let Some(Some((saving, loss))) = removals.get(index) {
             let (saving, loss) = (*saving, *loss);
-            choices.push(Choice { saving, loss, widths: Vec::new(), bypass: Some(index) });
+            choices.push(Choice { saving, loss, bypass: Some(index), ..Choice::keep() });
         }
         items.push(choices);
     }
-    items.extend(groups.into_values());
+    for (id, choices) in groups {
+        let own = ranks.extract_if(.., |operator| operator.groups.contains(&id));
+        items.push(own.fold(choices, with_ranks));
+    }
+    items.extend(ranks.into_iter().map(|operator| operator.choices));
     items
+}
+
+/// The choices of an item with those of an operator in it.
+fn with_ranks(choices: Vec<Choice>, operator: RankChoices) -> Vec<Choice> {
+    combine(&choices, &operator.choices, |cut, rank| rank.ranks.is_empty() || !operator.clash(cut))
 }
 
 /// The plan that saves `needed` microseconds at the least loss; `None` where nothing saves so much.
@@ -114,6 +137,7 @@ pub fn plan(items: &[Vec<Choice>], needed: f64) -> Option<Plan> {
         let choice = &item[index];
         plan.widths.extend(choice.widths.iter().map(|(id, kept)| (GroupId(*id), *kept)));
         plan.bypass.extend(choice.bypass);
+        plan.ranks.extend(choice.ranks.iter().copied());
     }
     Some(plan)
 }
@@ -134,90 +158,20 @@ impl Known<'_> {
     /// # Errors
     /// Where the cut is refused.
     pub fn carry_out(&self, plan: &Plan) -> Result<Model, PlanError> {
+        self.put_in_two(plan, self.narrowed(plan)?, Into2::Sketch)
+    }
+
+    /// The dense model without the channels and blocks that a plan removes, every operator still in one.
+    ///
+    /// # Errors
+    /// Where the cut is refused.
+    pub fn narrowed(&self, plan: &Plan) -> Result<Model, PlanError> {
         let dense = self.graph.model();
         let cut = surgery::apply(dense, self.coupling, self.shapes, &self.cut(plan))?;
         if plan.bypass.is_empty() {
             return Ok(cut);
         }
         Ok(self.bypass(plan).apply(&cut)?)
-    }
-
-    /// Lets the readers of each removed block's sum read its shortcut. An activation that directly follows
-    /// and that the shortcut went through already is skipped as well.
-    fn bypass(&self, plan: &Plan) -> Patch {
-        let replace = self.replaced(plan);
-        let forget = replace.keys().cloned().collect();
-        Patch { replace, forget, ..Patch::default() }
-    }
-
-    /// Values that nobody computes any more, each with the one that is read instead.
-    fn replaced(&self, plan: &Plan) -> BTreeMap<String, String> {
-        let mut replace: BTreeMap<String, String> = BTreeMap::new();
-        for block in plan.bypass.iter().map(|index| &self.blocks[*index]) {
-            let Some(sum) = self.graph.node(block.add).output.first() else { continue };
-            replace.insert(sum.clone(), block.shortcut.clone());
-            if let Some((repeated, same)) = self.repeated_relu(sum, &block.shortcut) {
-                replace.insert(repeated, same);
-            }
-        }
-        // A shortcut may itself have been replaced by the block before.
-        let resolved = replace.iter().map(|(from, to)| {
-            let mut end = to;
-            while let Some(next) = replace.get(end) {
-                end = next;
-            }
-            (from.clone(), end.clone())
-        });
-        resolved.collect()
-    }
-
-    /// For the value before each removed block (or row of removed blocks): the dense network's value
-    /// behind it, which it stands for from now on. Both are taken before the activation that follows.
-    pub fn stands_for(&self, plan: &Plan) -> BTreeMap<String, String> {
-        let replaced = self.replaced(plan);
-        let mut found = BTreeMap::new();
-        // Blocks stand in topological order: of a row of them the last one's sum stays.
-        for block in plan.bypass.iter().map(|index| &self.blocks[*index]) {
-            let Some(sum) = self.graph.node(block.add).output.first() else { continue };
-            let Some(end) = replaced.get(sum).filter(|end| self.is_read_by_removed(plan, end))
-            else {
-                continue;
-            };
-            let relu = self.graph.producer(end).filter(|node| self.graph.op(*node) == "Relu");
-            let before = match relu {
-                // What lies behind a Relu cannot stand for a sum that none follows.
-                Some(_) if self.repeated_relu(sum, end).is_none() => continue,
-                Some(node) => {
-                    self.graph.input(node, 0).filter(|before| self.graph.uses(before).len() == 1)
-                }
-                None => Some(end.as_str()),
-            };
-            if let Some(before) = before {
-                found.insert(before.to_owned(), sum.clone());
-            }
-        }
-        found
-    }
-
-    /// Whether only removed blocks read a value in the dense network: others still expect it as it was.
-    fn is_read_by_removed(&self, plan: &Plan, value: &str) -> bool {
-        self.graph.uses(value).iter().all(|used| match used {
-            Use::Input { node, .. } => plan.bypass.iter().any(|index| {
-                let block = &self.blocks[*index];
-                block.add == *node || block.branch.contains(node)
-            }),
-            Use::Captured { .. } | Use::Output => false,
-        })
-    }
-
-    /// Relu(x) where x = Relu(…): the value of the second and the one that it repeats.
-    fn repeated_relu(&self, sum: &str, shortcut: &str) -> Option<(String, String)> {
-        let is_relu = |node: usize| self.graph.op(node) == "Relu";
-        self.graph.producer(shortcut).filter(|node| is_relu(*node))?;
-        let [Use::Input { node, .. }] = self.graph.uses(sum) else { return None };
-        let output = self.graph.node(*node).output.first().filter(|_| is_relu(*node))?;
-        let returned = self.graph.uses(output).contains(&Use::Output);
-        (!returned).then(|| (output.clone(), shortcut.to_owned()))
     }
 }
 

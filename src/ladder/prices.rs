@@ -52,7 +52,7 @@ mod tests {
 
     #[test]
     fn prices_move_losses_only_and_the_same_way_for_the_same_seed() {
-        let cut = Choice { saving: 3.0, loss: 2.0, widths: vec![(0, 8)], bypass: None };
+        let cut = Choice { saving: 3.0, loss: 2.0, widths: vec![(0, 8)], ..Choice::keep() };
         let gone = Choice { bypass: Some(0), ..cut.clone() };
         let items = vec![vec![Choice::keep(), cut, gone]; 5];
         let uniform = Prices::uniform(5, 0.1);

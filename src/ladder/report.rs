@@ -5,11 +5,13 @@ use std::collections::BTreeSet;
 use faer::linalg::solvers::Solve;
 use faer::{Mat, Side};
 
-use super::manifest::{Certificate, FrozenInfo, GroupCut, GroupInfo};
+use super::manifest::{Certificate, FrozenInfo, GroupCut, GroupInfo, LowRank};
 use super::plan::{Known, Plan};
+use super::ranks::Split;
 use super::score::{Scored, response_distance};
 use crate::coupling::{Coupling, Group};
 use crate::onnx::{Graph, Shapes, operators, values};
+use crate::surgery::Gone;
 
 /// Multiply-accumulate operations of one request. Operators whose output size is not known before a run
 /// are not counted.
@@ -71,6 +73,20 @@ pub fn cuts(known: &Known, plan: &Plan) -> Vec<GroupCut> {
         })
     };
     cut.removed.iter().filter_map(one).collect()
+}
+
+/// The operators that a plan puts in two; `gone` is what else it removes.
+pub fn in_two(known: &Known, plan: &Plan, gone: &Gone) -> Vec<LowRank> {
+    let splits = known.splits(plan, gone).into_iter();
+    let one = |split: Split| LowRank {
+        operator: known.graph.label(split.node),
+        inputs: split.ranked.inputs,
+        outputs: split.ranked.outputs,
+        rank: split.rank,
+        tail: split.ranked.tail.get(split.rank).copied().unwrap_or_default(),
+        held_out: split.ranked.loss.get(split.rank).copied().unwrap_or_default(),
+    };
+    splits.map(one).collect()
 }
 
 fn certificates(scored: &Scored, removed: &BTreeSet<usize>, width: usize) -> Vec<Certificate> {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use faer::Mat;
 
 use super::felt::{Felt, variances};
+use super::ranks::Ranked;
 use crate::coupling::{Block, Consumer, Group};
 use crate::limits;
 use crate::onnx::{Engine, ExecError, Graph, Model, NodeId, Operator, Tensor, operators};
@@ -18,7 +19,7 @@ use crate::spectra::rows::{Geometry, sample};
 use crate::spectra::tiny::batch;
 use crate::surgery::refit::{Affine, refit};
 use crate::surgery::repair::{is_held_out, rows_wanted};
-use crate::surgery::scale_after;
+use crate::surgery::{plus, scale_after};
 
 /// A group with its channels ranked.
 #[derive(Debug, Clone)]
@@ -37,6 +38,10 @@ pub struct Scorer<'a> {
     pub blocks: &'a [Block],
     pub method: Method,
     pub seed: u64,
+    /// Operators that might be put in two, with the highest rank that is offered: they are watched too.
+    pub in_two: BTreeMap<NodeId, usize>,
+    /// Those of them that can be, once they were watched.
+    pub ranked: BTreeMap<NodeId, Ranked>,
     operators: BTreeMap<NodeId, Operator>,
     known: Activations<'a>,
     /// Operators that read a group, without the columns that belong to it.
@@ -61,14 +66,16 @@ impl<'a> Scorer<'a> {
     ) -> Self {
         let operators = operators(graph).into_iter().map(|op| (op.node, op)).collect();
         let known = Activations::new(engine, batches);
-        Self { graph, blocks, method, seed, operators, known, seen: BTreeMap::new() }
+        let (in_two, ranked, seen) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Self { graph, blocks, method, seed, in_two, ranked, operators, known, seen }
     }
 
     /// Runs the dense network once, front to back, and remembers of every reader of `groups` what ranking
     /// needs. Returns for each block the loss of removing it, infinite where the runtime fails.
     pub fn watch(&mut self, groups: &[Group], progress: &mut dyn FnMut(usize, usize)) -> Vec<f64> {
         let readers = groups.iter().flat_map(|group| &group.consumers);
-        let readers = readers.map(|consumer| (consumer.node, Stop::Reader));
+        let readers = readers.map(|consumer| consumer.node).chain(self.in_two.keys().copied());
+        let readers = readers.map(|node| (node, Stop::Reader));
         let blocks = self.blocks.iter().enumerate().map(|(i, b)| (b.add, Stop::Block(i)));
         let stops: BTreeSet<(NodeId, Stop)> = readers.chain(blocks).collect();
         let mut losses = vec![f64::INFINITY; self.blocks.len()];
@@ -144,11 +151,18 @@ impl<'a> Scorer<'a> {
     /// Where the runtime fails.
     fn removal(&mut self, block: &Block) -> Result<f64, ExecError> {
         let Some(sum) = self.graph.node(block.add).output.first() else { return Ok(f64::INFINITY) };
+        // The sum inside a normalisation is a value of no name, but its terms have theirs.
+        let sum = if block.norm { &block.end } else { sum };
         self.known.fetch(self.model(), &[sum, &block.shortcut])?;
         let (Some(after), Some(before)) = (self.known.get(sum), self.known.get(&block.shortcut))
         else {
             return Ok(f64::INFINITY);
         };
+        let sums: Option<Vec<Tensor>> = match block.norm {
+            true => after.iter().zip(before).map(|(a, b)| plus(a, b)).collect(),
+            false => None,
+        };
+        let after = sums.as_deref().unwrap_or(after);
         let channels = self.operators.get(&block.last).map_or(1, |operator| operator.outputs);
         let (lost, whole) = {
             let seed = self.seed ^ block.add as u64;
@@ -184,7 +198,8 @@ impl<'a> Scorer<'a> {
     /// Variance of the value that operator `node` contributes to: after the addition of its residual
     /// block, else its own output.
     fn sink(&self, operator: &Operator) -> String {
-        let block = self.blocks.iter().find(|block| block.last == operator.node);
+        let ends = |block: &&Block| block.last == operator.node && !block.norm;
+        let block = self.blocks.iter().find(ends);
         let sum = block.and_then(|block| self.graph.node(block.add).output.first());
         sum.unwrap_or(&operator.output).clone()
     }
@@ -236,6 +251,11 @@ impl<'a> Scorer<'a> {
         let weight = Mat::from_fn(matrix.rows, matrix.cols, |i, j| {
             f64::from(matrix.data[i * matrix.cols + j]) * norm[i]
         });
+        if let Some(most) = self.in_two.get(&node) {
+            let of = (self.graph, &operator);
+            let ranked = Ranked::of(of, &weight, &norm, &rows, scale, *most);
+            self.ranked.extend(ranked.map(|ranked| (node, ranked)));
+        }
         Ok(Some(Reader { weight, covariance: moments.xx, columns: Vec::new(), scale }))
     }
 

@@ -10,11 +10,14 @@ use super::segments::{Segment, key};
 use super::timing::{Candidate, Timings};
 use crate::coupling::{Block, Coupling, Group};
 use crate::limits;
-use crate::onnx::{DType, Engine, ExecError, Graph, Model, NodeId, OnnxError, Shapes, Tensor, Use};
+use crate::onnx::{
+    DType, Engine, ExecError, Graph, Model, NodeId, OnnxError, Operator, Patch, Shapes, Tensor, Use,
+};
 use crate::spectra::activations::{Activations, Batch};
+use crate::surgery::low_rank::{Factors, split};
 use crate::surgery::{self, Cut, CutError};
 
-/// Savings by segment: kept width → microseconds saved. Width 0 stands for the whole segment's time.
+/// Savings by segment: kept width (or rank) → microseconds saved. Width 0 stands for the whole segment's time.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct LatencyTable {
     /// Device, execution provider and runtime version; entries of another engine are worth nothing.
@@ -68,24 +71,57 @@ impl<'a> Stopwatch<'a> {
         let segment = Segment::around(self.graph, &self.nodes_of(group));
         let dense = self.part(&segment, self.graph.model())?;
         let name = format!("{}/{}", key(&dense), group.width);
+        let (coupling, shapes) = (self.coupling, self.shapes);
+        self.savings(name, &segment, dense, widths, &|graph, width| {
+            let cut = Cut { removed: [(group.id, (width..group.width).collect())].into() };
+            Ok(surgery::apply(graph.model(), coupling, shapes, &cut)?)
+        })
+    }
+
+    /// Microseconds saved when `operator` stands in two of each of `ranks`.
+    ///
+    /// # Errors
+    /// As [`Stopwatch::group`].
+    pub fn ranks(&mut self, operator: &Operator, ranks: &[usize]) -> Result<Vec<f64>, TableError> {
+        let segment = Segment::around(self.graph, &[operator.node].into());
+        let dense = self.part(&segment, self.graph.model())?;
+        let name = format!("{}/rank", key(&dense));
+        self.savings(name, &segment, dense, ranks, &|graph, rank| {
+            let weight = operator.matrix(graph)?;
+            let mut patch = Patch::default();
+            split(graph, operator, &Factors::sketch(&weight, rank), &mut patch)?;
+            Ok(patch.apply(graph.model())?)
+        })
+    }
+
+    /// Microseconds that a segment saves when it is cut to each of `sizes`; those under `name` in the table are
+    /// known, the others are measured. `cut` makes the whole model with such a cut.
+    fn savings(
+        &mut self,
+        name: String,
+        segment: &Segment,
+        dense: Model,
+        sizes: &[usize],
+        cut: &dyn Fn(&Graph, usize) -> Result<Model, TableError>,
+    ) -> Result<Vec<f64>, TableError> {
         let known = self.table.entries.get(&name).cloned().unwrap_or_default();
         let missing: Vec<usize> =
-            widths.iter().copied().filter(|w| !known.contains_key(w)).collect();
+            sizes.iter().copied().filter(|size| !known.contains_key(size)).collect();
         if !missing.is_empty() {
             let mut parts = vec![dense];
-            for width in &missing {
-                let cut = Cut { removed: [(group.id, (*width..group.width).collect())].into() };
-                let model = surgery::apply(self.graph.model(), self.coupling, self.shapes, &cut)?;
-                parts.push(self.part(&segment, &model)?);
+            for size in &missing {
+                let model = cut(self.graph, *size)?;
+                parts.push(self.part(segment, &model)?);
             }
-            let timings = self.time(&segment, parts)?;
+            let timings = self.time(segment, parts)?;
             let entry = self.table.entries.entry(name.clone()).or_default();
-            let savings = missing.iter().enumerate().map(|(i, w)| (*w, timings.saving(i + 1)));
+            let savings =
+                missing.iter().enumerate().map(|(i, size)| (*size, timings.saving(i + 1)));
             entry.extend(savings);
         }
         let entry = self.table.entries.get(&name);
-        let saving = |width| entry.and_then(|entry| entry.get(width)).copied().unwrap_or(f64::NAN);
-        Ok(widths.iter().map(saving).collect())
+        let saving = |size| entry.and_then(|entry| entry.get(size)).copied().unwrap_or(f64::NAN);
+        Ok(sizes.iter().map(saving).collect())
     }
 
     /// Microseconds that a residual block takes: what its removal saves.
@@ -93,7 +129,9 @@ impl<'a> Stopwatch<'a> {
     /// # Errors
     /// As [`Stopwatch::group`].
     pub fn block(&mut self, block: &Block) -> Result<f64, TableError> {
-        let nodes: BTreeSet<NodeId> = block.branch.iter().copied().chain([block.add]).collect();
+        // A normalisation that adds stays as one that does not.
+        let add = Some(block.add).filter(|_| !block.norm);
+        let nodes: BTreeSet<NodeId> = block.branch.iter().copied().chain(add).collect();
         let segment = Segment::around(self.graph, &nodes);
         let part = self.part(&segment, self.graph.model())?;
         let name = format!("{}/block", key(&part));

@@ -18,6 +18,8 @@ pub struct Options {
     pub repair: Mode,
     /// Whether whole residual blocks may be removed.
     pub depth: bool,
+    /// Whether wide operators may be put in two of lower rank.
+    pub low_rank: bool,
     /// Kept widths are multiples of this; `None` lets the measured latencies decide.
     pub align: Option<usize>,
     /// Further plans that are tried for each rung once the first ones are built.

@@ -24,6 +24,8 @@ pub struct Patch {
     /// Values that are read elsewhere instead: every use of the key, graph outputs included, reads the
     /// value. The nodes that only served the key die.
     pub replace: BTreeMap<String, String>,
+    /// Nodes that another one takes the place of.
+    pub nodes: BTreeMap<NodeId, NodeProto>,
     /// New nodes, each to stand before the node with the given id.
     pub insert: Vec<(NodeId, NodeProto)>,
     /// Values whose recorded types (`value_info`) no longer hold.
@@ -38,6 +40,7 @@ impl Patch {
             && self.remove_attributes.is_empty()
             && self.inputs.is_empty()
             && self.replace.is_empty()
+            && self.nodes.is_empty()
             && self.insert.is_empty()
     }
 
@@ -55,6 +58,9 @@ impl Patch {
             view.weights().map(|(name, weight)| (name, weight.node)).collect();
         for (name, tensor) in &self.constants {
             set_constant(graph, &known_weights, name, tensor)?;
+        }
+        for (id, node) in &self.nodes {
+            node_mut(graph, *id)?.clone_from(node);
         }
         for (node, attributes) in &self.attributes {
             let node = node_mut(graph, *node)?;
@@ -219,6 +225,16 @@ pub fn attr_ints(name: &str, values: &[i64]) -> AttributeProto {
         name: Some(name.to_owned()),
         r#type: Some(AttributeType::INTS),
         ints: values.to_vec(),
+        ..Default::default()
+    }
+}
+
+/// An attribute that holds one number.
+pub fn attr_float(name: &str, value: f32) -> AttributeProto {
+    AttributeProto {
+        name: Some(name.to_owned()),
+        r#type: Some(AttributeType::FLOAT),
+        f: Some(value),
         ..Default::default()
     }
 }

@@ -3,10 +3,12 @@
 
 mod aim;
 mod cut;
+pub mod low_rank;
 mod rectified;
 pub mod refit;
 pub mod repair;
 mod tell;
+pub mod whitened;
 
-pub use aim::scale_after;
+pub use aim::{plus, scale_after};
 pub use cut::{Cut, CutError, Gone, apply, gone};

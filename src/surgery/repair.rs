@@ -95,12 +95,16 @@ impl Repair<'_> {
         let mut model = cut;
         let todo: Vec<Operator> = {
             let graph = Graph::new(&model);
+            let nodes = self.dense.graph().node.iter();
+            let there: BTreeSet<&str> =
+                nodes.flat_map(|node| &node.output).map(String::as_str).collect();
             let dirty = dirty_values(&graph, &Graph::new(self.dense));
             let moved = |op: &Operator| {
                 self.mode == Mode::Refit
                     && aim(&graph, op, self.stands_for).is_some_and(|aim| aim.moved)
             };
-            let found = operators(&graph).into_iter();
+            // What dense has not, as the first of two operators of low rank, has nothing to be fitted to.
+            let found = operators(&graph).into_iter().filter(|op| there.contains(&*op.output));
             found.filter(|op| dirty.contains(&op.input) || moved(op)).collect()
         };
         let mut report = Vec::new();
@@ -350,7 +354,10 @@ pub fn without(tensor: &Tensor, axis: usize, gone: &BTreeSet<usize>) -> Option<T
 }
 
 /// Stores a new bias, as a new constant where the operator had none or others read it as well.
-fn set_bias(
+///
+/// # Errors
+/// Where the new constant's name is taken.
+pub fn set_bias(
     graph: &Graph,
     operator: &Operator,
     bias: &[f32],

@@ -72,6 +72,15 @@ pub fn attr_int(name: &str, value: i64) -> AttributeProto {
     }
 }
 
+pub fn attr_float(name: &str, value: f32) -> AttributeProto {
+    AttributeProto {
+        name: Some(name.to_owned()),
+        r#type: Some(AttributeType::FLOAT),
+        f: Some(value),
+        ..Default::default()
+    }
+}
+
 pub fn attr_text(name: &str, value: &str) -> AttributeProto {
     AttributeProto {
         name: Some(name.to_owned()),
@@ -212,6 +221,22 @@ impl Net {
         let name = self.node(kind, inputs, attrs);
         self.graph.node.last_mut().unwrap().domain = Some(FUSED.to_owned());
         name
+    }
+
+    /// The same with several outputs, of which those numbered in `absent` are left out.
+    pub fn fused_nodes(
+        &mut self,
+        kind: &str,
+        inputs: &[&str],
+        outputs: usize,
+        absent: &[usize],
+        attrs: Vec<AttributeProto>,
+    ) -> Vec<String> {
+        self.nodes(kind, inputs, outputs, attrs);
+        let node = self.graph.node.last_mut().unwrap();
+        node.domain = Some(FUSED.to_owned());
+        absent.iter().for_each(|number| node.output[*number].clear());
+        node.output.clone()
     }
 
     /// Gives the last node another name.

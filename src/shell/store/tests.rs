@@ -48,6 +48,8 @@ fn manifest(seed: u64) -> Manifest {
             figures: figures(0.5),
             cuts: vec![],
             bypassed: vec![],
+            in_two: vec![],
+            substituted: vec![],
             repairs: vec![],
         }],
         not_built: vec![],
