@@ -292,6 +292,18 @@ pub const STALLED_HALF_LIFE: std::time::Duration = std::time::Duration::from_sec
 /// seconds, and what breaks the budget later is taken seriously again.
 pub const FORGIVEN_HALF_LIFE: std::time::Duration = std::time::Duration::from_secs(15);
 
+/// Runs that a variant is judged by, when it is said to miss its promise. The fastest of them decides, so that
+/// more would not convict sooner.
+pub const PROMISE_RUNS: usize = 10;
+
+/// How much longer than promised, times the slowdown that the variant before it showed, the fastest run of a
+/// variant may take. Ratios are measured to a few per cent; a squeeze that still rises is the rest.
+pub const PROMISE_MARGIN: f64 = 1.5;
+
+/// How long a variant that seemed to miss its promise is not taken where the box may have been to blame:
+/// longer than squeezes take to rise.
+pub const PROMISE_HELD: std::time::Duration = std::time::Duration::from_secs(60);
+
 /// Most doublings of the wait before another attempt to go up: 64 times the wait, some minutes.
 pub const UPWARD_DOUBLINGS: u32 = 6;
 

@@ -10,6 +10,7 @@
 //! ```
 
 mod building;
+mod convict;
 mod event;
 mod lifecycle;
 mod pace;

@@ -17,6 +17,7 @@ impl Agent {
         let views: Vec<_> = self.served.values().map(|served| served.view(now)).collect();
         let outcome = governor::step(&mut self.governor, &views, self.started.elapsed());
         self.verdicts = outcome.verdicts;
+        outcome.convicted.iter().for_each(|conviction| self.convict(conviction));
         if let Some(action) = &outcome.action {
             self.switch(action);
         }
