@@ -89,6 +89,11 @@ impl Arrivals {
         }
     }
 
+    /// From now on versions settle after that time.
+    pub fn set_settle(&mut self, settle: Duration) {
+        self.settle = settle;
+    }
+
     /// Takes in a listing of the whole directory. The answer comes in a fixed order, companions first, so
     /// that a policy holds before its model is served.
     pub fn observe(&mut self, files: &[FileFact], now: Duration) -> Vec<Arrival> {
@@ -168,9 +173,13 @@ impl Arrivals {
         self.versions.keys().any(|key| key.model == model)
     }
 
-    /// Tells a version again as soon as it is settled, as if it had just come.
+    /// Tells a version again as soon as it is settled, as if it had just come; one that has gone meanwhile
+    /// is still told as gone.
     pub fn forget(&mut self, model: &str) {
-        self.versions.retain(|key, _| key.model != model);
+        for (_, watched) in self.versions.iter_mut().filter(|(key, _)| key.model == model) {
+            // No version is without files: the next listing shows a change.
+            watched.files.clear();
+        }
     }
 }
 
@@ -388,6 +397,26 @@ mod tests {
         assert_eq!(arrivals.observe(&[fact("m.onnx", 2)], at(1)), [settled("m", 1, "m.onnx")]);
         let key = VersionKey { model: "m".to_owned(), version: Version(1) };
         assert_eq!(arrivals.observe(&[], at(2)), [Arrival::Removed { key }]);
+    }
+
+    #[test]
+    fn a_version_that_goes_while_its_model_is_forgotten_is_told_as_gone() {
+        let mut arrivals = Arrivals::new(at(500));
+        let files = [fact("m/1/model.onnx", 1), fact("m/2/model.onnx", 1)];
+        arrivals.observe(&files, at(0));
+        assert_eq!(arrivals.observe(&files, at(500)).len(), 2);
+        arrivals.forget("m");
+        let key = VersionKey { model: "m".to_owned(), version: Version(2) };
+        assert_eq!(arrivals.observe(&files[..1], at(600)), [Arrival::Removed { key }]);
+        assert_eq!(arrivals.next_look(), Some(at(1100)));
+        let told = arrivals.observe(&files[..1], at(1100));
+        assert_eq!(told, [settled("m", 1, "m/1/model.onnx")]);
+        // Another settle time holds for what is settling already.
+        arrivals.forget("m");
+        assert_eq!(arrivals.observe(&files[..1], at(1200)), []);
+        arrivals.set_settle(at(50));
+        assert_eq!(arrivals.next_look(), Some(at(1250)));
+        assert_eq!(arrivals.observe(&files[..1], at(1250)).len(), 1);
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::prepare::Loader;
 use super::served::{Build, Candidate, Served, Standby};
 use crate::arrivals::VersionKey;
 use crate::shell::children::Wish;
-use crate::shell::slot::{CommandError, Entry, ModelState, Slot, SlotOptions, VariantInfo};
+use crate::shell::slot::{Entry, ModelState, Slot, SlotOptions, VariantInfo};
 use crate::shell::store::Quarantined;
 use crate::units::Digest;
 
@@ -45,6 +45,7 @@ impl Agent {
         }
         tracing::info!(model = key.model, version = %key.version, "a version arrived");
         self.preparing += 1;
+        self.loads.begin(&key);
         let (events, permits) = (self.events.clone(), Arc::clone(&self.loading));
         tokio::spawn(async move {
             let _one_at_a_time = permits.acquire_owned().await;
@@ -78,7 +79,9 @@ impl Agent {
     ) {
         self.preparing -= 1;
         let model = key.model.clone();
+        let wanted = self.loads.done(&key);
         match outcome {
+            _ if !wanted => self.not_wanted(&key),
             Ok(prepared) => self.put_into_service(key, path, *prepared),
             Err(unfit) => {
                 let reason = one_line(&unfit.reason);
@@ -90,22 +93,6 @@ impl Agent {
             }
         }
         self.answer_loads(&model);
-    }
-
-    /// Tells those who asked for a model to be loaded what came of it.
-    fn answer_loads(&mut self, model: &str) {
-        let Some(waiting) = self.loads.remove(model) else { return };
-        let served = self.served.get(model).map(|served| &served.key);
-        let mut refused = self.refused.iter().rev().filter(|(key, _)| key.model == model);
-        let failure = refused.find(|(key, _)| served.is_none_or(|s| s.version <= key.version));
-        let failure = failure.map(|(_, reason)| format!("failed to load '{model}': {reason}"));
-        // Whoever is answered may look at the status next: it must not be older than the answer.
-        self.tell_status(Instant::now());
-        for answer in waiting {
-            let outcome = failure.clone().map_or(Ok(()), |why| Err(CommandError::Failed(why)));
-            // The client may have gone.
-            let _ = answer.send(outcome);
-        }
     }
 
     /// One line for people; the version in service, if there is one, stays.

@@ -13,6 +13,7 @@ mod building;
 mod convict;
 mod event;
 mod lifecycle;
+mod loads;
 mod pace;
 mod prepare;
 mod reservoir;
@@ -31,10 +32,11 @@ use arc_swap::ArcSwap;
 use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 use self::event::Event;
+use self::loads::Loads;
 use self::prepare::{Loader, chain};
 use self::samples::Sampling;
 use self::served::Served;
@@ -46,7 +48,7 @@ use crate::shell::children::Wish;
 use crate::shell::engine::{Runtime, RuntimeError, Search, init};
 use crate::shell::metrics::Metrics;
 use crate::shell::serve::{self, App};
-use crate::shell::slot::{Command, CommandError, Commands, Entry, ModelState, Notice, Repository};
+use crate::shell::slot::{Command, Commands, Notice, Repository};
 use crate::shell::store::{Store, StoreError};
 use crate::shell::watch::{self, Listing};
 
@@ -99,8 +101,8 @@ struct Agent {
     build_since: Option<Instant>,
     /// Samples of live requests of models whose policy allows that.
     sampling: BTreeMap<String, Sampling>,
-    /// Clients that wait for a model to be loaded.
-    loads: BTreeMap<String, Vec<oneshot::Sender<Result<(), CommandError>>>>,
+    /// Versions that are being loaded, and clients that wait for that.
+    loads: Loads,
     /// Trials and loads run one at a time: they must not squeeze what is being served.
     loading: Arc<Semaphore>,
     events: mpsc::Sender<Event>,
@@ -155,11 +157,13 @@ pub async fn run(setup: Setup) -> Result<(), AgentError> {
     );
     let ends = Ends { events, notices, repository, metrics, status };
     let agent = Agent::new(setup, runtime, store, ends);
-    let agent = agent.turn(queue, noticed, commands).await?;
+    let mut agent = agent.turn(queue, noticed, commands).await?;
     tracing::info!("stopping: the requests in flight are answered first");
     systemd(&[sd_notify::NotifyState::Stopping]);
     agent.repository.set_ready(false);
     agent.build_wish.send_replace(Wish::End);
+    // Whoever waits for a model would be waited for.
+    agent.loads.end();
     // No further connection is taken; what is in flight is answered while the sessions still run.
     let stopping = Instant::now();
     stop.cancel();
@@ -216,7 +220,7 @@ impl Agent {
             build_wish: tokio::sync::watch::channel(Wish::Run).0,
             build_since: None,
             sampling: BTreeMap::new(),
-            loads: BTreeMap::new(),
+            loads: Loads::default(),
             loading: Arc::new(Semaphore::new(1)),
             events,
             notices,
@@ -497,35 +501,14 @@ impl Agent {
                 }
                 self.refused.retain(|key, _| key.model != model);
                 self.arrivals.forget(&model);
-                self.loads.entry(model).or_default().push(answer);
+                self.loads.ask(model, answer);
                 self.look_after(Duration::ZERO);
             }
             Command::Unload { model, answer } => {
-                let outcome = match self.served.get(&model).map(|served| served.key.clone()) {
-                    Some(key) => {
-                        let reason = "unloaded on request".to_owned();
-                        self.unload(&key, &reason);
-                        // It is there still, and can be loaded again.
-                        let entry = Entry::Unready { state: ModelState::Unavailable, reason };
-                        self.repository.set(&key.model, key.version, entry);
-                        self.tell_status(Instant::now());
-                        Ok(())
-                    }
-                    None => Err(CommandError::UnknownModel { model }),
-                };
+                let outcome = self.unload_on_request(&model);
+                self.tell_status(Instant::now());
                 // The client may have gone.
                 let _ = answer.send(outcome);
-            }
-        }
-    }
-
-    /// Models that were asked for and are not in the directory.
-    fn answer_unknown_loads(&mut self) {
-        let unknown: Vec<String> =
-            self.loads.keys().filter(|model| !self.arrivals.knows(model)).cloned().collect();
-        for model in unknown {
-            for answer in self.loads.remove(&model).into_iter().flatten() {
-                let _ = answer.send(Err(CommandError::UnknownModel { model: model.clone() }));
             }
         }
     }
