@@ -113,7 +113,7 @@ impl Agent {
             "ready": self.repository.is_ready(),
             "uptime_s": self.started.elapsed().as_secs(),
             "config": {
-                "file": self.config_file.as_ref().map(|file| file.display().to_string()),
+                "file": self.config_file.as_ref().map(|f| f.path().display().to_string()),
                 "revision": self.config_revision, "error": self.config_error,
             },
             "models": models, "refused": refused, "quarantine": quarantine,
