@@ -112,6 +112,10 @@ pub const HTTP_CONNECTIONS: usize = 512;
 /// How long a connection may stay idle, or take to send a request's head.
 pub const HTTP_IDLE_SECS: u64 = 300;
 
+/// How long a client may take none of an answer that waits for it. One that reads at all, over however slow a
+/// link, takes some within this; one that never does holds a connection's place no longer.
+pub const HTTP_WRITE_SECS: u64 = 60;
+
 /// How long a client may take to send one body: the largest over a slow field link.
 pub const HTTP_BODY_SECS: u64 = 60;
 
@@ -327,6 +331,18 @@ pub const STALLED_HALF_LIFE: std::time::Duration = std::time::Duration::from_sec
 /// seconds, and what breaks the budget later is taken seriously again.
 pub const FORGIVEN_HALF_LIFE: std::time::Duration = std::time::Duration::from_secs(15);
 
+/// Runs that a variant is judged by, when it is said to miss its promise. The fastest of them decides, so that
+/// more would not convict sooner.
+pub const PROMISE_RUNS: usize = 10;
+
+/// How much longer than promised, times the slowdown that the variant before it showed, the fastest run of a
+/// variant may take. Ratios are measured to a few per cent; a squeeze that still rises is the rest.
+pub const PROMISE_MARGIN: f64 = 1.5;
+
+/// How long a variant that seemed to miss its promise is not taken where the box may have been to blame:
+/// longer than squeezes take to rise.
+pub const PROMISE_HELD: std::time::Duration = std::time::Duration::from_secs(60);
+
 /// Most doublings of the wait before another attempt to go up: 64 times the wait, some minutes.
 pub const UPWARD_DOUBLINGS: u32 = 6;
 
@@ -368,6 +384,14 @@ pub const REPOSITORY_DEPTH: usize = 4;
 /// The agent's turn: governor, status, watchdog. Four a second meet a budget again well within a second
 /// of two requests that broke it.
 pub const TICK: std::time::Duration = std::time::Duration::from_millis(250);
+
+/// How long the configuration's file must have rested before it is read again: programs that write a file in
+/// its place do so within milliseconds of emptying it.
+pub const CONFIG_REST: std::time::Duration = std::time::Duration::from_millis(200);
+
+/// The same for a file that is empty or gone: nearly always that is a moment on the way to another one, and
+/// read too early it would drop every budget.
+pub const CONFIG_REST_EMPTY: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// How long after the first file event the directory is listed: a copy raises many events.
 pub const LOOK_DELAY: std::time::Duration = std::time::Duration::from_millis(50);

@@ -426,9 +426,16 @@ fn the_metrics_page_counts_what_was_answered_refused_and_told() {
     ] {
         assert!(text.lines().any(|other| other == line), "{line} is not in\n{text}");
     }
-    for name in ["request", "queue", "compute_infer"] {
-        assert!(text.contains(&format!("\nnv_inference_{name}_duration_us{{")), "{name}");
-    }
+    let sum_of = |name: &str| -> f64 {
+        let start = format!("nv_inference_{name}_duration_us{{");
+        let line = text.lines().find(|line| line.starts_with(&start));
+        let value = line.and_then(|line| line.rsplit(' ').next()).expect(name);
+        value.parse().unwrap()
+    };
+    let parts = ["queue", "compute_input", "compute_infer", "compute_output"].map(sum_of);
+    assert!(parts.iter().all(|part| *part > 0.0), "{parts:?}");
+    let (parts, whole) = (parts.iter().sum::<f64>(), sum_of("request"));
+    assert!((parts - whole).abs() < 1e-3 * whole, "{parts} {whole}");
     served.metrics.forget("sum", Version(1));
     served.repository.remove("sum", Version(1));
     let page = Client::to(served.metrics_at).get("/metrics");

@@ -1,6 +1,6 @@
-//! The unmodified `tritonclient[http]` from PyPI against a real server. The Python of
-//! `BLOCHD_TEST_PYTHON` is used where it is set; else a virtual environment under `target/` is made
-//! and the client installed into it.
+//! The unmodified `tritonclient[http]` from PyPI against a real server. The Python of `BLOCHD_TEST_PYTHON` is
+//! used where it is set; else pip installs the client into a folder under `target/`, which needs neither a
+//! virtual environment (Debian packs `venv` apart) nor leave to write into the system's Python.
 
 mod running;
 mod serving;
@@ -18,24 +18,27 @@ use serving::Served;
 
 const CLIENT: &str = "tritonclient[http]==2.73.0";
 
-/// Two tests must not build the environment at the same time.
-static BUILDING: Mutex<()> = Mutex::new(());
+/// Two tests must not install it at the same time.
+static INSTALLING: Mutex<()> = Mutex::new(());
 
 /// A Python that has the client.
-fn python() -> PathBuf {
-    let _alone = BUILDING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+fn python() -> Command {
+    let _alone = INSTALLING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     if let Some(python) = std::env::var_os("BLOCHD_TEST_PYTHON") {
-        return python.into();
+        return Command::new(python);
     }
-    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("tritonclient-2.73.0");
-    let python = folder.join("bin/python");
-    let imports = Command::new(&python).args(["-c", "import tritonclient.http"]).output();
-    if imports.is_ok_and(|out| out.status.success()) {
-        return python;
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("tritonclient-2.73.0-packages");
+    let python = || {
+        let mut python = Command::new("python3");
+        python.env("PYTHONPATH", &folder);
+        python
+    };
+    let imports = python().args(["-c", "import tritonclient.http"]).output();
+    if !imports.is_ok_and(|out| out.status.success()) {
+        let pip = ["-m", "pip", "install", "--quiet", "--upgrade", "--target"];
+        run(Command::new("python3").args(pip).arg(&folder).arg(CLIENT));
     }
-    run(Command::new("python3").args(["-m", "venv"]).arg(&folder));
-    run(Command::new(&python).args(["-m", "pip", "install", "--quiet", CLIENT]));
-    python
+    python()
 }
 
 fn run(command: &mut Command) {
@@ -51,7 +54,7 @@ fn the_unmodified_tritonclient_is_served() {
     served.add("types", serving::types(), serving::echo());
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tritonclient_calls.py");
     let address = served.http.to_string();
-    run(Command::new(python()).args([script, &address, "--types", "types", "--reload", "types"]));
+    run(python().args([script, &address, "--types", "types", "--reload", "types"]));
 }
 
 #[test]
@@ -63,7 +66,7 @@ fn the_unmodified_tritonclient_is_served_by_a_real_model() {
     let served = Served::start(1 << 20);
     served.add("digits", Signature::from(&session), Box::new(session));
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tritonclient_calls.py");
-    run(Command::new(python()).args([script, &served.http.to_string()]));
+    run(python().args([script, &served.http.to_string()]));
 }
 
 #[test]
@@ -77,7 +80,7 @@ fn the_unmodified_tritonclient_is_served_by_the_agent() {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tritonclient_calls.py");
     let address = format!("127.0.0.1:{}", home.http);
     let more = ["--reload", "digits", "--broken", "broken"];
-    run(Command::new(python()).args([script, &address]).args(more));
+    run(python().args([script, &address]).args(more));
     // What was unloaded and loaded again still serves.
     assert!(agent.serves("digits", 3) && agent.infer("digits").is_ok());
 }

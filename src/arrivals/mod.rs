@@ -98,6 +98,11 @@ impl Arrivals {
         }
     }
 
+    /// From now on versions settle after that time.
+    pub fn set_settle(&mut self, settle: Duration) {
+        self.settle = settle;
+    }
+
     /// Takes in a listing of the whole directory. The answer comes in a fixed order, companions first, so
     /// that a policy holds before its model is served.
     pub fn observe(&mut self, files: &[FileFact], now: Duration) -> Vec<Arrival> {
@@ -191,14 +196,20 @@ impl Arrivals {
         self.versions.get(key).is_some_and(|watched| watched.told.is_none())
     }
 
-    /// Tells all versions of a model again as soon as they are settled, as if they had just come.
+    /// Tells all versions of a model again as soon as they are settled, as if they had just come; one that has
+    /// gone meanwhile is still told as gone.
     pub fn forget(&mut self, model: &str) {
-        self.versions.retain(|key, _| key.model != model);
+        for (_, watched) in self.versions.iter_mut().filter(|(key, _)| key.model == model) {
+            // No version is without files: the next listing shows a change.
+            watched.files.clear();
+        }
     }
 
     /// Tells one version again as soon as it is settled, as if it had just come.
     pub fn again(&mut self, key: &VersionKey) {
-        self.versions.remove(key);
+        if let Some(watched) = self.versions.get_mut(key) {
+            watched.files.clear();
+        }
     }
 }
 
@@ -432,15 +443,30 @@ mod tests {
         assert!(arrivals.is_settling(&key));
         assert_eq!(arrivals.observe(&[], at(700)), gone);
         assert_eq!(arrivals.observe(&[], at(800)), [], "once");
-        // To be told again, and gone before that.
-        arrivals.observe(&files(1), at(1000));
-        assert_eq!(arrivals.observe(&files(1), at(1500)).len(), 2);
-        arrivals.forget("m");
-        assert_eq!(arrivals.observe(&files(1)[1..], at(1600)), gone[1..]);
         // What was never told is not told to be gone.
         let mut arrivals = Arrivals::new(at(500));
         arrivals.observe(&files(1), at(0));
         assert_eq!(arrivals.observe(&[], at(100)), []);
+    }
+
+    #[test]
+    fn a_version_that_goes_while_its_model_is_forgotten_is_told_as_gone() {
+        let mut arrivals = Arrivals::new(at(500));
+        let files = [fact("m/1/model.onnx", 1), fact("m/2/model.onnx", 1)];
+        arrivals.observe(&files, at(0));
+        assert_eq!(arrivals.observe(&files, at(500)).len(), 2);
+        arrivals.forget("m");
+        let key = VersionKey { model: "m".to_owned(), version: Version(2) };
+        assert_eq!(arrivals.observe(&files[..1], at(600)), [Arrival::Removed { key }]);
+        assert_eq!(arrivals.next_look(), Some(at(1100)));
+        let told = arrivals.observe(&files[..1], at(1100));
+        assert_eq!(told, [settled("m", 1, "m/1/model.onnx")]);
+        // Another settle time holds for what is settling already.
+        arrivals.forget("m");
+        assert_eq!(arrivals.observe(&files[..1], at(1200)), []);
+        arrivals.set_settle(at(50));
+        assert_eq!(arrivals.next_look(), Some(at(1250)));
+        assert_eq!(arrivals.observe(&files[..1], at(1250)).len(), 1);
     }
 
     #[test]

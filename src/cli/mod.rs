@@ -2,7 +2,9 @@
 //! its error into an exit code.
 
 mod analyze;
+mod configured;
 mod demo;
+mod log;
 mod prune;
 mod run;
 mod runtime;

@@ -183,7 +183,7 @@ impl Prune {
         shown.finish();
         // The table only saves time: a state directory that cannot be written is no failure.
         if let Err(error) = write_table(&table_path, &table) {
-            tracing::warn!("latencies are not kept for the next time: {error:#}");
+            eprintln!("blochd: latencies are not kept for the next time: {error:#}");
         }
         let manifest = Manifest {
             format: MANIFEST_FORMAT,

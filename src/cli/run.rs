@@ -1,22 +1,17 @@
 //! `blochd run`: the agent in the foreground, as systemd starts it.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
-use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use blochd::config::{Config, Flag, Layers, LogFormat, LogLevel, Text};
-use blochd::shell::agent::{self, AgentError, Setup};
-use blochd::shell::places;
+use blochd::config::{Flag, Loaded, Problem};
+use blochd::shell::agent::{self, AgentError, ConfigFile, Setup};
 use blochd::shell::probe::HostProbe;
 use clap::Args;
 use serde_json::Value;
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
 
-use super::{Code, Failure, OrFail};
+use super::{Code, Failure, OrFail, configured, log};
 
 /// Serve the model directory, make ladders, hold the budgets.
 ///
@@ -57,24 +52,32 @@ pub struct Run {
     settings: Vec<String>,
 }
 
-/// Looked for when no configuration is named.
-const SYSTEM_CONFIG: &str = "/etc/blochd/agent.yaml";
-
 /// What the status tells of the box is at most this old.
 const HOST_AGE: Duration = Duration::from_secs(1);
 
 impl Run {
     pub fn run(self) -> Result<(), Failure> {
-        let file = self.file();
+        let file = configured::file(self.config.clone());
         let flags = self.flags().code(Code::Config)?;
-        let config = load(file.as_deref(), &flags).code(Code::Config)?;
-        log(&config);
-        let reread_file = file.clone();
+        // Looked at before it is read: what is written meanwhile is read again.
+        let config_file = file.clone().map(ConfigFile::new);
+        let loaded = configured::load(file.as_deref(), &flags).code(Code::Config)?;
+        let Loaded { config, warnings } = loaded;
+        let log_level = log::begin(&config);
+        warn(&warnings);
+        let told = RefCell::new(warnings);
         let reread = Box::new(move || {
-            load(reread_file.as_deref(), &flags).map_err(|error| format!("{error:#}"))
+            let loaded = configured::load(file.as_deref(), &flags);
+            let Loaded { config, warnings } = loaded.map_err(|error| format!("{error:#}"))?;
+            // What was told before is known.
+            if *told.borrow() != warnings {
+                warn(&warnings);
+                told.replace(warnings);
+            }
+            Ok(config)
         });
         let hardware = Box::new(hardware());
-        let setup = Setup { config, config_file: file, reread, hardware };
+        let setup = Setup { config, config_file, reread, log_level, hardware };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -102,11 +105,6 @@ impl Run {
         })
     }
 
-    fn file(&self) -> Option<PathBuf> {
-        let system = || Some(PathBuf::from(SYSTEM_CONFIG)).filter(|path| path.is_file());
-        self.config.clone().or_else(system)
-    }
-
     fn flags(&self) -> anyhow::Result<Vec<Flag>> {
         let named = [
             ("--model-dir", "model_dir", &self.model_dir),
@@ -117,83 +115,24 @@ impl Run {
             ("--log-level", "log_level", &self.log_level),
             ("--log-format", "log_format", &self.log_format),
         ];
-        let flag = |flag: &str, path: &str, text: &str| Flag {
-            flag: flag.to_owned(),
-            path: path.to_owned(),
-            text: text.to_owned(),
-        };
         let mut flags: Vec<Flag> = named
             .iter()
-            .filter_map(|(name, path, value)| Some(flag(name, path, value.as_deref()?)))
+            .filter_map(|(name, path, value)| configured::flag(name, path, value.as_deref()))
             .collect();
         for setting in &self.settings {
             let (path, value) = setting
                 .split_once('=')
                 .ok_or_else(|| anyhow!("--set {setting}: write a setting as path=value"))?;
-            flags.push(flag(&format!("--set {path}"), path, value));
+            flags.extend(configured::flag(&format!("--set {path}"), path, Some(value)));
         }
         Ok(flags)
     }
 }
 
-/// Reads the layers anew: file, environment, flags.
-fn load(file: Option<&Path>, flags: &[Flag]) -> anyhow::Result<Config> {
-    let text = match file {
-        None => None,
-        Some(path) => Some(
-            std::fs::read_to_string(path)
-                .with_context(|| format!("cannot read the configuration {}", path.display()))?,
-        ),
-    };
-    let name = file.map(|path| path.display().to_string()).unwrap_or_default();
-    let state_dir = places::state_dir();
-    let mut base = Config::default();
-    base.model_dir = state_dir.join("models");
-    base.state_dir = state_dir;
-    let environment: BTreeMap<String, String> = std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-        .collect();
-    let layers = Layers {
-        base,
-        file: text.as_deref().map(|text| Text { file: &name, text }),
-        environment: &environment,
-        flags,
-    };
-    let loaded = layers.load()?;
-    for warning in &loaded.warnings {
+fn warn(warnings: &[Problem]) {
+    for warning in warnings {
         tracing::warn!("{warning}");
     }
-    let mut config = loaded.config;
-    // A relative directory is meant from where its file stands, or from here where it is a flag.
-    let from = file.and_then(Path::parent).map(Path::to_owned).unwrap_or_default();
-    for (dir, flag) in [(&mut config.model_dir, "model_dir"), (&mut config.state_dir, "state_dir")]
-    {
-        if dir.is_relative() && !flags.iter().any(|given| given.path == flag) {
-            *dir = from.join(&dir);
-        }
-    }
-    Ok(config)
-}
-
-fn log(config: &Config) {
-    let level = match config.log_level {
-        LogLevel::Error => LevelFilter::ERROR,
-        LogLevel::Warn => LevelFilter::WARN,
-        LogLevel::Info => LevelFilter::INFO,
-        LogLevel::Debug => LevelFilter::DEBUG,
-        LogLevel::Trace => LevelFilter::TRACE,
-    };
-    // ONNX Runtime says thousands of lines a model below warnings; RUST_LOG asks for them.
-    let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new(format!("{level},ort=warn")));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    // Colours are for people: a journal or a file would keep their codes.
-    let builder = builder.with_ansi(std::io::stderr().is_terminal());
-    // A logger that is there already is the caller's.
-    let _ = match config.log_format {
-        LogFormat::Text => builder.try_init(),
-        LogFormat::Json => builder.json().try_init(),
-    };
 }
 
 /// What the status tells of the box. Every turn of the agent asks, and the answer costs a millisecond: it is

@@ -6,27 +6,30 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use blochd::shell::engine::{Search, inspect, locate};
-use blochd::shell::places;
 use blochd::shell::supply::{self, Installed, RUNTIME_VERSION, SupplyError};
 use clap::{Args, Subcommand};
 use indicatif::ProgressBar;
 use serde_json::json;
 
-use super::{Code, Failure, OrFail};
+use super::{Code, Failure, OrFail, configured};
 
 /// Get ONNX Runtime, or see which one is used.
 ///
 /// Taken is the first that is usable: the one that the configuration or a flag names, the one that
-/// ORT_DYLIB_PATH names, the newest in the state directory, one of the system. Exit code 65 for a wheel that
-/// is none, 69 where there is no runtime or no pip to fetch it with, 74 where files cannot be written.
+/// ORT_DYLIB_PATH names, the newest in the state directory, one of the system. Configuration and environment
+/// are read as `blochd run` reads them. Exit code 65 for a wheel that is none, 69 where there is no runtime or
+/// no pip to fetch it with, 74 where files cannot be written, 78 for a wrong configuration.
 #[derive(Debug, Args)]
 pub struct Runtime {
     #[command(subcommand)]
     what: What,
-    /// Where runtimes are kept [default: BLOCHD_STATE_DIR, else /var/lib/blochd for root, else
-    /// ~/.local/state/blochd].
+    /// The configuration. Without: `/etc/blochd/agent.yaml` where it is there, else the defaults.
+    #[arg(long, env = "BLOCHD_CONFIG", global = true)]
+    config: Option<PathBuf>,
+    /// Where runtimes are kept [default: BLOCHD_STATE_DIR, else as the configuration says, else
+    /// /var/lib/blochd for root, else ~/.local/state/blochd].
     #[arg(long, global = true)]
-    state_dir: Option<PathBuf>,
+    state_dir: Option<String>,
     /// Print JSON.
     #[arg(long, global = true)]
     json: bool,
@@ -57,7 +60,11 @@ enum What {
 
 impl Runtime {
     pub fn run(self) -> Result<(), Failure> {
-        let state = self.state_dir.unwrap_or_else(places::state_dir);
+        let flag = configured::flag("--state-dir", "state_dir", self.state_dir.as_deref());
+        let flags: Vec<_> = flag.into_iter().collect();
+        let file = configured::file(self.config);
+        let config = configured::load_and_warn(file.as_deref(), &flags).code(Code::Config)?;
+        let state = config.state_dir;
         match self.what {
             What::Fetch { version, pip } => {
                 let spinner = std::io::stderr().is_terminal().then(ProgressBar::new_spinner);
@@ -78,7 +85,7 @@ impl Runtime {
                 let installed = supply::import(&state, &from, allow_unlisted);
                 installed_says(&installed.map_err(|error| failure(error, Code::Data))?, self.json)
             }
-            What::List => list(&Search::new(None, &state), self.json),
+            What::List => list(&Search::new(config.runtime_library, &state), self.json),
         }
     }
 }

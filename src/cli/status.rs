@@ -2,22 +2,29 @@
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use blochd::config::Config;
 use clap::Args;
 use serde_json::Value;
 
-use super::{Code, Failure, OrFail};
+use super::{Code, Failure, OrFail, configured};
 
 /// Show the models that an agent serves, their budgets, ladders, and the box.
 ///
-/// Exit code 69 where no agent answers.
+/// The agent is asked where the configuration and the environment, read as `blochd run` reads them, say that
+/// it serves. Exit code 69 where no agent answers.
 #[derive(Debug, Args)]
 pub struct Status {
-    /// Where the agent serves.
-    #[arg(long, env = "BLOCHD_URL", default_value = "http://127.0.0.1:8000")]
-    url: String,
+    /// Where the agent serves [default: http:// and the configured `http_address`].
+    #[arg(long, env = "BLOCHD_URL")]
+    url: Option<String>,
+    /// The configuration. Without: `/etc/blochd/agent.yaml` where it is there, else the defaults.
+    #[arg(long, env = "BLOCHD_CONFIG")]
+    config: Option<PathBuf>,
     /// Show it again every second, until interrupted.
     #[arg(long, short)]
     watch: bool,
@@ -36,8 +43,9 @@ impl Status {
     pub fn run(self) -> Result<(), Failure> {
         let config = ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).build();
         let client = ureq::Agent::new_with_config(config);
+        let url = self.url();
         loop {
-            let shown = self.ask(&client).map(|status| self.show(&status));
+            let shown = ask(&client, &url).map(|status| self.show(&status));
             if !self.watch {
                 return shown.and_then(|text| print(&text)).code(Code::Unavailable);
             }
@@ -52,21 +60,52 @@ impl Status {
         }
     }
 
-    fn ask(&self, client: &ureq::Agent) -> anyhow::Result<Value> {
-        let url = format!("{}/v2/blochd/status", self.url.trim_end_matches('/'));
-        let failed = || format!("no agent answers at {}; is `blochd run` running there?", self.url);
-        let mut answer = client.get(&url).call().with_context(failed)?;
-        let body = answer.body_mut().with_config().limit(ANSWER_BYTES);
-        let status: Value = body.read_json().with_context(failed)?;
-        if status.get("models").is_none() {
-            return Err(anyhow!("what answers at {} is no blochd that has started", self.url));
+    /// Where the agent is asked. A configuration that cannot be read is told and passed over: the agent may
+    /// well run by the last good one, and its status says what is wrong.
+    fn url(&self) -> String {
+        if let Some(url) = &self.url {
+            return url.trim_end_matches('/').to_owned();
         }
-        Ok(status)
+        let file = configured::file(self.config.clone());
+        let read = configured::load_and_warn(file.as_deref(), &[]).or_else(|error| {
+            eprintln!("blochd: {error:#}");
+            configured::load_and_warn(None, &[])
+        });
+        let address = read.map_or_else(
+            |error| {
+                eprintln!("blochd: {error:#}");
+                Config::default().http_address
+            },
+            |config| config.http_address,
+        );
+        format!("http://{}", reachable(address))
     }
 
     fn show(&self, status: &Value) -> String {
         if self.json { format!("{status:#}\n") } else { render(status) }
     }
+}
+
+/// Where a client on this box finds a server that listens on `address`.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, address.port())
+}
+
+fn ask(client: &ureq::Agent, at: &str) -> anyhow::Result<Value> {
+    let url = format!("{at}/v2/blochd/status");
+    let failed = || format!("no agent answers at {at}; is `blochd run` running there?");
+    let mut answer = client.get(&url).call().with_context(failed)?;
+    let body = answer.body_mut().with_config().limit(ANSWER_BYTES);
+    let status: Value = body.read_json().with_context(failed)?;
+    if status.get("models").is_none() {
+        return Err(anyhow!("what answers at {at} is no blochd that has started"));
+    }
+    Ok(status)
 }
 
 fn print(text: &str) -> anyhow::Result<()> {
@@ -346,6 +385,14 @@ bad version 3 is not served: model.onnx:  [2Jtruncated
         let mut status = status();
         status["config"]["error"] = json!("agent.yaml:3:5: no such key\nagent.yaml:4:1: too small");
         assert!(render(&status).contains("  agent.yaml:4:1: too small\n"));
+    }
+
+    #[test]
+    fn a_server_on_every_interface_is_asked_on_loopback() {
+        let asked = |text: &str| reachable(text.parse().unwrap()).to_string();
+        assert_eq!(asked("0.0.0.0:8000"), "127.0.0.1:8000");
+        assert_eq!(asked("[::]:9"), "[::1]:9");
+        assert_eq!(asked("192.168.1.7:80"), "192.168.1.7:80");
     }
 
     #[test]

@@ -9,8 +9,12 @@ use super::schema::{AGENT, MODEL, Set, Setting, find, read_agent};
 /// What all variables of the agent begin with.
 pub const VARIABLE_PREFIX: &str = "BLOCHD_";
 
-/// Variables with our prefix that are no settings: the file to read is given by `BLOCHD_CONFIG`.
-const NOT_SETTINGS: &[&str] = &["BLOCHD_CONFIG"];
+/// Variables with our prefix that are no settings: the file to read is given by `BLOCHD_CONFIG`, the agent
+/// that `status` asks by `BLOCHD_URL`.
+const NOT_SETTINGS: &[&str] = &["BLOCHD_CONFIG", "BLOCHD_URL", "BLOCHD_EXTRA_MODELS"];
+
+/// The same by their beginnings: what the project's own benches and tests are told.
+const NOT_SETTINGS_BELOW: &[&str] = &["BLOCHD_BENCH_", "BLOCHD_TEST_"];
 
 /// A setting of a model with the text it was given and where.
 #[derive(Debug, Clone)]
@@ -89,7 +93,8 @@ impl Layers<'_> {
         }
         for (name, text) in self.environment {
             let Some(rest) = name.strip_prefix(VARIABLE_PREFIX) else { continue };
-            if NOT_SETTINGS.contains(&name.as_str()) {
+            let ours = NOT_SETTINGS_BELOW.iter().any(|start| name.starts_with(start));
+            if ours || NOT_SETTINGS.contains(&name.as_str()) {
                 continue;
             }
             let origin = Origin::Variable(name.clone());
@@ -107,6 +112,10 @@ impl Layers<'_> {
         }
         let mut config = self.base;
         let origins = merge(&mut config, sets, &mut problems);
+        // Models lie in the state directory where nobody says otherwise, wherever that is.
+        if origins.contains_key("state_dir") && !origins.contains_key("model_dir") {
+            config.model_dir = config.state_dir.join("models");
+        }
         if problems.is_empty() {
             check(&config, &origins, &mut problems);
         }

@@ -18,6 +18,6 @@ mod values;
 mod tests;
 
 pub use checked::{Budget, Config, LogFormat, LogLevel, Method, ModelConfig, Policy, Threads};
-pub use diff::Diff;
+pub use diff::{Change, Diff};
 pub use error::{ConfigErrors, Origin, Problem};
 pub use layers::{Flag, Layers, Loaded, Text};

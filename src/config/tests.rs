@@ -244,6 +244,9 @@ fn environment_wins_over_the_file_and_flags_over_the_environment() {
         ("BLOCHD_HTTP_ADDRESS", "127.0.0.1:2"),
         ("BLOCHD_MODEL_DIR", "env"),
         ("BLOCHD_CONFIG", "/x"),
+        ("BLOCHD_URL", "http://127.0.0.1:1"),
+        ("BLOCHD_TEST_PYTHON", "python3"),
+        ("BLOCHD_BENCH_MODELS", "/m"),
         ("BLOCHD_DEFAULTS__BUDGET__P95", "30ms"),
         ("BLOCHD_DEFAULTS__GOVERNOR__DWELL", "7s"),
         ("BLOCHD_MODELS__My__Model__QUEUE_LENGTH", "9"),
@@ -278,6 +281,26 @@ fn errors_of_variables_and_flags_name_them_and_unknown_variables_only_warn() {
     assert!(warning.ends_with("there is no setting `model_dirr`; did you mean `model_dir`?"));
     let errors = load_all("", &[], &[("--set", "nothing", "x")]).unwrap_err();
     assert!(errors.to_string().starts_with("flag --set: there is no setting `nothing`"));
+}
+
+/// A file's paths start from its folder once, however its name is written; others from where one stands.
+#[test]
+fn a_relative_path_starts_from_its_files_folder_or_from_where_one_stands() {
+    let nothing = BTreeMap::new();
+    let flags = [Flag { flag: "--state-dir".into(), path: "state_dir".into(), text: "s".into() }];
+    let dirs = |name: &str, text: &str, flags: &[Flag]| {
+        let file = Some(Text { file: name, text });
+        let layers = Layers { base: Config::default(), file, environment: &nothing, flags };
+        let config = layers.load().unwrap().config;
+        [config.model_dir, config.state_dir].map(|dir| dir.display().to_string())
+    };
+    let both = "model_dir: models\nstate_dir: state\n";
+    assert_eq!(dirs("configs/a.yaml", both, &[]), ["configs/models", "configs/state"]);
+    assert_eq!(dirs("a.yaml", both, &[]), ["models", "state"]);
+    assert_eq!(dirs("configs/a.yaml", both, &flags), ["configs/models", "s"]);
+    // The models go along with the state.
+    assert_eq!(dirs("configs/a.yaml", "state_dir: /v\n", &[]), ["/v/models", "/v"]);
+    assert_eq!(dirs("configs/a.yaml", "", &flags), ["s/models", "s"]);
 }
 
 #[test]

@@ -12,7 +12,9 @@
 
 use std::time::Duration;
 
-use crate::limits::{BROKEN_CHANCE, BROKEN_REQUESTS, OBSERVED_MIN, SLICE_REQUESTS, SLICES};
+use crate::limits::{
+    BROKEN_CHANCE, BROKEN_REQUESTS, OBSERVED_MIN, PROMISE_RUNS, SLICE_REQUESTS, SLICES,
+};
 use crate::units::Percentile;
 
 /// Latencies of a window, in the order of their answers.
@@ -20,13 +22,38 @@ use crate::units::Percentile;
 pub struct Observed {
     latencies: Vec<Duration>,
     percentile: Percentile,
+    /// Time in the session of each.
+    runs: Vec<Duration>,
 }
 
 impl Observed {
     /// What the governor is shown of `latencies` (in the order of the answers), of which it was promised that
     /// `percentile` lie within the budget.
     pub fn new(latencies: Vec<Duration>, percentile: Percentile) -> Self {
-        Self { latencies, percentile }
+        Self { latencies, percentile, runs: Vec::new() }
+    }
+
+    /// The same, with how long each request's run took, without its wait.
+    pub fn with_runs(self, runs: Vec<Duration>) -> Self {
+        Self { runs, ..self }
+    }
+
+    /// Runs known.
+    pub(super) fn runs(&self) -> usize {
+        self.runs.len()
+    }
+
+    /// The fastest run.
+    pub(super) fn fastest_run(&self) -> Option<Duration> {
+        self.runs.iter().min().copied()
+    }
+
+    /// What hardly a run exceeded; `None` with fewer than [`PROMISE_RUNS`].
+    pub(super) fn slow_run(&self) -> Option<Duration> {
+        if self.runs.len() < PROMISE_RUNS {
+            return None;
+        }
+        tail(&self.runs, self.percentile)
     }
 
     /// Requests answered.
@@ -42,13 +69,7 @@ impl Observed {
 
     /// Latency at the percentile, without the slowest requests where too few would decide. A stall counts.
     pub fn tail(&self) -> Option<Duration> {
-        let mut sorted = self.latencies.clone();
-        sorted.sort_unstable();
-        let count = sorted.len();
-        let rank = (self.percentile.quantile() * count as f64).ceil() as usize;
-        // Where the tail holds fewer requests than break a budget, they do not make a slowdown either.
-        let rank = rank.min((count + 1).saturating_sub(BROKEN_REQUESTS)).max(1);
-        sorted.get(rank - 1).copied()
+        tail(&self.latencies, self.percentile)
     }
 
     /// The median over the slices of their latency at the percentile: what no single stall moves. `None`
@@ -93,6 +114,17 @@ impl Observed {
         let slices = (count / SLICE_REQUESTS).clamp(1, SLICES);
         (0..slices).map(move |n| &self.latencies[count * n / slices..count * (n + 1) / slices])
     }
+}
+
+/// The value at the percentile, without the largest where too few would decide.
+fn tail(values: &[Duration], percentile: Percentile) -> Option<Duration> {
+    let mut sorted = values.to_vec();
+    sorted.sort_unstable();
+    let count = sorted.len();
+    let rank = (percentile.quantile() * count as f64).ceil() as usize;
+    // Where the tail holds fewer requests than break a budget, they do not make a slowdown either.
+    let rank = rank.min((count + 1).saturating_sub(BROKEN_REQUESTS)).max(1);
+    sorted.get(rank - 1).copied()
 }
 
 /// How many of `count` requests must lie above a budget for it to be broken, where a `share` may: the

@@ -12,9 +12,12 @@
 //! typical stretch of the window; what moves a model down must be seen all over the window; and a better
 //! variant is asked only for the requests that it would be too slow for, not for those that the faster
 //! one in service does not answer in time either.
+//!
+//! A rung that takes longer than it promised goes back at once; see [`promise`].
 
 mod estimate;
 mod policy;
+mod promise;
 #[cfg(test)]
 mod queue;
 pub mod simulate;
@@ -22,4 +25,6 @@ mod types;
 
 pub use estimate::Observed;
 pub use policy::step;
-pub use types::{Action, Because, ModelView, Outcome, Policy, State, VariantView, Verdict};
+pub use types::{
+    Action, Because, Conviction, ModelView, Outcome, Policy, State, VariantView, Verdict,
+};

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::promise::Promises;
 use super::types::{Action, Because, Memory, ModelView, Outcome, State, Verdict};
 use crate::limits;
 
@@ -21,6 +22,7 @@ pub fn step(state: &mut State, models: &[ModelView], now: Duration) -> Outcome {
         let met = budget.map(|budget| !model.observed.breaks_budget(budget));
         let verdict = Verdict { slowdown: memory.slowdown, met };
         outcome.verdicts.insert(model.name.clone(), verdict);
+        outcome.convicted.extend(memory.promises.convicts(model, now));
         if outcome.action.is_none()
             && let Some((to, because)) = memory.choose(model, now)
         {
@@ -47,6 +49,7 @@ impl Memory {
             went_up: false,
             fits_since: None,
             failures: 0,
+            promises: Promises::default(),
         }
     }
 
@@ -76,9 +79,11 @@ impl Memory {
 
     fn choose(&mut self, model: &ModelView, now: Duration) -> Option<(usize, Because)> {
         let current = model.variants.get(model.current)?;
+        let missed = self.promises.missed(model, now);
         let allowed = |index: usize| {
             let variant = &model.variants[index];
-            variant.ready && (index == 0 || variant.quality >= model.floor)
+            let held = self.promises.holds(&variant.name, now);
+            variant.ready && !held && (index == 0 || variant.quality >= model.floor)
         };
         let usable: Vec<usize> =
             (0..model.variants.len()).filter(|index| allowed(*index)).collect();
@@ -91,6 +96,9 @@ impl Memory {
         };
         if model.fault {
             return best(&|_| true).map(|to| (to, Because::Fault));
+        }
+        if let Some(to) = missed.filter(|to| allowed(*to)) {
+            return Some((to, Because::MissedPromise));
         }
         if self.switched.is_some_and(|at| now.saturating_sub(at) < model.policy.dwell) {
             return None;
@@ -167,7 +175,12 @@ impl Memory {
         } else if because == Because::Headroom && self.switched.is_some_and(|at| !soon(at)) {
             self.failures = self.failures.saturating_sub(1);
         }
-        self.went_up = model.variants[to].promised > model.variants[model.current].promised;
+        // What a variant that missed its promise made late, the one before it need not.
+        self.went_up = because != Because::MissedPromise
+            && model.variants[to].promised > model.variants[model.current].promised;
+        if let Some(slowdown) = self.promises.switched(model, to, because, now) {
+            self.slowdown = slowdown;
+        }
         self.forgiven = if self.went_up { self.stalled } else { 0.0 };
         self.stalled = 0.0;
         self.switched = Some(now);

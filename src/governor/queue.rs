@@ -118,23 +118,28 @@ fn run(the: &Site, seconds: u64) -> Ran {
             while let Some((begin, end)) = stalls.next_if(|(begin, _)| *begin < free) {
                 free += end - begin.max(start);
             }
-            done.push((arrival, free));
+            done.push((arrival, free, free - start));
         }
         if now_ms % 250 != 0 {
             continue;
         }
         let from = (now - 2e3).max(since);
         let recent = done[done.len().saturating_sub(1000)..].iter();
-        let recent = recent.filter(|(_, end)| (from..=now).contains(end));
-        let took = |(arrival, end): &(f64, f64)| Duration::from_secs_f64((end - arrival) * 1e-3);
-        model.observed = Observed::new(recent.map(took).collect(), Percentile::P99);
+        let recent = recent.filter(|(_, end, _)| (from..=now).contains(end));
+        let took = |ms: f64| Duration::from_secs_f64(ms * 1e-3);
+        let (latencies, runs) =
+            recent.map(|(arrival, end, run)| (took(end - arrival), took(*run))).unzip();
+        model.observed = Observed::new(latencies, Percentile::P99).with_runs(runs);
         let at = Duration::from_millis(now_ms);
-        if let Some(action) = step(&mut state, std::slice::from_ref(&model), at).action {
+        let outcome = step(&mut state, std::slice::from_ref(&model), at);
+        assert_eq!(outcome.convicted, [], "every variant keeps its promise");
+        if let Some(action) = outcome.action {
+            assert_ne!(action.because, Because::MissedPromise, "second {}", now * 1e-3);
             switches.push((now * 1e-3, model.current, action.to, action.because));
             (model.current, since) = (action.to, now);
         }
     }
-    let latencies = done.iter().map(|(arrival, end)| (arrival * 1e-3, end - arrival)).collect();
+    let latencies = done.iter().map(|(arrival, end, _)| (arrival * 1e-3, end - arrival)).collect();
     (latencies, switches)
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::{Action, ModelView, Observed, State, step};
+use super::{Action, Conviction, ModelView, Observed, State, step};
 use crate::units::Percentile;
 
 /// One switch of a simulated run.
@@ -23,6 +23,8 @@ pub struct Run {
     pub switches: Vec<Switch>,
     /// The variant in service at the end.
     pub current: usize,
+    /// Variants that were withdrawn, and when.
+    pub convicted: Vec<(Duration, Conviction)>,
     /// For each request: when, by which variant, how long it took.
     pub requests: Vec<(Duration, usize, Duration)>,
 }
@@ -33,6 +35,8 @@ pub struct Scene<'a> {
     pub rate: f64,
     /// The box's slowdown at a moment.
     pub slowdown: &'a dyn Fn(Duration) -> f64,
+    /// What a variant really takes, over what it promises.
+    pub truth: &'a dyn Fn(usize) -> f64,
     /// Largest share by which a request is slower than that by chance.
     pub noise: f64,
     /// The governor looks this often.
@@ -54,15 +58,23 @@ pub fn simulate(mut model: ModelView, scene: &Scene, length: Duration) -> Run {
         now += scene.tick;
         while next_request < now {
             let promised = model.variants[model.current].promised;
-            let factor = (scene.slowdown)(next_request) * (1.0 + scene.noise * rng.random::<f64>());
+            let factor = (scene.slowdown)(next_request)
+                * (scene.truth)(model.current)
+                * (1.0 + scene.noise * rng.random::<f64>());
             run.requests.push((next_request, model.current, promised.mul_f64(factor)));
             next_request += between;
         }
         let from = since.max(now.saturating_sub(scene.window));
         let recent = run.requests.partition_point(|(at, _, _)| *at < from);
         let recent = run.requests[recent..].iter().map(|(_, _, took)| *took);
-        model.observed = Observed::new(recent.collect(), Percentile::P99);
-        if let Some(action) = step(&mut state, std::slice::from_ref(&model), now).action {
+        let recent: Vec<Duration> = recent.collect();
+        model.observed = Observed::new(recent.clone(), Percentile::P99).with_runs(recent);
+        let outcome = step(&mut state, std::slice::from_ref(&model), now);
+        for conviction in outcome.convicted {
+            model.variants[conviction.variant].ready = false;
+            run.convicted.push((now, conviction));
+        }
+        if let Some(action) = outcome.action {
             let switch = Switch { at: now, from: model.current, action: action.clone() };
             run.switches.push(switch);
             model.current = action.to;
@@ -116,6 +128,7 @@ mod tests {
         Scene {
             rate: 40.0,
             slowdown,
+            truth: &|_| 1.0,
             noise: 0.1,
             tick: Duration::from_millis(250),
             window: Duration::from_secs(2),
@@ -139,6 +152,68 @@ mod tests {
         });
         assert_eq!(late.count(), 0);
         assert_eq!(run.current, 0, "{:?}", run.switches);
+    }
+
+    /// r0.6 really takes 1.3 times as long as dense. It relieves dense, makes it worse, goes back, and is
+    /// withdrawn; the next faster one holds the budget.
+    #[test]
+    fn a_rung_that_misses_its_promise_goes_back_at_once_and_is_withdrawn() {
+        let slowdown = squeeze(20, 120, 1.8);
+        let truth = |variant: usize| if variant == 2 { 1.3 / 0.6 } else { 1.0 };
+        for seed in 0..50 {
+            let scene = Scene { truth: &truth, ..scene(&slowdown, seed) };
+            let run = simulate(model(15, 0.9), &scene, Duration::from_secs(240));
+            let [down, back, ..] = run.switches.as_slice() else { panic!("{:?}", run.switches) };
+            assert_eq!((down.action.to, down.action.because), (2, Because::Budget));
+            assert_eq!((back.action.to, back.action.because), (0, Because::MissedPromise));
+            assert!(back.at - down.at <= Duration::from_secs(1), "{:?}", back.at - down.at);
+            let [(at, conviction)] = run.convicted.as_slice() else { panic!("{run:?}") };
+            assert_eq!(conviction.variant, 2);
+            assert!(*at - back.at <= Duration::from_secs(1));
+            let again = run.switches[2..].iter().find(|switch| switch.action.to == 2);
+            assert_eq!(again, None);
+            let late = run.requests.iter().filter(|(at, _, took)| {
+                (30..120).contains(&at.as_secs()) && *took > Duration::from_millis(15)
+            });
+            assert_eq!(late.count(), 0, "{:?}", run.switches);
+            assert_eq!(run.current, 0);
+        }
+    }
+
+    /// However it rises, a squeeze is no rung's fault.
+    #[test]
+    fn a_squeeze_that_rises_convicts_no_rung() {
+        for seconds in [0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 15.0, 40.0] {
+            for top in [2.0, 3.0, 5.0] {
+                let rise = |at: Duration| {
+                    let risen = ((at.as_secs_f64() - 20.0) / seconds).clamp(0.0, 1.0);
+                    1.0 + (top - 1.0) * risen
+                };
+                for seed in 0..8 {
+                    let scene = scene(&rise, seed);
+                    let run = simulate(model(15, 0.9), &scene, Duration::from_secs(90));
+                    assert_eq!(run.convicted, [], "{seconds} {top}");
+                    let missed = |s: &&Switch| s.action.because == Because::MissedPromise;
+                    let missed = run.switches.iter().find(missed);
+                    assert_eq!(missed, None, "{seconds} {top} {:?}", run.switches);
+                }
+            }
+        }
+    }
+
+    /// The one rise that looks like a rung's fault, in the very moment of its swap, costs a few seconds.
+    #[test]
+    fn a_squeeze_that_jumps_as_a_rung_takes_over_is_found_out_by_the_variant_before_it() {
+        let first = squeeze(20, 100, 1.8);
+        let run = simulate(model(15, 0.9), &scene(&first, 1), Duration::from_secs(40));
+        let swap = run.switches[0].at;
+        let jumps = |at: Duration| first(at) * if at < swap { 1.0 } else { 2.0 };
+        let run = simulate(model(15, 0.9), &scene(&jumps, 1), Duration::from_secs(90));
+        let [_, back, next, ..] = run.switches.as_slice() else { panic!("{:?}", run.switches) };
+        assert_eq!((back.action.to, back.action.because), (0, Because::MissedPromise));
+        assert_eq!(run.convicted, []);
+        assert_eq!((next.action.because, run.current), (Because::Budget, 3));
+        assert!(next.at - swap < Duration::from_secs(8));
     }
 
     #[test]
@@ -196,8 +271,17 @@ mod tests {
             for (_, variant, _) in &run.requests {
                 prop_assert!(*variant == 0 || start.variants[*variant].quality >= floor);
             }
+            prop_assert!(run.convicted.is_empty(), "{:?}", run.convicted);
+            let tick = Duration::from_millis(250);
             for pair in run.switches.windows(2) {
-                prop_assert!(pair[1].at - pair[0].at >= start.policy.dwell);
+                if pair[1].action.because == Because::MissedPromise {
+                    // Only a rise in the moment of the swap looks like that.
+                    let at = pair[0].at;
+                    let rise = slowdown(at + tick) / slowdown(at - tick);
+                    prop_assert!(rise > 1.3, "{:?}", run.switches);
+                } else {
+                    prop_assert!(pair[1].at - pair[0].at >= start.policy.dwell);
+                }
             }
             // Dense needs headroom over its own noise to be taken again.
             if 10.0 * 1.1 * 1.25 <= budget as f64 {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::estimate::Observed;
+use super::promise::Promises;
 
 /// One variant of a model that could serve it.
 #[derive(Debug, Clone, PartialEq)]
@@ -69,6 +70,8 @@ pub enum Because {
     Headroom,
     /// The variant in service failed.
     Fault,
+    /// The variant in service takes longer than it promised, which the box does not explain.
+    MissedPromise,
     /// There is no budget (any more), or the floor was raised.
     Policy,
 }
@@ -79,6 +82,7 @@ impl fmt::Display for Because {
             Self::Budget => "budget",
             Self::Headroom => "headroom",
             Self::Fault => "fault",
+            Self::MissedPromise => "missed_promise",
             Self::Policy => "policy",
         })
     }
@@ -102,9 +106,23 @@ pub struct Verdict {
     pub met: Option<bool>,
 }
 
+/// A variant that does not keep its promise on a box that has not changed: it is not to be served again.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Conviction {
+    pub model: String,
+    /// Index into the model's variants; not the one in service.
+    pub variant: usize,
+    /// Its fastest run over what it promised.
+    pub shown: f64,
+    /// The same of the variant that serves instead, of its slow runs.
+    pub expected: f64,
+}
+
 /// The answer of one step.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Outcome {
+    /// Variants to be withdrawn, before the action.
+    pub convicted: Vec<Conviction>,
     pub action: Option<Action>,
     pub verdicts: BTreeMap<String, Verdict>,
 }
@@ -132,4 +150,5 @@ pub(super) struct Memory {
     pub fits_since: Option<Duration>,
     /// Failed attempts to go up, each doubling the wait.
     pub failures: u32,
+    pub promises: Promises,
 }

@@ -193,7 +193,8 @@ pub struct ModelStats {
     pub batch_stats: [u8; 0],
 }
 
-/// Sums over requests; `compute_input` and `compute_output` are part of `compute_infer` here.
+/// Sums over requests: a successful one is `compute_input` (its body is read), `queue`, `compute_infer` and
+/// `compute_output` (its answer is written), one after another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct InferenceStats {
     pub success: Duration,

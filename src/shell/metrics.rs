@@ -113,22 +113,32 @@ type Series<T> = (&'static str, &'static str, fn(&T) -> f64);
 fn requests(page: &mut Page, slots: &[Arc<Slot>]) {
     let totals: Vec<(&Slot, String, Totals)> =
         slots.iter().map(|s| (&**s, s.version().to_string(), s.totals())).collect();
-    let series: [Series<Totals>; 6] = [
+    let series: [Series<Totals>; 8] = [
         ("nv_inference_request_success", "Requests answered.", |t| t.success as f64),
         ("nv_inference_count", "Inferences (there is no batching).", |t| t.success as f64),
         ("nv_inference_exec_count", "Runs of a session.", |t| t.executions as f64),
         (
             "nv_inference_request_duration_us",
-            "Sum of arrival to end of the run, microseconds.",
+            "Sum of arrival to the answer standing ready, microseconds.",
             |t| micros(t.request),
         ),
         ("nv_inference_queue_duration_us", "Sum of time in the queue, microseconds.", |t| {
             micros(t.queue)
         }),
         (
+            "nv_inference_compute_input_duration_us",
+            "Sum of time in which inputs were read out of bodies, microseconds.",
+            |t| micros(t.input),
+        ),
+        (
             "nv_inference_compute_infer_duration_us",
             "Sum of time in the session, microseconds.",
             |t| micros(t.compute),
+        ),
+        (
+            "nv_inference_compute_output_duration_us",
+            "Sum of time in which outputs were written into bodies, microseconds.",
+            |t| micros(t.output),
         ),
     ];
     for (name, help, value) in series {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
@@ -31,6 +31,35 @@ pub fn watch(dir: &Path, look: Arc<Notify>) -> notify::Result<RecommendedWatcher
     };
     let mut watcher = notify::recommended_watcher(handler)?;
     watcher.watch(dir, RecursiveMode::Recursive)?;
+    Ok(watcher)
+}
+
+/// Watches one file in its folder, since editors and fleets replace it; `changed` is notified of what may have
+/// changed it. What else lies in the folder, or below it, raises nothing: the agent's own log may be there.
+///
+/// # Errors
+/// Where the folder cannot be watched.
+pub fn watch_file(file: &Path, changed: Arc<Notify>) -> notify::Result<RecommendedWatcher> {
+    // A link may be led elsewhere through another one beside it, as Kubernetes does.
+    let link = fs::symlink_metadata(file).is_ok_and(|meta| meta.file_type().is_symlink());
+    let name = file.file_name().map(ToOwned::to_owned);
+    let handler = move |event: notify::Result<notify::Event>| {
+        let concerned = match event {
+            Ok(event) => {
+                let named = |path: &PathBuf| path.file_name() == name.as_deref();
+                !matches!(event.kind, EventKind::Access(_))
+                    && (link || event.need_rescan() || event.paths.iter().any(named))
+            }
+            // An overflowing queue loses events: look.
+            Err(_) => true,
+        };
+        if concerned {
+            changed.notify_one();
+        }
+    };
+    let folder = file.parent().filter(|folder| *folder != Path::new(""));
+    let mut watcher = notify::recommended_watcher(handler)?;
+    watcher.watch(folder.unwrap_or(Path::new(".")), RecursiveMode::NonRecursive)?;
     Ok(watcher)
 }
 

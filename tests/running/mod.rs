@@ -47,7 +47,7 @@ pub fn without_settings(command: &mut Command) {
 pub struct Home {
     pub dir: TempDir,
     pub http: u16,
-    metrics: u16,
+    pub metrics: u16,
 }
 
 impl Home {

@@ -55,7 +55,8 @@ impl Served {
         let metrics_at = metrics_listener.local_addr().unwrap();
         let status = Arc::new(|| serde_json::json!({ "models": [] }));
         let app = Arc::new(App::with_max_body(Arc::clone(&repository), status, max_body));
-        let ended = runtime.spawn(serve(listener, app, stop.clone(), Duration::from_secs(30)));
+        let grace = tokio::sync::watch::channel(Duration::from_secs(30)).1;
+        let ended = runtime.spawn(serve(listener, app, stop.clone(), grace));
         runtime.spawn(serve_metrics(metrics_listener, Arc::clone(&metrics), stop.clone()));
         runtime.spawn(agent(Arc::clone(&repository), commands));
         let ended = Some(ended);

@@ -1,5 +1,6 @@
 //! The agent of the demo as a process of its own, with its folders, and what an operator does to it.
 
+use std::ffi::OsString;
 use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -8,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
+use blochd::config::layers::VARIABLE_PREFIX;
 use blochd::shell::files;
 use serde_json::Value;
 
@@ -37,6 +39,7 @@ impl Agent {
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("run").arg("--config").arg(dir.join("agent.yaml"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        without_settings(&mut command, std::env::vars_os().map(|(name, _)| name));
         agent.process = Some(Running(command.spawn()?));
         Ok(agent)
     }
@@ -109,6 +112,28 @@ impl Agent {
     }
 }
 
+/// Settings in the environment would win over the demo's own file.
+fn without_settings(command: &mut Command, names: impl Iterator<Item = OsString>) {
+    for name in names.filter(|name| name.to_string_lossy().starts_with(VARIABLE_PREFIX)) {
+        command.env_remove(name);
+    }
+}
+
 fn free_port() -> anyhow::Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_of_the_user_do_not_reach_the_demos_agent() {
+        let mut command = Command::new("blochd");
+        let names = ["PATH", "BLOCHD_MODEL_DIR", "HOME", "BLOCHD_DEFAULTS__BUDGET"];
+        without_settings(&mut command, names.into_iter().map(OsString::from));
+        let removed: Vec<_> =
+            command.get_envs().map(|(name, value)| (name.to_str().unwrap(), value)).collect();
+        assert_eq!(removed, [("BLOCHD_DEFAULTS__BUDGET", None), ("BLOCHD_MODEL_DIR", None)]);
+    }
 }

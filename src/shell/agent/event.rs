@@ -45,7 +45,7 @@ pub enum Event {
     Notice(Notice),
     /// A client asks for something.
     Command(Command),
-    /// SIGHUP, or the configuration file changed.
+    /// SIGHUP.
     Reload,
 }
 

@@ -11,7 +11,7 @@ use super::prepare::Loader;
 use super::served::{Build, Candidate, Served, Standby};
 use super::underway::Retry;
 use crate::arrivals::VersionKey;
-use crate::shell::slot::{CommandError, Entry, ModelState, Slot, SlotOptions, VariantInfo};
+use crate::shell::slot::{Entry, ModelState, Slot, SlotOptions, VariantInfo};
 use crate::shell::store::Quarantined;
 use crate::units::Digest;
 
@@ -45,6 +45,7 @@ impl Agent {
         }
         tracing::info!(model = key.model, version = %key.version, "a version arrived");
         let load = self.underway.begin(&key);
+        self.loads.begin(&key);
         // Two versions of a model are in memory until the older one is drained. Where none is served there is
         // nothing to protect: the trial finds out.
         let beside = self.served.contains_key(&key.model);
@@ -110,26 +111,7 @@ impl Agent {
                 }
             }
         }
-        // Who asked for the model is told of all of its versions that were there.
-        if !self.underway.is_loading(&model) {
-            self.answer_loads(&model);
-        }
-    }
-
-    /// Tells those who asked for a model to be loaded what came of it.
-    fn answer_loads(&mut self, model: &str) {
-        let Some(waiting) = self.loads.remove(model) else { return };
-        let served = self.served.get(model).map(|served| &served.key);
-        let mut refused = self.refused.iter().rev().filter(|(key, _)| key.model == model);
-        let failure = refused.find(|(key, _)| served.is_none_or(|s| s.version <= key.version));
-        let failure = failure.map(|(_, reason)| format!("failed to load '{model}': {reason}"));
-        // Whoever is answered may look at the status next: it must not be older than the answer.
-        self.tell_status(Instant::now());
-        for answer in waiting {
-            let outcome = failure.clone().map_or(Ok(()), |why| Err(CommandError::Failed(why)));
-            // The client may have gone.
-            let _ = answer.send(outcome);
-        }
+        self.answer_loads(&model);
     }
 
     /// One line for people; the version in service, if there is one, stays.
@@ -221,6 +203,7 @@ impl Agent {
     pub(super) fn removed(&mut self, key: &VersionKey) {
         self.refused.remove(key);
         self.underway.cancel(key);
+        self.answer_loads(&key.model);
         if self.served.get(&key.model).is_some_and(|served| served.key == *key) {
             self.unload(key, "its file is gone");
             self.sampling.remove(&key.model);

@@ -10,8 +10,11 @@
 //! ```
 
 mod building;
+mod config_file;
+mod convict;
 mod event;
 mod lifecycle;
+mod loads;
 mod memory;
 mod pace;
 mod prepare;
@@ -24,7 +27,7 @@ mod underway;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -32,23 +35,25 @@ use arc_swap::ArcSwap;
 use serde_json::Value;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
+use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
+pub use self::config_file::ConfigFile;
 use self::event::Event;
+use self::loads::Loads;
 use self::prepare::{Loader, chain};
 use self::samples::Sampling;
 use self::served::Served;
 use self::underway::Underway;
 use crate::arrivals::{Arrival, Arrivals, VersionKey};
-use crate::config::{Config, ModelConfig, Policy};
+use crate::config::{Change, Config, LogLevel, ModelConfig, Policy};
 use crate::governor::{self, Verdict};
 use crate::limits;
 use crate::shell::children::Wish;
 use crate::shell::engine::{Runtime, RuntimeError, Search, init};
 use crate::shell::metrics::Metrics;
 use crate::shell::serve::{self, App};
-use crate::shell::slot::{Command, CommandError, Commands, Entry, ModelState, Notice, Repository};
+use crate::shell::slot::{Command, Commands, Notice, Repository};
 use crate::shell::store::{LadderId, Store, StoreError};
 use crate::shell::watch::{self, Listing};
 
@@ -59,8 +64,10 @@ pub type Reread = Box<dyn Fn() -> Result<Config, String> + Send>;
 pub struct Setup {
     pub config: Config,
     /// The configuration's file, watched for changes; `None` where there is none.
-    pub config_file: Option<PathBuf>,
+    pub config_file: Option<ConfigFile>,
     pub reread: Reread,
+    /// Changes how much is logged from now on.
+    pub log_level: Box<dyn Fn(LogLevel) + Send>,
     /// Facts of the box for the status, taken anew each time.
     pub hardware: Box<dyn Fn() -> Value + Send>,
 }
@@ -83,6 +90,7 @@ pub enum AgentError {
 struct Agent {
     config: Config,
     reread: Reread,
+    log_level: Box<dyn Fn(LogLevel) + Send>,
     hardware: Box<dyn Fn() -> Value + Send>,
     loader: Loader,
     store: Store,
@@ -101,8 +109,8 @@ struct Agent {
     build_since: Option<Instant>,
     /// Samples of live requests of models whose policy allows that.
     sampling: BTreeMap<String, Sampling>,
-    /// Clients that wait for a model to be loaded.
-    loads: BTreeMap<String, Vec<oneshot::Sender<Result<(), CommandError>>>>,
+    /// Versions that are being loaded, and clients that wait for that.
+    loads: Loads,
     /// Trials and loads run one at a time: they must not squeeze what is being served.
     loading: Arc<Semaphore>,
     events: mpsc::Sender<Event>,
@@ -120,9 +128,13 @@ struct Agent {
     started: Instant,
     last_tick: Instant,
     underway: Underway,
-    config_file: Option<PathBuf>,
+    config_file: Option<ConfigFile>,
+    /// When its file is looked at next because it may still be written.
+    config_look: Option<Instant>,
     config_revision: u64,
     config_error: Option<String>,
+    /// Changes that were told to wait for the next start.
+    config_restart: Vec<Change>,
 }
 
 /// Serves until SIGTERM or SIGINT, then drains.
@@ -144,8 +156,8 @@ pub async fn run(setup: Setup) -> Result<(), AgentError> {
     let shown = Arc::clone(&status);
     let app = App::new(Arc::clone(&repository), Arc::new(move || Value::clone(&shown.load())));
     let stop = CancellationToken::new();
-    let grace = Duration::from(config.drain_timeout);
-    let server = tokio::spawn(serve::serve(http, Arc::new(app), stop.clone(), grace));
+    let (grace, granted) = tokio::sync::watch::channel(Duration::from(config.drain_timeout));
+    let server = tokio::spawn(serve::serve(http, Arc::new(app), stop.clone(), granted));
     let metrics_server =
         tokio::spawn(serve::serve_metrics(metrics_listener, Arc::clone(&metrics), stop.clone()));
     let (events, queue) = mpsc::channel(limits::AGENT_EVENTS);
@@ -156,19 +168,24 @@ pub async fn run(setup: Setup) -> Result<(), AgentError> {
     );
     let ends = Ends { events, notices, repository, metrics, status };
     let agent = Agent::new(setup, runtime, store, ends);
-    let agent = agent.turn(queue, noticed, commands).await?;
+    let mut agent = agent.turn(queue, noticed, commands).await?;
     tracing::info!("stopping: the requests in flight are answered first");
     systemd(&[sd_notify::NotifyState::Stopping]);
     agent.repository.set_ready(false);
     agent.build_wish.send_replace(Wish::End);
+    // Whoever waits for a model would be waited for.
+    agent.loads.end();
+    // As the configuration says by now.
+    let patience = Duration::from(agent.config.drain_timeout);
+    grace.send_replace(patience);
     // No further connection is taken; what is in flight is answered while the sessions still run.
     let stopping = Instant::now();
     stop.cancel();
     let (cut, _) = tokio::join!(server, metrics_server);
     if let Ok(cut @ 1..) = cut {
-        tracing::warn!("{cut} connections were not done within {grace:?}");
+        tracing::warn!("{cut} connections were not done within {patience:?}");
     }
-    agent.close(grace.saturating_sub(stopping.elapsed()).max(limits::TICK)).await;
+    agent.close(patience.saturating_sub(stopping.elapsed()).max(limits::TICK)).await;
     Ok(())
 }
 
@@ -188,7 +205,7 @@ struct Ends {
 
 impl Agent {
     fn new(setup: Setup, runtime: Runtime, store: Store, ends: Ends) -> Self {
-        let Setup { config, config_file, reread, hardware } = setup;
+        let Setup { config, config_file, reread, log_level, hardware } = setup;
         let Ends { events, notices, repository, metrics, status } = ends;
         let now = Instant::now();
         let loader = Loader {
@@ -204,6 +221,7 @@ impl Agent {
             arrivals: Arrivals::new(config.arrivals.settle.into()),
             config,
             reread,
+            log_level,
             hardware,
             loader,
             store,
@@ -217,7 +235,7 @@ impl Agent {
             build_wish: tokio::sync::watch::channel(Wish::Run).0,
             build_since: None,
             sampling: BTreeMap::new(),
-            loads: BTreeMap::new(),
+            loads: Loads::default(),
             loading: Arc::new(Semaphore::new(1)),
             events,
             notices,
@@ -233,8 +251,10 @@ impl Agent {
             last_tick: now,
             underway: Underway::default(),
             config_file,
+            config_look: None,
             config_revision: 1,
             config_error: None,
+            config_restart: Vec::new(),
         }
     }
 
@@ -259,6 +279,10 @@ impl Agent {
         let mut rescan = tokio::time::interval(self.config.arrivals.rescan.into());
         let look = Arc::clone(&self.look);
         loop {
+            let every = Duration::from(self.config.arrivals.rescan);
+            if rescan.period() != every {
+                rescan = tokio::time::interval(every);
+            }
             tokio::select! {
                 Some(event) = queue.recv() => self.event(event),
                 Some(notice) = noticed.recv() => self.event(Event::Notice(notice)),
@@ -267,10 +291,14 @@ impl Agent {
                     self.tick();
                     self.keep_samples();
                 }
-                _ = rescan.tick() => self.look_after(Duration::ZERO),
+                _ = rescan.tick() => {
+                    self.look_after(Duration::ZERO);
+                    self.look_at_config();
+                }
                 () = look.notified() => self.look_after(limits::LOOK_DELAY),
                 () = due(self.look_at), if !self.listing => self.list(),
-                () = changed.notified() => self.event(Event::Reload),
+                () = changed.notified() => self.look_at_config(),
+                () = due(self.config_look) => self.look_at_config(),
                 _ = hang_up.recv() => self.event(Event::Reload),
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
@@ -446,52 +474,6 @@ impl Agent {
         }
     }
 
-    fn watch_config(&self, changed: &Arc<Notify>) -> Option<notify::RecommendedWatcher> {
-        // The folder is watched: editors and fleets replace the file.
-        let dir = self.config_file.as_deref()?.parent().filter(|dir| *dir != Path::new(""));
-        watch::watch(dir.unwrap_or(Path::new(".")), Arc::clone(changed)).ok()
-    }
-
-    fn reload(&mut self) {
-        match sd_notify::NotifyState::monotonic_usec_now() {
-            Ok(now) => systemd(&[sd_notify::NotifyState::Reloading, now]),
-            Err(_) => systemd(&[sd_notify::NotifyState::Reloading]),
-        }
-        self.read_configuration();
-        systemd(&[sd_notify::NotifyState::Ready]);
-    }
-
-    fn read_configuration(&mut self) {
-        let new = match (self.reread)() {
-            Ok(new) => new,
-            Err(errors) => {
-                if self.config_error.as_ref() != Some(&errors) {
-                    tracing::error!(
-                        "the configuration is refused, the last good one holds: {errors}"
-                    );
-                }
-                self.config_error = Some(errors);
-                return;
-            }
-        };
-        self.config_error = None;
-        let diff = Config::diff(&self.config, &new);
-        if diff.is_empty() {
-            return;
-        }
-        for change in diff.restart() {
-            tracing::warn!(setting = change.path, "its change takes effect at the next start");
-        }
-        self.config = self.config.keeping_what_needs_a_restart(&new);
-        self.config_revision += 1;
-        tracing::info!(revision = self.config_revision, "the configuration was read again");
-        for model in self.served.keys().cloned().collect::<Vec<_>>() {
-            if diff.touches(&model) {
-                self.reconfigure(&model);
-            }
-        }
-    }
-
     fn command(&mut self, command: Command) {
         match command {
             Command::Load { model, answer } => {
@@ -509,36 +491,14 @@ impl Agent {
                 }
                 self.refused.retain(|key, _| key.model != model);
                 self.arrivals.forget(&model);
-                self.loads.entry(model).or_default().push(answer);
+                self.loads.ask(model, answer);
                 self.look_after(Duration::ZERO);
             }
             Command::Unload { model, answer } => {
-                self.underway.cancel_model(&model);
-                let outcome = match self.served.get(&model).map(|served| served.key.clone()) {
-                    Some(key) => {
-                        let reason = "unloaded on request".to_owned();
-                        self.unload(&key, &reason);
-                        // It is there still, and can be loaded again.
-                        let entry = Entry::Unready { state: ModelState::Unavailable, reason };
-                        self.repository.set(&key.model, key.version, entry);
-                        self.tell_status(Instant::now());
-                        Ok(())
-                    }
-                    None => Err(CommandError::UnknownModel { model }),
-                };
+                let outcome = self.unload_on_request(&model);
+                self.tell_status(Instant::now());
                 // The client may have gone.
                 let _ = answer.send(outcome);
-            }
-        }
-    }
-
-    /// Models that were asked for and are not in the directory.
-    fn answer_unknown_loads(&mut self) {
-        let unknown: Vec<String> =
-            self.loads.keys().filter(|model| !self.arrivals.knows(model)).cloned().collect();
-        for model in unknown {
-            for answer in self.loads.remove(&model).into_iter().flatten() {
-                let _ = answer.send(Err(CommandError::UnknownModel { model: model.clone() }));
             }
         }
     }

@@ -11,7 +11,7 @@ use crate::arrivals::VersionKey;
 use crate::config::ModelConfig;
 use crate::governor::{ModelView, Observed, Policy, VariantView, Verdict};
 use crate::ladder::Manifest;
-use crate::shell::slot::{Runner, Slot, VariantInfo};
+use crate::shell::slot::{Runner, Slot, VariantInfo, Window};
 use crate::units::{Digest, Percentile};
 
 /// One variant that could serve the model.
@@ -123,18 +123,19 @@ impl Served {
         Duration::try_from_secs_f64(scaled).unwrap_or(taken)
     }
 
-    /// Latencies of the variant in service within the window, since it came into service, in the order of
+    /// Requests of the variant in service within the window, since it came into service, in the order of
     /// the answers.
-    fn latencies(&self, now: Instant) -> Vec<Duration> {
+    fn recent(&self, now: Instant) -> Window {
         let window = Duration::from(self.config.governor.window);
         let since = now.checked_sub(window).map_or(self.switched, |at| at.max(self.switched));
-        self.slot.current().stats().window(since).latency
+        self.slot.current().stats().window(since)
     }
 
     /// What the governor is shown.
     pub fn view(&self, now: Instant) -> ModelView {
         let budget = self.config.budget.map(|budget| Duration::from(budget.limit));
-        let observed = Observed::new(self.latencies(now), self.percentile());
+        let Window { latency, compute } = self.recent(now);
+        let observed = Observed::new(latency, self.percentile()).with_runs(compute);
         let governor = &self.config.governor;
         ModelView {
             name: self.key.model.clone(),
@@ -168,7 +169,7 @@ impl Served {
     /// For `blochd status` and everybody who asks by HTTP.
     pub fn status(&self, verdict: Option<&Verdict>, now: Instant) -> Value {
         let ms = |duration: Duration| duration.as_secs_f64() * 1e3;
-        let mut latencies = self.latencies(now);
+        let mut latencies = self.recent(now).latency;
         latencies.sort_unstable();
         let totals = self.slot.totals();
         let (build, why) = match &self.build {

@@ -19,6 +19,7 @@ impl Agent {
         let views: Vec<_> = self.served.values().map(|served| served.view(now)).collect();
         let outcome = governor::step(&mut self.governor, &views, self.started.elapsed());
         self.verdicts = outcome.verdicts;
+        outcome.convicted.iter().for_each(|conviction| self.convict(conviction));
         if let Some(action) = &outcome.action {
             self.switch(action);
         }
@@ -139,7 +140,7 @@ impl Agent {
             "ready": self.repository.is_ready(),
             "uptime_s": self.started.elapsed().as_secs(),
             "config": {
-                "file": self.config_file.as_ref().map(|file| file.display().to_string()),
+                "file": self.config_file.as_ref().map(|f| f.path().display().to_string()),
                 "revision": self.config_revision, "error": self.config_error,
             },
             "models": models, "refused": refused, "quarantine": quarantine,

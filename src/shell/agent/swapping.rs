@@ -131,7 +131,7 @@ impl Agent {
         };
         let info = candidate.info.clone();
         let name = info.name.clone();
-        let drain = match served.slot.publish(info, sessions) {
+        let drain = match served.slot.publish(info, sessions, true) {
             Ok(drain) => drain,
             Err(error) => {
                 candidate.wait(error.to_string(), limits::RETRY_WAIT, Instant::now());
@@ -159,7 +159,6 @@ impl Agent {
         served.switched = Instant::now();
         served.swaps += 1;
         served.last_because = Some(action.because.to_string());
-        served.slot.current().set_probation(true);
         let key = served.key.clone();
         tracing::info!(model = key.model, from, to = name, because = %action.because, "swapped");
         self.metrics.swapped(&key.model, key.version, &action.because.to_string());

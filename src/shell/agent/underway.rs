@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::arrivals::VersionKey;
 use crate::limits;
+use crate::units::Version;
 
 /// When a thing that failed is tried again: each failure doubles the wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -77,18 +78,18 @@ impl Underway {
         self.settled(key);
     }
 
-    /// The same for all versions of a model; whether any load ran.
-    pub fn cancel_model(&mut self, model: &str) -> bool {
+    /// The same for all versions of a model; those that were being loaded.
+    pub fn cancel_model(&mut self, model: &str) -> Vec<Version> {
         let keys: Vec<VersionKey> =
             self.loading.keys().filter(|key| key.model == model).cloned().collect();
         keys.iter().for_each(|key| self.cancel(key));
         self.again.retain(|key, _| key.model != model);
-        !keys.is_empty()
+        keys.iter().map(|key| key.version).collect()
     }
 
-    /// Whether a version of the model is being loaded.
-    pub fn is_loading(&self, model: &str) -> bool {
-        self.loading.keys().any(|key| key.model == model)
+    /// Whether a version is being loaded.
+    pub fn is_loading(&self, key: &VersionKey) -> bool {
+        self.loading.contains_key(key)
     }
 
     /// `key` is served, refused for good, or passed over.
@@ -148,7 +149,6 @@ impl Underway {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::units::Version;
 
     fn key(model: &str, version: u64) -> VersionKey {
         VersionKey { model: model.to_owned(), version: Version(version) }
@@ -161,14 +161,15 @@ mod tests {
         let second = underway.begin(&key("m", 1));
         let other = underway.begin(&key("m", 2));
         assert!(!underway.ends(&key("m", 1), first));
-        assert!(underway.is_loading("m"));
+        assert!(underway.is_loading(&key("m", 1)));
         assert!(underway.ends(&key("m", 1), second));
         assert!(!underway.ends(&key("m", 1), second), "once");
         underway.cancel(&key("m", 2));
         assert!(!underway.ends(&key("m", 2), other));
-        assert!(!underway.is_loading("m"));
+        assert!(!underway.is_loading(&key("m", 2)));
         underway.begin(&key("m", 3));
-        assert!(underway.cancel_model("m") && !underway.cancel_model("m"));
+        assert_eq!(underway.cancel_model("m"), [Version(3)]);
+        assert_eq!(underway.cancel_model("m"), [], "once");
     }
 
     #[test]

@@ -67,7 +67,9 @@ async fn admit(
         let request = decode(&slot, asked).await?;
         let InferRequest { id, inputs, outputs, timeout, priority: _ } = request;
         let wanted = outputs.iter().map(|output| output.name.clone()).collect();
-        let request = Request { inputs, wanted, arrived: asked.arrived, timeout };
+        let arrived = asked.arrived;
+        let decode = arrived.elapsed();
+        let request = Request { inputs, wanted, arrived, decode, timeout };
         match slot.submit(request, Instant::now()) {
             Ok(ticket) => return Ok((slot, Frame { id, wanted: outputs }, ticket)),
             // The slot was replaced between look-up and admission: ask its successor, if there is
@@ -98,6 +100,7 @@ async fn respond(slot: &Arc<Slot>, frame: Frame, answer: Answer) -> Result<Respo
     let json_elements = frame.wanted.iter().zip(&answer.outputs);
     let json_elements = json_elements.filter(|(wanted, _)| !wanted.binary);
     let json_bytes: usize = json_elements.map(|(_, tensor)| tensor.data.len()).sum();
+    let begun = Instant::now();
     let encode = |slot: &Slot, frame: &Frame, answer: &Answer| {
         InferAnswer {
             id: &frame.id,
@@ -117,7 +120,8 @@ async fn respond(slot: &Arc<Slot>, frame: Frame, answer: Answer) -> Result<Respo
             .map_err(|error| Failed::new(StatusCode::INTERNAL_SERVER_ERROR, error))??
     };
     let response = response(encoded, &answer.variant.info().name);
-    answer.ready(Instant::now());
+    let now = Instant::now();
+    slot.ready(&answer, now, now - begun);
     Ok(response)
 }
 

@@ -1,4 +1,4 @@
-//! The accept loop: bounded connections, idle time-out, graceful end.
+//! The accept loop: bounded connections, time-outs for idle ones and for those that do not read, graceful end.
 
 use std::io;
 use std::sync::Arc;
@@ -10,11 +10,13 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::limits::{HTTP_CONNECTIONS, HTTP_IDLE_SECS};
+use crate::limits::{HTTP_CONNECTIONS, HTTP_IDLE_SECS, HTTP_WRITE_SECS};
+
+use super::patience::Patient;
 
 /// Pause after an accept that failed for want of descriptors or memory: without it the loop would
 /// spin until some are freed.
@@ -24,7 +26,7 @@ pub(super) async fn run(
     listener: TcpListener,
     router: Router,
     stop: CancellationToken,
-    grace: Duration,
+    grace: watch::Receiver<Duration>,
 ) -> usize {
     let places = Arc::new(Semaphore::new(HTTP_CONNECTIONS));
     let graceful = GracefulShutdown::new();
@@ -44,6 +46,7 @@ pub(super) async fn run(
             }
         };
         let service = TowerToHyperService::new(router.clone());
+        let stream = Patient::new(stream, Duration::from_secs(HTTP_WRITE_SECS));
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(Duration::from_secs(HTTP_IDLE_SECS))
@@ -57,6 +60,7 @@ pub(super) async fn run(
         });
     }
     drop(listener);
+    let grace = *grace.borrow();
     // Idle connections end at once, busy ones after the answer that they are waiting for.
     if tokio::time::timeout(grace, graceful.shutdown()).await.is_ok() {
         return 0;
@@ -73,7 +77,8 @@ type Place = tokio::sync::OwnedSemaphorePermit;
 async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> io::Result<(TcpStream, Place)> {
     let place = Arc::clone(places).acquire_owned().await.map_err(io::Error::other)?;
     let (stream, _) = listener.accept().await?;
-    // Answers are written in one piece; waiting for more to send only adds latency.
-    stream.set_nodelay(true)?;
+    // Answers are written in one piece; waiting for more to send only adds latency. A client that has gone
+    // again already is its own affair: its connection will end.
+    let _ = stream.set_nodelay(true);
     Ok((stream, place))
 }

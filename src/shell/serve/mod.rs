@@ -11,6 +11,7 @@
 mod infer;
 mod listen;
 mod metrics_page;
+mod patience;
 mod reply;
 mod routes;
 
@@ -18,7 +19,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::limits::{HTTP_BODIES_BYTES, HTTP_BODY_BYTES};
@@ -57,12 +58,13 @@ impl App {
 }
 
 /// Serves the protocol on `listener` until `stop` is cancelled, then finishes the requests in
-/// flight for at most `grace`. Returns the number of connections that had to be cut off.
+/// flight for at most what `grace` says at that moment. Returns the number of connections that had
+/// to be cut off.
 pub async fn serve(
     listener: TcpListener,
     app: Arc<App>,
     stop: CancellationToken,
-    grace: Duration,
+    grace: watch::Receiver<Duration>,
 ) -> usize {
     listen::run(listener, routes::router(app), stop, grace).await
 }
@@ -73,5 +75,6 @@ pub async fn serve_metrics(
     metrics: Arc<Metrics>,
     stop: CancellationToken,
 ) -> usize {
-    listen::run(listener, metrics_page::router(metrics), stop, Duration::ZERO).await
+    let (_, none) = watch::channel(Duration::ZERO);
+    listen::run(listener, metrics_page::router(metrics), stop, none).await
 }

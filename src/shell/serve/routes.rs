@@ -162,9 +162,9 @@ fn model_stats(slot: &Slot) -> ModelStats {
             success: time(totals.success, totals.request),
             fail: time(totals.failure, totals.failed),
             queue: time(totals.success, totals.queue),
-            compute_input: time(totals.success, Duration::ZERO),
+            compute_input: time(totals.success, totals.input),
             compute_infer: time(totals.success, totals.compute),
-            compute_output: time(totals.success, Duration::ZERO),
+            compute_output: time(totals.success, totals.output),
             ..InferenceStats::default()
         },
         batch_stats: [],

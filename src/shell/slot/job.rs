@@ -22,6 +22,8 @@ pub struct Request {
     pub wanted: Vec<String>,
     /// When the whole request had arrived.
     pub arrived: Instant,
+    /// How long its inputs took to be read out of its body since then.
+    pub decode: Duration,
     /// How long the answer may take from `arrived` on; `None` takes the slot's default.
     pub timeout: Option<Duration>,
 }
@@ -35,18 +37,10 @@ pub struct Answer {
     pub variant: Arc<Variant>,
     /// When the request had arrived.
     pub arrived: Instant,
-    /// Arrival to start of the run.
+    /// Submission to start of the run.
     pub queued: Duration,
     /// Time in the session.
     pub compute: Duration,
-}
-
-impl Answer {
-    /// Records the client-visible latency: to be called once the answer's bytes stand ready.
-    pub fn ready(&self, at: Instant) {
-        let latency = at.saturating_duration_since(self.arrived);
-        self.variant.stats.answered(at, latency, self.compute);
-    }
 }
 
 pub(super) type Outcome = Result<Answer, InferError>;

@@ -13,7 +13,7 @@ use crate::protocol::Signature;
 use crate::units::Version;
 
 use super::error::{PublishError, Refusal};
-use super::job::{Job, Request, Ticket};
+use super::job::{Answer, Job, Request, Ticket};
 use super::queue::Queue;
 use super::stats::{Counters, Stats, Totals};
 use super::variant::{Notice, Runner, Sampler, Variant, VariantInfo};
@@ -131,7 +131,7 @@ impl Slot {
         });
         let stats = Arc::new(Stats::default());
         let by_name = BTreeMap::from([(first.name.clone(), Arc::clone(&stats))]);
-        let variant = Arc::new(Variant::new(first, 1, sessions.len(), stats));
+        let variant = Arc::new(Variant::new(first, 1, sessions.len(), stats, false));
         let drain = spawn(&shared, &variant, sessions)?;
         shared.queue.publish(1, || ());
         Ok(Self {
@@ -184,7 +184,8 @@ impl Slot {
 
     /// Puts a variant into service, with one loaded and warmed session a thread. From the return on
     /// (and for everything that waits in the queue) it takes all requests; the variant before it
-    /// finishes what it has started and is freed, of which the drain tells.
+    /// finishes what it has started and is freed, of which the drain tells. One that is published on
+    /// probation is so from its first request on.
     ///
     /// # Errors
     /// Where there is no session, no thread, or the slot is closed; the variant before it then
@@ -193,12 +194,13 @@ impl Slot {
         &self,
         info: VariantInfo,
         sessions: Vec<Box<dyn Runner>>,
+        on_probation: bool,
     ) -> Result<Drain, PublishError> {
         let mut publication = self.publication.lock().unwrap_or_else(PoisonError::into_inner);
         let generation = publication.generation + 1;
         let name = info.name.clone();
         let stats = Arc::clone(publication.stats.entry(name.clone()).or_default());
-        let variant = Arc::new(Variant::new(info, generation, sessions.len(), stats));
+        let variant = Arc::new(Variant::new(info, generation, sessions.len(), stats, on_probation));
         let drain = spawn(&self.shared, &variant, sessions)?;
         let switch = || self.current.store(Arc::clone(&variant));
         if !self.shared.queue.publish(generation, switch) {
@@ -228,6 +230,16 @@ impl Slot {
     /// Requests that wait, and those that the variant in service runs now.
     pub fn pending(&self) -> (usize, usize) {
         self.shared.queue.pending()
+    }
+
+    /// Takes in that an answer's bytes stand ready, after `encode` of writing them: what its client sees of
+    /// the latency ends here.
+    pub fn ready(&self, answer: &Answer, at: Instant, encode: Duration) {
+        let latency = at.saturating_duration_since(answer.arrived);
+        let stats = &answer.variant.stats;
+        stats.answered(at, latency, answer.compute);
+        stats.counters.encoded(encode);
+        self.shared.counters.encoded(encode);
     }
 
     /// Counts over all variants since the start.

@@ -25,8 +25,10 @@ pub struct Counters {
     non_finite: AtomicU64,
     executions: AtomicU64,
     cancelled: AtomicU64,
+    input_ns: AtomicU64,
     queue_ns: AtomicU64,
     compute_ns: AtomicU64,
+    output_ns: AtomicU64,
     request_ns: AtomicU64,
     failed_ns: AtomicU64,
     last_ms: AtomicU64,
@@ -45,11 +47,15 @@ pub struct Totals {
     pub executions: u64,
     /// Requests whose client went away before they were run.
     pub cancelled: u64,
+    /// Time in which inputs were read out of bodies, successful requests.
+    pub input: Duration,
     /// Time in the queue, successful requests.
     pub queue: Duration,
     /// Time in the session, successful requests.
     pub compute: Duration,
-    /// Arrival to end of the run, successful requests.
+    /// Time in which outputs were written into bodies, successful requests.
+    pub output: Duration,
+    /// Arrival to the answer standing ready, successful requests: the sum of the four.
     pub request: Duration,
     /// Arrival to failure, failed requests.
     pub failed: Duration,
@@ -60,8 +66,10 @@ pub struct Totals {
 /// The times of one request.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Times {
+    pub input: Duration,
     pub queue: Duration,
     pub compute: Duration,
+    /// Arrival to the end of the run.
     pub request: Duration,
 }
 
@@ -77,10 +85,17 @@ impl Counters {
     pub(super) fn succeeded(&self, times: Times, wall_ms: u64) {
         one(&self.success);
         one(&self.executions);
+        add(&self.input_ns, times.input);
         add(&self.queue_ns, times.queue);
         add(&self.compute_ns, times.compute);
         add(&self.request_ns, times.request);
         self.last_ms.store(wall_ms, Ordering::Relaxed);
+    }
+
+    /// An answer that was counted before has been written.
+    pub(super) fn encoded(&self, took: Duration) {
+        add(&self.output_ns, took);
+        add(&self.request_ns, took);
     }
 
     pub(super) fn failed(&self, times: Times, wall_ms: u64) {
@@ -108,8 +123,10 @@ impl Counters {
             non_finite: count(&self.non_finite),
             executions: count(&self.executions),
             cancelled: count(&self.cancelled),
+            input: time(&self.input_ns),
             queue: time(&self.queue_ns),
             compute: time(&self.compute_ns),
+            output: time(&self.output_ns),
             request: time(&self.request_ns),
             failed: time(&self.failed_ns),
             last_ms: count(&self.last_ms),

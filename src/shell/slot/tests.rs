@@ -36,6 +36,7 @@ fn request(value: f32) -> Request {
         inputs: vec![("x".to_owned(), Tensor::from_f32(&[1], &[value]))],
         wanted: vec!["y".to_owned()],
         arrived: Instant::now(),
+        decode: Duration::ZERO,
         timeout: None,
     }
 }
@@ -118,7 +119,7 @@ fn no_request_is_lost_failed_or_answered_twice_under_hundreds_of_swaps() {
             let [echoed, tag] = values(&answer)[..] else { panic!("half an answer") };
             assert_eq!(echoed, value, "an answer belongs to its request");
             assert_eq!(tag, answer.variant.generation() as f32, "an answer is of one variant");
-            answer.ready(Instant::now());
+            slot.ready(&answer, Instant::now(), Duration::ZERO);
             let name = answer.variant.info().name.clone();
             *by_variant.lock().unwrap().entry(name).or_default() += 1;
         };
@@ -138,7 +139,7 @@ fn no_request_is_lost_failed_or_answered_twice_under_hundreds_of_swaps() {
             while swaps < 300 || !stop.load(Ordering::Relaxed) {
                 let generation = slot.current().generation() + 1;
                 let name = if generation.is_multiple_of(2) { "r0.75" } else { "v1" };
-                slot.publish(info(name), sessions(generation as f32)).unwrap();
+                slot.publish(info(name), sessions(generation as f32), false).unwrap();
                 swaps += 1;
                 thread::yield_now();
             }
@@ -173,7 +174,7 @@ fn what_is_queued_at_a_swap_goes_to_the_new_variant_and_the_drain_waits_for_the_
     let started = submit(&slot, 10.0).unwrap();
     gate.started.recv().unwrap();
     let queued = submit(&slot, 11.0).unwrap();
-    let drain = slot.publish(info("r0.5"), vec![echo(2.0)]).unwrap();
+    let drain = slot.publish(info("r0.5"), vec![echo(2.0)], false).unwrap();
     assert_eq!(values(&queued.wait().unwrap()), [11.0, 2.0], "the new one takes the queue at once");
     assert_eq!(values(&submit(&slot, 12.0).unwrap().wait().unwrap()), [12.0, 2.0]);
     assert!(!drain.is_done(), "the old one still runs what it has started");
@@ -306,6 +307,25 @@ fn values_that_are_not_finite_are_told_on_probation_and_only_then() {
     assert_eq!(slot.totals().non_finite, 1);
 }
 
+/// What waits at a swap goes to the new variant at once: its first answers are searched already.
+#[test]
+fn a_variant_published_on_probation_is_so_from_its_first_answer() {
+    let (notices, mut told) = tokio::sync::mpsc::channel(8);
+    let options = SlotOptions { notices: Some(notices), ..options(8) };
+    let (session, gate) = gated(1.0);
+    let slot = Slot::start(options, info("dense"), vec![session]).unwrap();
+    let running = submit(&slot, 1.0).unwrap();
+    gate.started.recv().unwrap();
+    let queued = submit(&slot, 2.0).unwrap();
+    let drain = slot.publish(info("r0.5"), vec![echo(f32::NAN)], true).unwrap();
+    queued.wait().unwrap();
+    let notice = told.try_recv().unwrap();
+    assert_eq!((notice.variant.as_str(), notice.generation), ("r0.5", 2));
+    gate.go.send(()).unwrap();
+    running.wait().unwrap();
+    finished(drain);
+}
+
 #[test]
 fn a_closed_slot_answers_what_it_admitted_and_refuses_the_rest() {
     let (session, gate) = gated(1.0);
@@ -315,7 +335,7 @@ fn a_closed_slot_answers_what_it_admitted_and_refuses_the_rest() {
     let queued = submit(&slot, 2.0).unwrap();
     let drain = slot.close();
     assert_eq!(submit(&slot, 3.0).err(), Some(Refusal::Closing));
-    let refused = slot.publish(info("r0.5"), vec![echo(2.0)]);
+    let refused = slot.publish(info("r0.5"), vec![echo(2.0)], false);
     assert!(matches!(refused, Err(PublishError::Closed { .. })));
     assert!(!drain.is_done());
     gate.go.send(()).unwrap();
@@ -345,7 +365,7 @@ fn a_variant_without_a_session_is_not_published() {
         Some(PublishError::NoSession { .. })
     ));
     let slot = Slot::start(options(1), info("dense"), vec![echo(1.0)]).unwrap();
-    assert!(slot.publish(info("r0.5"), Vec::new()).is_err());
+    assert!(slot.publish(info("r0.5"), Vec::new(), false).is_err());
     assert_eq!(slot.current().info().name, "dense");
     assert_eq!(values(&submit(&slot, 1.0).unwrap().wait().unwrap()), [1.0, 1.0]);
 }

@@ -72,6 +72,7 @@ impl Variant {
         generation: u64,
         instances: usize,
         stats: Arc<Stats>,
+        on_probation: bool,
     ) -> Self {
         let promised = info.promised.map_or(0, nanos);
         Self {
@@ -79,7 +80,7 @@ impl Variant {
             generation,
             instances,
             stats,
-            probation: AtomicBool::new(false),
+            probation: AtomicBool::new(on_probation),
             abandoned: AtomicBool::new(false),
             service_ns: AtomicU64::new(promised),
         }

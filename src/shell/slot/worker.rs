@@ -44,15 +44,16 @@ fn outcome(
     deadline: Option<Instant>,
 ) -> Outcome {
     let start = Instant::now();
-    let queued = start.saturating_duration_since(request.arrived);
+    let waited = start.saturating_duration_since(request.arrived);
     if deadline.is_some_and(|deadline| start > deadline) {
-        let refusal = Refusal::Expired { waited: queued, retry_after: variant.service_time() };
+        let refusal = Refusal::Expired { waited, retry_after: variant.service_time() };
         shared.refused(&refusal);
         return Err(refusal.into());
     }
     let outcome = run(runner, request);
     let compute = start.elapsed();
-    let times = Times { queue: queued, compute, request: queued + compute };
+    let (input, queued) = (request.decode, waited.saturating_sub(request.decode));
+    let times = Times { input, queue: queued, compute, request: waited + compute };
     let wall = wall_ms();
     match outcome {
         Ok(outputs) => {

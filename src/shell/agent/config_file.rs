@@ -1,0 +1,191 @@
+//! The configuration's file while the agent runs: when it is read again, and what is taken over of it.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::Notify;
+
+use super::{Agent, systemd};
+use crate::config::Config;
+use crate::limits;
+use crate::shell::watch;
+
+/// What tells one state of the file from another; `None` where it is not there.
+type Looks = Option<Fingerprint>;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Fingerprint {
+    size: u64,
+    modified_ns: i128,
+    inode: u64,
+}
+
+/// A file that is read again once it has changed and rests: who writes it in its place empties it first,
+/// and an empty configuration is a valid one.
+#[derive(Debug)]
+pub struct ConfigFile {
+    path: PathBuf,
+    /// As it was when it was read last.
+    read: Looks,
+    /// As it is, where that is something else, and since when.
+    changed: Option<(Looks, Instant)>,
+}
+
+/// What a look at the file comes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    /// It is as it was read.
+    Known,
+    /// It has changed and may still be written: look again then.
+    Again(Instant),
+    /// It has changed and rests.
+    Read,
+}
+
+impl ConfigFile {
+    /// The file that is about to be read for the first time.
+    pub fn new(path: PathBuf) -> Self {
+        let read = looks(&path);
+        Self { path, read, changed: None }
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Looks at it; after [`Look::Read`] it counts as read.
+    fn look(&mut self, now: Instant) -> Look {
+        self.see(looks(&self.path), now)
+    }
+
+    fn see(&mut self, looks: Looks, now: Instant) -> Look {
+        if looks == self.read {
+            self.changed = None;
+            return Look::Known;
+        }
+        let since = match self.changed {
+            Some((before, since)) if before == looks => since,
+            Some(_) | None => now,
+        };
+        let rest = match looks {
+            Some(Fingerprint { size: 1.., .. }) => limits::CONFIG_REST,
+            Some(_) | None => limits::CONFIG_REST_EMPTY,
+        };
+        let rested = since + rest;
+        if now < rested {
+            self.changed = Some((looks, since));
+            return Look::Again(rested);
+        }
+        self.read = looks;
+        self.changed = None;
+        Look::Read
+    }
+}
+
+fn looks(path: &Path) -> Looks {
+    let meta = std::fs::metadata(path).ok()?;
+    let modified_ns = i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec());
+    Some(Fingerprint { size: meta.len(), modified_ns, inode: meta.ino() })
+}
+
+impl Agent {
+    /// Watches the file; where that fails it is still looked at every so often.
+    pub(super) fn watch_config(&self, changed: &Arc<Notify>) -> Option<notify::RecommendedWatcher> {
+        let path = self.config_file.as_ref()?.path();
+        let watcher = watch::watch_file(path, Arc::clone(changed));
+        watcher.inspect_err(|e| tracing::warn!("cannot watch {}: {e}", path.display())).ok()
+    }
+
+    pub(super) fn look_at_config(&mut self) {
+        self.config_look = None;
+        match self.config_file.as_mut().map(|file| file.look(Instant::now())) {
+            None | Some(Look::Known) => {}
+            Some(Look::Again(at)) => self.config_look = Some(at),
+            Some(Look::Read) => self.reload(),
+        }
+    }
+
+    pub(super) fn reload(&mut self) {
+        match sd_notify::NotifyState::monotonic_usec_now() {
+            Ok(now) => systemd(&[sd_notify::NotifyState::Reloading, now]),
+            Err(_) => systemd(&[sd_notify::NotifyState::Reloading]),
+        }
+        self.read_configuration();
+        systemd(&[sd_notify::NotifyState::Ready]);
+    }
+
+    fn read_configuration(&mut self) {
+        let new = match (self.reread)() {
+            Ok(new) => new,
+            Err(errors) => {
+                if self.config_error.as_ref() != Some(&errors) {
+                    tracing::error!(
+                        "the configuration is refused, the last good one holds: {errors}"
+                    );
+                }
+                self.config_error = Some(errors);
+                return;
+            }
+        };
+        self.config_error = None;
+        let asked = Config::diff(&self.config, &new);
+        let restart: Vec<_> = asked.restart().cloned().collect();
+        let kept = self.config.keeping_what_needs_a_restart(&new);
+        let diff = Config::diff(&self.config, &kept);
+        if diff.is_empty() && restart == self.config_restart {
+            return;
+        }
+        for change in restart.iter().filter(|change| !self.config_restart.contains(change)) {
+            tracing::warn!(setting = change.path, "its change takes effect at the next start");
+        }
+        self.config_restart = restart;
+        self.config = kept;
+        self.config_revision += 1;
+        tracing::info!(revision = self.config_revision, "the configuration was read again");
+        (self.log_level)(self.config.log_level);
+        self.arrivals.set_settle(self.config.arrivals.settle.into());
+        // What was to settle later may have settled now.
+        self.look_after(Duration::ZERO);
+        for model in self.served.keys().cloned().collect::<Vec<_>>() {
+            if diff.touches(&model) {
+                self.reconfigure(&model);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(size: u64, modified_ns: i128) -> Looks {
+        Some(Fingerprint { size, modified_ns, inode: 1 })
+    }
+
+    #[test]
+    fn a_file_is_read_once_after_it_has_rested_and_an_empty_one_later() {
+        let begin = Instant::now();
+        let at = |ms: u64| begin + Duration::from_millis(ms);
+        let mut file = ConfigFile { path: PathBuf::new(), read: of(9, 0), changed: None };
+        assert_eq!(file.see(of(9, 0), at(0)), Look::Known);
+        // Emptied, then written in pieces.
+        let again = |from: u64, rest: Duration| Look::Again(at(from) + rest);
+        assert_eq!(file.see(of(0, 1), at(10)), again(10, limits::CONFIG_REST_EMPTY));
+        assert_eq!(file.see(of(0, 1), at(250)), again(10, limits::CONFIG_REST_EMPTY));
+        assert_eq!(file.see(of(4, 2), at(260)), again(260, limits::CONFIG_REST));
+        assert_eq!(file.see(of(8, 3), at(400)), again(400, limits::CONFIG_REST));
+        assert_eq!(file.see(of(8, 3), at(599)), again(400, limits::CONFIG_REST));
+        assert_eq!(file.see(of(8, 3), at(600)), Look::Read);
+        assert_eq!(file.see(of(8, 3), at(9000)), Look::Known);
+        // One that is left empty is meant so; one that is gone is told as such.
+        assert_eq!(file.see(of(0, 4), at(9000)), again(9000, limits::CONFIG_REST_EMPTY));
+        assert_eq!(file.see(of(0, 4), at(9000) + limits::CONFIG_REST_EMPTY), Look::Read);
+        assert_eq!(file.see(None, at(20_000)), again(20_000, limits::CONFIG_REST_EMPTY));
+        assert_eq!(file.see(None, at(20_000) + limits::CONFIG_REST_EMPTY), Look::Read);
+        // What changes back was never of interest.
+        assert_eq!(file.see(of(5, 5), at(30_000)), again(30_000, limits::CONFIG_REST));
+        assert_eq!(file.see(None, at(30_100)), Look::Known);
+    }
+}
