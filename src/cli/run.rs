@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use blochd::config::{Config, Flag, Layers, LogFormat, LogLevel, Text};
+use blochd::limits;
 use blochd::shell::agent::{self, AgentError, Setup};
-use blochd::shell::places;
 use blochd::shell::probe::HostProbe;
+use blochd::shell::{files, places};
 use clap::Args;
 use serde_json::Value;
 use tracing_subscriber::EnvFilter;
@@ -141,7 +142,7 @@ fn load(file: Option<&Path>, flags: &[Flag]) -> anyhow::Result<Config> {
     let text = match file {
         None => None,
         Some(path) => Some(
-            std::fs::read_to_string(path)
+            files::read_text(path, limits::CONFIG_FILE_BYTES)
                 .with_context(|| format!("cannot read the configuration {}", path.display()))?,
         ),
     };
