@@ -6,11 +6,13 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use super::Agent;
+use super::companions::CALIBRATION;
 use super::event::{Event, Prepared, Unfit};
 use super::prepare::Loader;
 use super::served::{Build, Candidate, Served, Standby};
 use crate::arrivals::VersionKey;
-use crate::shell::children::Wish;
+use crate::limits;
+use crate::shell::children::{Memory, Wish};
 use crate::shell::slot::{CommandError, Entry, ModelState, Slot, SlotOptions, VariantInfo};
 use crate::shell::store::Quarantined;
 use crate::units::Digest;
@@ -27,7 +29,9 @@ impl Agent {
         loader.instances = config.instances.max(1);
         loader.threads = config.intra_op_threads.count(cores, loader.instances);
         loader.trial_timeout = self.config.trial.timeout.into();
-        loader.trial_memory = self.config.trial.memory.map(|memory| memory.0);
+        loader.trial_memory = Memory::or_part(self.config.trial.memory, limits::TRIAL_MEMORY_PARTS);
+        loader.samples =
+            self.companion(model, CALIBRATION).or_else(|| self.store.reservoir_file(model));
         let quarantined = self.store.quarantined().iter();
         let reasons = quarantined.map(|(digest, why)| (*digest, why.reason.clone()));
         loader.quarantined = Arc::new(reasons.collect());
@@ -83,7 +87,8 @@ impl Agent {
             Err(unfit) => {
                 let reason = one_line(&unfit.reason);
                 self.refuse(&key, &reason);
-                if let Some(digest) = unfit.digest.filter(|_| unfit.for_good) {
+                let blamed = self.version_is_to_blame(&key, path, unfit.digest, unfit.fate);
+                if let Some(digest) = unfit.digest.filter(|_| blamed) {
                     let what = format!("{} version {}", key.model, key.version);
                     self.put_into_quarantine(digest, what, reason);
                 }
@@ -134,7 +139,7 @@ impl Agent {
             digest,
             ratio: 1.0,
             quality: 1.0,
-            promised: Some(opened.p99),
+            promised: opened.p99,
         };
         let options = SlotOptions {
             model: key.model.clone(),
@@ -159,6 +164,7 @@ impl Agent {
             path: path.clone(),
             p50: opened.p50,
             p99: opened.p99,
+            ran_on: opened.ran_on,
             standby: Standby::InService,
         };
         let served = Served {

@@ -10,11 +10,13 @@
 //! ```
 
 mod building;
+mod companions;
 mod event;
 mod lifecycle;
 mod pace;
 mod prepare;
 mod reservoir;
+mod retry;
 mod samples;
 mod served;
 mod status;
@@ -35,13 +37,14 @@ use tokio_util::sync::CancellationToken;
 
 use self::event::Event;
 use self::prepare::{Loader, chain};
+use self::retry::Again;
 use self::samples::Sampling;
 use self::served::Served;
 use crate::arrivals::{Arrival, Arrivals, VersionKey};
 use crate::config::{Config, ModelConfig, Policy};
 use crate::governor::{self, Verdict};
 use crate::limits;
-use crate::shell::children::Wish;
+use crate::shell::children::{Memory, Wish};
 use crate::shell::engine::{Runtime, RuntimeError, Search, init};
 use crate::shell::metrics::Metrics;
 use crate::shell::serve::{self, App};
@@ -98,6 +101,7 @@ struct Agent {
     build_since: Option<Instant>,
     /// Samples of live requests of models whose policy allows that.
     sampling: BTreeMap<String, Sampling>,
+    again: Again,
     /// Clients that wait for a model to be loaded.
     loads: BTreeMap<String, Vec<oneshot::Sender<Result<(), CommandError>>>>,
     /// Trials and loads run one at a time: they must not squeeze what is being served.
@@ -195,7 +199,8 @@ impl Agent {
             threads: 1,
             instances: 1,
             trial_timeout: config.trial.timeout.into(),
-            trial_memory: None,
+            trial_memory: Memory::or_part(config.trial.memory, limits::TRIAL_MEMORY_PARTS),
+            samples: None,
             quarantined: Arc::default(),
         };
         Self {
@@ -215,6 +220,7 @@ impl Agent {
             build_wish: tokio::sync::watch::channel(Wish::Run).0,
             build_since: None,
             sampling: BTreeMap::new(),
+            again: Again::default(),
             loads: BTreeMap::new(),
             loading: Arc::new(Semaphore::new(1)),
             events,
@@ -390,21 +396,7 @@ impl Agent {
     }
 
     fn companions(&mut self, model: &str) {
-        let path = self.config.model_dir.join(model).join("policy.yaml");
-        match std::fs::read_to_string(&path) {
-            Ok(text) if text.len() > limits::CONFIG_FILE_BYTES => {
-                tracing::error!(model, "policy refused: it has {} bytes", text.len());
-            }
-            Ok(text) => match Policy::parse(&path.display().to_string(), &text) {
-                Ok(policy) => drop(self.policies.insert(model.to_owned(), policy)),
-                // The last good one stays in force.
-                Err(errors) => tracing::error!(model, "policy refused: {errors}"),
-            },
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                self.policies.remove(model);
-            }
-            Err(error) => tracing::error!(model, "cannot read {}: {error}", path.display()),
-        }
+        self.read_policy(model);
         self.reconfigure(model);
     }
 

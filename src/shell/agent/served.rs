@@ -10,6 +10,7 @@ use crate::arrivals::VersionKey;
 use crate::config::ModelConfig;
 use crate::governor::{ModelView, Observed, Policy, VariantView, Verdict};
 use crate::ladder::Manifest;
+use crate::shell::children::trial::RanOn;
 use crate::shell::slot::{Runner, Slot, VariantInfo};
 use crate::units::{Digest, Percentile};
 
@@ -17,8 +18,11 @@ use crate::units::{Digest, Percentile};
 pub struct Candidate {
     pub info: VariantInfo,
     pub path: PathBuf,
-    pub p50: Duration,
-    pub p99: Duration,
+    /// Of the trial, or of the ladder's build; `None` where the trial found nothing that it runs on.
+    pub p50: Option<Duration>,
+    pub p99: Option<Duration>,
+    /// What the trial ran it on; it is warmed with the same.
+    pub ran_on: Option<RanOn>,
     pub standby: Standby,
 }
 
@@ -87,7 +91,8 @@ impl Served {
     }
 
     /// What dense was measured to take at the percentile, times the ratio: that one is undisturbed, being taken
-    /// in turn with dense, while the tails of two short trials differ by what the box did meanwhile.
+    /// in turn with dense, while the tails of two short trials differ by what the box did meanwhile. Zero
+    /// where it is not known.
     fn promised(&self, candidate: &Candidate) -> Duration {
         let dense = &self.candidates[0];
         let taken = match self.percentile() {
@@ -98,6 +103,7 @@ impl Served {
             | Percentile::P999
             | Percentile::Max => dense.p99,
         };
+        let taken = taken.unwrap_or_default();
         let scaled = taken.as_secs_f64() * candidate.info.ratio;
         Duration::try_from_secs_f64(scaled).unwrap_or(taken)
     }
@@ -161,8 +167,8 @@ impl Served {
             let (state, why) = candidate.standby.words();
             json!({
                 "name": candidate.info.name, "ratio": candidate.info.ratio,
-                "quality": candidate.info.quality, "promised_p50_ms": ms(candidate.p50),
-                "promised_p99_ms": ms(candidate.p99), "state": state, "why": why,
+                "quality": candidate.info.quality, "promised_p50_ms": candidate.p50.map(ms),
+                "promised_p99_ms": candidate.p99.map(ms), "state": state, "why": why,
             })
         });
         let not_built = match &self.build {

@@ -20,6 +20,7 @@ impl Agent {
         if let Some(action) = &outcome.action {
             self.switch(action);
         }
+        self.try_again();
         self.pace_build(&views, now);
         self.tell_metrics(elapsed);
         // Ready once, with the first listing served or refused: then every model is where it can be.

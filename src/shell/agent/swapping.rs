@@ -71,6 +71,13 @@ impl Agent {
         variant: &str,
         outcome: Result<Opened, Unfit>,
     ) {
+        let blamed = match &outcome {
+            Err(unfit) => self.variant_is_to_blame(&key.model, variant, digest, unfit.fate),
+            Ok(_) => {
+                self.variant_went_well(&key.model, variant);
+                false
+            }
+        };
         let Some(served) = self.served.get_mut(&key.model).filter(|s| s.key == *key) else {
             return;
         };
@@ -78,10 +85,11 @@ impl Agent {
         let Some(candidate) = served.candidates.iter_mut().find(find) else { return };
         match outcome {
             Ok(opened) => {
+                candidate.ran_on = opened.ran_on;
                 candidate.standby = Standby::Loaded(opened.sessions);
                 self.resume(key, variant);
             }
-            Err(unfit) if unfit.for_good => {
+            Err(unfit) if blamed => {
                 candidate.standby = Standby::Withdrawn(unfit.reason.clone());
                 tracing::error!(model = key.model, variant, "withdrawn: {}", unfit.reason);
                 self.put_into_quarantine(digest, format!("{} {variant}", key.model), unfit.reason);
@@ -185,11 +193,11 @@ impl Agent {
         let (events, permits) = (self.events.clone(), Arc::clone(&self.loading));
         let (key, variant) = (key.clone(), variant.to_owned());
         let (path, digest) = (candidate.path.clone(), candidate.info.digest);
-        let (p50, p99) = (candidate.p50, candidate.p99);
+        let (p50, p99, ran_on) = (candidate.p50, candidate.p99, candidate.ran_on);
         tokio::spawn(async move {
             let _one_at_a_time = permits.acquire_owned().await;
-            let sessions = loader.reopen(path, digest).await;
-            let outcome = sessions.map(|sessions| Opened { sessions, p50, p99 });
+            let sessions = loader.reopen(path, digest, ran_on).await;
+            let outcome = sessions.map(|sessions| Opened { sessions, p50, p99, ran_on });
             let _ = events.send(Event::Opened { key, digest, variant, outcome }).await;
         });
     }
