@@ -27,6 +27,10 @@ pub const INTRA_OP_THREADS: usize = 256;
 /// Longest queue of a model that may be asked for: each waiting request holds its body in memory.
 pub const LONGEST_QUEUE: usize = 65_536;
 
+/// Latency ratios to dense that a rung may be asked for lie above this: below it the calls of the operators
+/// alone take longer, on every network that was measured.
+pub const LEAST_RATIO: f64 = 0.05;
+
 /// Most rungs of a ladder: each takes minutes to make and has to be told apart by measurement.
 pub const LADDER_RATIOS: usize = 16;
 
@@ -78,6 +82,18 @@ pub const REQUEST_TENSORS: usize = 4096;
 
 /// Most axes of a tensor. Runtimes stop at 8 or 16.
 pub const TENSOR_RANK: usize = 64;
+
+/// Most bytes of a request that is made up to try a model: as much as one over HTTP may have where the
+/// configuration says nothing.
+pub const EXAMPLE_BYTES: u64 = HTTP_BODY_BYTES as u64;
+
+/// Sizes that free axes of such a request are given, one after the other. 1 asks least of a model; 32 suits
+/// those that halve an image five times, and the last one is nearer to what cameras bring.
+pub const EXAMPLE_SIZES: [usize; 4] = [1, 32, 64, SYNTHETIC_FREE_AXIS];
+
+/// A made-up request that takes longer is not followed by a larger one: the next may take a hundred times
+/// as long, and as much memory, for which no model is to blame.
+pub const EXAMPLE_QUICK: std::time::Duration = std::time::Duration::from_millis(5);
 
 // ---- shell: slot, serve, metrics ----
 
@@ -263,6 +279,9 @@ pub const FLOOR_BISECTIONS: usize = 3;
 /// take: a quarter, since serving goes on beside.
 pub const ACTIVATION_SHARE: u64 = 4;
 
+/// Most bytes of made-up samples of one input: 32 colour images of 3,300 pixels a side.
+pub const SYNTHETIC_BYTES: u64 = 4 << 30;
+
 /// Made-up samples: they tell little, so few do.
 pub const SYNTHETIC_SAMPLES: usize = 32;
 
@@ -362,6 +381,29 @@ pub const CHILD_SAID_BYTES: usize = 4096;
 /// Most lines that are taken from a child: a build of an hour tells some ten thousand steps.
 pub const CHILD_LINES: usize = 1_000_000;
 
+/// Least memory that a child may take where its share of what the box has available is less: its own code
+/// and that of ONNX Runtime start in 100 MiB.
+pub const CHILD_MEMORY: u64 = 256 << 20;
+
+/// Parts of the memory that is available of which a build may take one: serving goes on beside it.
+pub const BUILD_MEMORY_PARTS: u64 = 2;
+
+/// The same for a trial: what a model needs beyond that it could not have in service either.
+pub const TRIAL_MEMORY_PARTS: u64 = 1;
+
+/// How often work may end for want of memory that the box did not have at the moment, or by a signal from
+/// elsewhere, before it is held to be the cause itself: with the waits between, more than a minute.
+pub const DOUBTFUL_TRIES: u32 = 5;
+
+/// Waits before a load is tried again that failed through no fault of the file: the first, doubled each
+/// time, and the longest.
+pub const RELOAD_FIRST: std::time::Duration = std::time::Duration::from_secs(5);
+pub const RELOAD_LONGEST: std::time::Duration = std::time::Duration::from_secs(600);
+
+/// The same for a build, which takes a core for minutes.
+pub const REBUILD_FIRST: std::time::Duration = std::time::Duration::from_secs(10);
+pub const REBUILD_LONGEST: std::time::Duration = std::time::Duration::from_secs(3600);
+
 // ---- shell: store ----
 
 /// Quarantined variants that are remembered: a box sees a few in its life.
@@ -422,11 +464,6 @@ pub const RESERVOIR_ENOUGH: usize = 128;
 /// Samples out of which the kept ones are drawn before that ends: half an hour of 30 requests a second,
 /// several days of one every few seconds.
 pub const RESERVOIR_SEEN: u64 = 65_536;
-
-/// Wait before a version or variant that could not be loaded for a reason that may pass (memory, a file that
-/// changed) is tried again, and how often it doubles: up to four minutes.
-pub const RETRY_WAIT: std::time::Duration = std::time::Duration::from_secs(4);
-pub const RETRY_DOUBLINGS: u32 = 6;
 
 /// Wait before a rung that failed in service may stand by again.
 pub const FAULT_WAIT: std::time::Duration = std::time::Duration::from_secs(60);

@@ -5,7 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::limits::MODEL_NAME_BYTES;
+use crate::limits::{LEAST_RATIO, MODEL_NAME_BYTES};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
@@ -91,6 +91,11 @@ pub fn check_model_name(name: &str) -> Result<(), UnitError> {
         return Ok(());
     }
     Err(UnitError::ModelName(name.chars().take(MODEL_NAME_BYTES).collect()))
+}
+
+/// Whether a rung can be asked to take this share of dense's time: it has to be faster, within reason.
+pub fn is_latency_ratio(ratio: f64) -> bool {
+    ratio > LEAST_RATIO && ratio < 1.0
 }
 
 /// A model's version: the number of its directory `<model>/<N>/`, at least 1.

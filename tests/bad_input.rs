@@ -165,6 +165,47 @@ fn wrong_samples_are_refused_by_name() {
 }
 
 #[test]
+fn absurd_input_sizes_are_told_and_allocate_nothing() {
+    let commands = Commands::new();
+    let absurd = model("fixtures/inputs/absurd.onnx");
+    let done = commands.prune(&absurd);
+    assert_eq!(done.status.code(), Some(65), "{}", words(&done));
+    assert!(words(&done).contains("too large to be made up"), "{}", words(&done));
+    // It can be loaded and served; how long it takes is not known.
+    for json in [&[][..], &["--json"]] {
+        let done = commands.run("trial", &absurd, json);
+        assert_eq!(done.status.code(), Some(0), "{}", words(&done));
+        let told = String::from_utf8_lossy(&done.stdout);
+        let expected = if json.is_empty() { "latency  not known" } else { "\"p99_us\":null" };
+        assert!(told.contains(expected), "{told}");
+    }
+}
+
+#[test]
+fn a_rung_that_cannot_be_written_is_the_disks_fault() {
+    let commands = Commands::new();
+    for file in ["r0.75.onnx", "manifest.json"] {
+        let in_the_way = commands.out().join(file);
+        fs::create_dir_all(&in_the_way).unwrap();
+        let done = commands.prune(&model("fixtures/vgg_chain.onnx"));
+        assert_eq!(done.status.code(), Some(74), "{}", words(&done));
+        assert!(words(&done).contains(in_the_way.to_str().unwrap()), "{}", words(&done));
+        fs::remove_dir(&in_the_way).unwrap();
+    }
+}
+
+#[test]
+fn a_configuration_that_is_far_too_large_is_not_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("agent.yaml");
+    // More than any box has memory for, and no disk.
+    fs::File::create(&config).unwrap().set_len(1 << 42).unwrap();
+    let done = blochd(&["run", "--config", config.to_str().unwrap()]);
+    assert_eq!(done.status.code(), Some(78), "{}", words(&done));
+    assert!(words(&done).contains("more than 1048576 bytes"), "{}", words(&done));
+}
+
+#[test]
 fn a_model_that_is_not_there_is_told_as_such_by_every_command() {
     let commands = Commands::new();
     for command in ["analyze", "trial", "prune"] {

@@ -204,13 +204,6 @@ impl Arrivals {
             watched.files.clear();
         }
     }
-
-    /// Tells one version again as soon as it is settled, as if it had just come.
-    pub fn again(&mut self, key: &VersionKey) {
-        if let Some(watched) = self.versions.get_mut(key) {
-            watched.files.clear();
-        }
-    }
 }
 
 /// Whether the files of `key` have just settled.

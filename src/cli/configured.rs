@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use blochd::config::{Config, Flag, Layers, Loaded, Text};
-use blochd::shell::places;
+use blochd::limits;
+use blochd::shell::{files, places};
 
 /// Looked for when no configuration is named.
 const SYSTEM_CONFIG: &str = "/etc/blochd/agent.yaml";
@@ -30,7 +31,7 @@ pub fn load(file: Option<&Path>, flags: &[Flag]) -> anyhow::Result<Loaded> {
     let text = match file {
         None => None,
         Some(path) => Some(
-            std::fs::read_to_string(path)
+            files::read_text(path, limits::CONFIG_FILE_BYTES)
                 .with_context(|| format!("cannot read the configuration {}", path.display()))?,
         ),
     };

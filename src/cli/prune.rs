@@ -8,7 +8,7 @@ use anyhow::{Context, anyhow};
 use blochd::ladder::calibration::{self, Samples, free_sizes};
 use blochd::ladder::manifest::{Calibration, CalibrationSource, MANIFEST_FORMAT, Rung, Source};
 use blochd::ladder::table::LatencyTable;
-use blochd::ladder::task::{Eval, Event, Options, Task};
+use blochd::ladder::task::{Eval, Event, LadderError, Options, Task};
 use blochd::ladder::{Manifest, manifest, report};
 use blochd::limits;
 use blochd::onnx::{DType, Engine, Model};
@@ -17,6 +17,7 @@ use blochd::shell::engine::{self, EngineOptions, OrtEngine, Search};
 use blochd::shell::probe::HostProbe;
 use blochd::shell::{files, models, places};
 use blochd::surgery::repair::Mode;
+use blochd::units::is_latency_ratio;
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
@@ -130,7 +131,7 @@ enum ProgressArg {
 
 fn ratio(text: &str) -> Result<f64, String> {
     let value: f64 = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
-    if value > 0.05 && value < 1.0 {
+    if is_latency_ratio(value) {
         Ok(value)
     } else {
         Err("a ratio lies between 0.05 and 1 (0.75 takes three quarters of dense's time)"
@@ -174,12 +175,11 @@ impl Prune {
         let table_path = state.join("latency.json");
         let mut table = read_table(&table_path);
         let mut shown = Shown::new(self.progress, self.json);
-        let out = self.out.clone();
         let ladder = task
             .make(&mut table, &mut |event| shown.event(&event), &mut |rung, model| {
-                save_rung(&out, rung, model)
+                save_rung(&self.out, rung, model)
             })
-            .map_err(|error| self.failure(&model, error.into()))?;
+            .map_err(|error| self.failure(&model, error))?;
         shown.finish();
         // The table only saves time: a state directory that cannot be written is no failure.
         if let Err(error) = write_table(&table_path, &table) {
@@ -208,7 +208,9 @@ impl Prune {
         };
         let text = serde_json::to_string_pretty(&manifest).code(Code::Software)?;
         let path = self.out.join(manifest::MANIFEST_FILE);
-        files::replace(&path, &[text.clone().into()]).code(Code::Io)?;
+        files::replace(&path, &[text.clone().into()])
+            .with_context(|| format!("cannot write {}", path.display()))
+            .code(Code::Io)?;
         if self.json {
             println!("{text}");
         } else if self.progress != ProgressArg::Json {
@@ -242,8 +244,13 @@ impl Prune {
         }
     }
 
-    /// The runtime refused the model on these samples. Where their sizes were assumed, says which.
-    fn failure(&self, model: &Model, error: anyhow::Error) -> Failure {
+    /// The runtime refused the model on these samples, or a rung could not be written. Where the sizes of the
+    /// samples were assumed, says which.
+    fn failure(&self, model: &Model, error: LadderError) -> Failure {
+        if let LadderError::Sink(why) = error {
+            return Failure { code: Code::Io, error: anyhow!(why) };
+        }
+        let error = anyhow::Error::from(error);
         let specs = calibration::inputs(model).unwrap_or_default();
         let given: BTreeMap<String, usize> = self.shapes.iter().cloned().collect();
         let mut assumed = calibration::assumed_sizes(&specs, &given);

@@ -2,14 +2,17 @@
 //! served: a model that crashes, hangs or eats the memory takes this process down and nothing else.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::time::Instant;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
-use blochd::ladder::calibration::{self, Samples};
-use blochd::ladder::manifest::CalibrationSource;
-use blochd::onnx::{Engine, Model, Tensor};
-use blochd::shell::engine::{self, EngineOptions, OrtEngine, Search};
+use blochd::onnx::{Engine, ExecError, Session, Tensor};
+use blochd::protocol::{Inputs, Signature, suitable};
+use blochd::shell::children::is_out_of_memory;
+use blochd::shell::children::trial::RanOn;
+use blochd::shell::engine::{self, EngineOptions, LiveSession, OrtEngine, Search};
+use blochd::shell::inputs::{self, SampleError};
+use blochd::shell::npz::NpzError;
 use blochd::shell::{models, places};
 use blochd::units::Percentile;
 use clap::Args;
@@ -19,8 +22,10 @@ use super::{Code, Failure, OrFail};
 
 /// Load, warm and time one model in this process.
 ///
-/// Exit code 65 when the model is not fit for service (not ONNX, refused by the runtime, outputs that are
-/// not finite), 69 without ONNX Runtime, 74 where a file cannot be read.
+/// Without real inputs some are made up. A model that runs on none of those is loaded all the same, and its
+/// latency is not known. Exit code 65 when the model is not fit for service (not ONNX, refused by the runtime,
+/// without enough memory, outputs on real inputs that are not finite), 69 without ONNX Runtime, 74 where a
+/// file cannot be read.
 #[derive(Debug, Args)]
 pub struct Trial {
     /// The ONNX model.
@@ -28,10 +33,14 @@ pub struct Trial {
     /// Real inputs (.npz; arrays named as the model's inputs): the first sample is used.
     #[arg(long)]
     inputs: Option<PathBuf>,
+    /// Made-up inputs where the given ones do not suit the model.
+    #[arg(long, hide = true, requires = "inputs")]
+    or_made_up: bool,
     /// Timed runs, after the warm-up.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     runs: u32,
-    /// Size of a free axis of an input: `--shape width=320`.
+    /// Size of a free axis of an input, when inputs are made up: `--shape width=320`, or `--shape "x[2]=48"`
+    /// for the third axis of input x where it has no name.
     #[arg(long = "shape", value_parser = super::named_size)]
     shapes: Vec<(String, usize)>,
     /// Threads of ONNX Runtime.
@@ -49,6 +58,16 @@ pub struct Trial {
     json: bool,
 }
 
+/// What a model was run on, once, and found to run.
+struct Run {
+    on: RanOn,
+    inputs: Inputs,
+}
+
+fn lent(inputs: &Inputs) -> Vec<(&str, &Tensor)> {
+    inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect()
+}
+
 impl Trial {
     pub fn run(self) -> Result<(), Failure> {
         let model = models::load(&self.model).map_err(|error| Failure {
@@ -61,64 +80,140 @@ impl Trial {
         let options =
             EngineOptions { intra_op_threads: self.threads.max(1), ..EngineOptions::default() };
         let engine = OrtEngine::new(&runtime, options);
-        let samples = self.samples(&model)?;
-        let inputs: Vec<(&str, &Tensor)> =
-            samples.first.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
         let started = Instant::now();
-        let name = || self.model.display().to_string();
-        let mut session = engine.open(&model).with_context(name).code(Code::Data)?;
-        let loaded = started.elapsed();
-        let outputs = session.run(&inputs).with_context(name).code(Code::Data)?;
-        // Made-up inputs may lead a sound model astray: only real ones convict it.
-        if self.inputs.is_some() {
-            finite(&model, &outputs).with_context(name).code(Code::Data)?;
-        }
-        let times = session.time(&inputs, self.runs as usize);
-        let mut times = times.with_context(name).code(Code::Data)?;
+        let mut session = engine.open_live(&model).with_context(|| self.name()).code(Code::Data)?;
+        let load_ms = started.elapsed().as_secs_f64() * 1e3;
+        let (run, why) = self.warm(&mut session)?;
+        let (mut times, why) = self.time(&mut session, run.as_ref(), why)?;
         times.sort_unstable();
-        let us = |p: Percentile| p.of(&times).map_or(0.0, |t| t.as_secs_f64() * 1e6);
+        let us = |p: Percentile| p.of(&times).map(|t| t.as_secs_f64() * 1e6);
         let (p50, p99) = (us(Percentile::P50), us(Percentile::P99));
-        let load_ms = loaded.as_secs_f64() * 1e3;
         let peak = peak_memory();
         if self.json {
             println!(
                 "{}",
                 json!({
-                    "p50_us": p50, "p99_us": p99, "load_ms": load_ms, "runs": self.runs,
+                    "p50_us": p50, "p99_us": p99, "load_ms": load_ms, "runs": times.len(),
+                    "ran_on": run.map(|run| run.on), "why": why,
                     "peak_memory_bytes": peak, "engine": engine.identity(),
                 })
             );
-        } else {
-            println!("{}", self.model.display());
-            println!("  on       {}", engine.identity());
-            println!("  load     {load_ms:.1} ms");
-            println!("  p50      {p50:.0} us over {} runs", self.runs);
+            return Ok(());
+        }
+        println!("{}", self.model.display());
+        println!("  on       {}", engine.identity());
+        println!("  load     {load_ms:.1} ms");
+        if let (Some(p50), Some(p99)) = (p50, p99) {
+            println!("  p50      {p50:.0} us over {} runs", times.len());
             println!("  p99      {p99:.0} us");
-            if let Some(peak) = peak {
-                println!("  memory   {} at its peak", blochd::units::ByteSize(peak));
-            }
+        }
+        if let Some(peak) = peak {
+            println!("  memory   {} at its peak", blochd::units::ByteSize(peak));
+        }
+        if let (None, Some(why)) = (p50, why) {
+            println!("  latency  not known, {why}; --inputs or --shape AXIS=SIZE may help");
         }
         Ok(())
     }
 
-    fn samples(&self, model: &Model) -> Result<Samples, Failure> {
-        let specs = calibration::inputs(model).code(Code::Data)?;
+    fn name(&self) -> String {
+        self.model.display().to_string()
+    }
+
+    /// Runs the model once, on the samples or on what is made up. None where it runs on nothing that was
+    /// made up: that may lead a sound model astray, and only real inputs convict it. The words tell why.
+    fn warm(&self, session: &mut LiveSession) -> Result<(Option<Run>, Option<String>), Failure> {
+        let signature = Signature::from(&*session);
+        let mut why = None;
         if let Some(path) = &self.inputs {
-            let arrays = super::samples_of(path)?;
-            return calibration::from_arrays(&specs, &arrays, 1, CalibrationSource::File)
-                .with_context(|| path.display().to_string())
-                .code(Code::Data);
+            match self.on_samples(path, session, &signature) {
+                Ok(run) => return Ok((Some(run), None)),
+                Err(failure) if self.or_made_up && failure.spared => {
+                    why = Some(format!("{:#}", failure.failure.error));
+                }
+                Err(failure) => return Err(failure.failure),
+            }
         }
-        let sizes: BTreeMap<String, usize> = self.shapes.iter().cloned().collect();
-        calibration::synthetic(&specs, &sizes, 1, 0).code(Code::Data)
+        let given: BTreeMap<String, usize> = self.shapes.iter().cloned().collect();
+        let mut once = |inputs: &Inputs| -> Result<Duration, ExecError> {
+            let started = Instant::now();
+            session.run(&lent(inputs), &[])?;
+            Ok(started.elapsed())
+        };
+        match suitable(&signature, &given, &mut once) {
+            Ok((example, inputs)) => Ok((Some(Run { on: RanOn::MadeUp(example), inputs }), why)),
+            // However small it is: the model is to blame, or the box.
+            Err(error) if is_out_of_memory(&error.0) => {
+                Err(anyhow!(error)).with_context(|| self.name()).code(Code::Data)
+            }
+            Err(error) => {
+                let before = why.map_or_else(String::new, |why| format!("{why}; "));
+                Ok((None, Some(format!("{before}{error}"))))
+            }
+        }
+    }
+
+    /// Times warm runs. What was made up and ran once convicts no model by not running again.
+    fn time(
+        &self,
+        session: &mut LiveSession,
+        run: Option<&Run>,
+        why: Option<String>,
+    ) -> Result<(Vec<Duration>, Option<String>), Failure> {
+        let Some(run) = run else { return Ok((Vec::new(), why)) };
+        match session.time(&lent(&run.inputs), self.runs as usize) {
+            Ok(times) => Ok((times, why)),
+            Err(error) if run.on == RanOn::Samples || is_out_of_memory(&error.reason) => {
+                Err(error).with_context(|| self.name()).code(Code::Data)
+            }
+            Err(error) => Ok((Vec::new(), Some(error.to_string()))),
+        }
+    }
+
+    fn on_samples(
+        &self,
+        path: &Path,
+        session: &mut LiveSession,
+        signature: &Signature,
+    ) -> Result<Run, Unsuited> {
+        let inputs = inputs::first_of(path, signature).map_err(|error| {
+            let code = match &error {
+                SampleError::Npz(NpzError { unreadable: true, .. }) => Code::Io,
+                SampleError::Npz(_) | SampleError::Missing { .. } | SampleError::Type { .. } => {
+                    Code::Data
+                }
+            };
+            let error = match error {
+                SampleError::Npz(error) => error.into(),
+                error => anyhow!(error).context(path.display().to_string()),
+            };
+            Unsuited { failure: Failure { code, error }, spared: true }
+        })?;
+        let failed = |error: anyhow::Error, spared| {
+            let error = error.context(self.name());
+            Unsuited { failure: Failure { code: Code::Data, error }, spared }
+        };
+        let outputs = session.run(&lent(&inputs), &[]).map_err(|error| {
+            let spared = !is_out_of_memory(&error.reason);
+            failed(error.into(), spared)
+        })?;
+        finite(signature, &outputs).map_err(|error| failed(error, false))?;
+        Ok(Run { on: RanOn::Samples, inputs })
     }
 }
 
-fn finite(model: &Model, outputs: &[Tensor]) -> anyhow::Result<()> {
-    for (info, tensor) in model.graph().output.iter().zip(outputs) {
+/// Why a model was not run on samples, and whether that is left at a remark where they are not the caller's
+/// own: samples of an earlier version may not suit the next one.
+struct Unsuited {
+    failure: Failure,
+    spared: bool,
+}
+
+fn finite(signature: &Signature, outputs: &[Tensor]) -> anyhow::Result<()> {
+    for (spec, tensor) in signature.outputs.iter().zip(outputs) {
         let values = tensor.to_f32().unwrap_or_default();
         if values.iter().any(|value| !value.is_finite()) {
-            bail!(anyhow!("output {:?} is not finite", info.name.as_deref().unwrap_or_default()));
+            bail!("output {:?} is not finite", spec.name);
         }
     }
     Ok(())

@@ -54,7 +54,8 @@ pub struct Arrivals {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Trial {
     pub timeout: Span,
-    /// Address space of the child; `None`: what the box has available.
+    /// Memory that the child may have of its own: heap, stacks and private mappings that it may write, not
+    /// files that it maps. `None`: what the box has available when the child starts.
     pub memory: Option<ByteSize>,
 }
 
@@ -62,7 +63,7 @@ pub struct Trial {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Build {
     pub timeout: Span,
-    /// Address space of the child; `None`: half of what the box has available.
+    /// As that of a trial. `None`: half of what the box has available when the child starts.
     pub memory: Option<ByteSize>,
     /// Scheduling niceness, 0 to 19.
     pub nice: i32,

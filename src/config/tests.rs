@@ -114,8 +114,8 @@ fn all_errors_are_reported_at_once_each_at_its_place() {
         "2:12: \"inf\" is not known; did you mean `info`? (one of error, warn, info, debug, trace)",
         "4:11: \"-4ms\" is not a duration; write a budget such as p99: 40ms, or none",
         "5:14: 0 is out of range; write a whole number from 1 to 64",
-        "7:19: 1.5 is no latency ratio of a faster variant; write numbers between 0 and 1, such as \
-         [0.9, 0.75, 0.6, 0.5]",
+        "7:19: 1.5 is no latency ratio of a faster variant; write numbers between 0.05 and 1, such \
+         as [0.9, 0.75, 0.6, 0.5]",
         "10:5: unknown key `qualty_floor`; did you mean `quality_floor`?",
         "11:19: \"many\" is not a whole number; write a whole number from 1 to 65536",
         "12:3: \".hidden\" is no name of a model: it has 1 to 128 letters (a-z, A-Z), digits, \
@@ -125,6 +125,25 @@ fn all_errors_are_reported_at_once_each_at_its_place() {
     let expected: Vec<String> =
         expected.iter().map(|line| format!("/etc/blochd/agent.yaml:{line}")).collect();
     assert_eq!(lines(text), expected);
+}
+
+#[test]
+fn ratios_that_no_ladder_can_have_are_refused_at_their_place() {
+    let of = |ratios: &str| lines(&format!("defaults:\n  ladder:\n    ratios: {ratios}\n"));
+    for (ratios, place, words) in [
+        ("[0.9, 0.03]", "3:19", "0.03 is no latency ratio"),
+        ("[0.05]", "3:14", "0.05 is no latency ratio"),
+        ("[1]", "3:14", "1 is no latency ratio"),
+        ("[nan]", "3:14", "nan is no latency ratio"),
+        ("[]", "3:13", "without a ratio has no rung; write numbers between 0.05 and 1"),
+    ] {
+        let told = of(ratios);
+        let at = format!("/etc/blochd/agent.yaml:{place}: ");
+        assert!(told.len() == 1 && told[0].starts_with(&at), "{ratios}: {told:?}");
+        assert!(told[0].contains(words), "{ratios}: {told:?}");
+    }
+    let sound = load("defaults: {ladder: {ratios: [0.06, 0.99]}}").unwrap();
+    assert_eq!(sound.defaults.ladder.ratios, [0.99, 0.06]);
 }
 
 #[test]

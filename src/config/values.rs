@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use crate::limits;
-use crate::units::{ByteSize, Percentile, Span, UnitError};
+use crate::units::{ByteSize, Percentile, Span, UnitError, is_latency_ratio};
 
 use super::checked::{Budget, LogFormat, LogLevel, Method, Threads};
 use super::error::{Wrong, did_you_mean};
@@ -194,12 +194,12 @@ pub(super) fn budget(text: &str) -> Result<Option<Budget>, Wrong> {
 
 /// Latency ratios to dense, kept in falling order.
 pub(super) fn ratios(text: &str) -> Result<Vec<f64>, Wrong> {
-    let right = "write numbers between 0 and 1, such as [0.9, 0.75, 0.6, 0.5]";
+    let right = "write numbers between 0.05 and 1, such as [0.9, 0.75, 0.6, 0.5]";
     let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
     let mut ratios = Vec::new();
     for item in items {
         let ratio: f64 = parsed(item, "a number", right)?;
-        if !(ratio > 0.0 && ratio < 1.0) {
+        if !is_latency_ratio(ratio) {
             let what = format!("{item} is no latency ratio of a faster variant");
             return Err(Wrong::new(what, right));
         }
@@ -207,6 +207,10 @@ pub(super) fn ratios(text: &str) -> Result<Vec<f64>, Wrong> {
             return Err(Wrong::new(format!("{item} stands twice"), "remove one"));
         }
         ratios.push(ratio);
+    }
+    if ratios.is_empty() {
+        let right = format!("{right}; for no ladder at all, enabled: false");
+        return Err(Wrong::new("a ladder without a ratio has no rung".to_owned(), right));
     }
     if ratios.len() > limits::LADDER_RATIOS {
         let what = format!("{} rungs are too many", ratios.len());

@@ -192,3 +192,50 @@ impl Memory {
 fn scaled(duration: Duration, factor: f64) -> Duration {
     Duration::try_from_secs_f64(duration.as_secs_f64() * factor).unwrap_or(Duration::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::types::{Policy, VariantView};
+    use super::*;
+    use crate::governor::Observed;
+    use crate::units::Percentile;
+
+    #[test]
+    fn a_promise_that_is_not_known_moves_nothing_and_tells_no_slowdown() {
+        let ms = Duration::from_millis;
+        let variant = |name: &str, quality| VariantView {
+            name: name.to_owned(),
+            promised: Duration::ZERO,
+            quality,
+            ready: true,
+        };
+        let policy = Policy {
+            window: ms(2000),
+            dwell: ms(0),
+            margin: 1.1,
+            headroom: 1.25,
+            sustain: ms(0),
+            probation: ms(0),
+        };
+        for took in [1, 50] {
+            let view = ModelView {
+                name: "m".to_owned(),
+                variants: vec![variant("dense", 1.0), variant("r0.5", 0.9)],
+                current: 0,
+                budget: Some(ms(10)),
+                floor: 0.5,
+                priority: 0,
+                policy,
+                observed: Observed::new(vec![ms(took); 100], Percentile::P99),
+                fault: false,
+            };
+            let mut state = State::default();
+            for second in 0..20 {
+                let outcome = step(&mut state, std::slice::from_ref(&view), ms(1000 * second));
+                assert_eq!(outcome.action, None);
+                let verdict = outcome.verdicts["m"];
+                assert_eq!((verdict.slowdown, verdict.met), (1.0, Some(took == 1)));
+            }
+        }
+    }
+}

@@ -14,7 +14,8 @@ use super::promise::Promises;
 pub struct VariantView {
     pub name: String,
     /// Latency at the budget's percentile on the undisturbed box. What counts between two variants is the
-    /// quotient.
+    /// quotient. Zero where it is not known: no slowdown is then told of it, and neither is it left for its
+    /// speed nor taken for it.
     pub promised: Duration,
     /// Agreement with dense, 0 to 1.
     pub quality: f64,

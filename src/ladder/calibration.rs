@@ -25,6 +25,8 @@ pub enum CalibrationError {
     Empty,
     #[error("input {input:?} of the model is of a type that samples cannot be made up for")]
     Unsupported { input: String },
+    #[error("samples of input {input:?} would take the shape {shape:?}: too large to be made up")]
+    TooLarge { input: String, shape: Vec<usize> },
 }
 
 /// A graph input that a caller must give.
@@ -210,7 +212,7 @@ pub fn rows_of(array: &Tensor, rows: &[usize]) -> Tensor {
 /// `free`, or the size that is given for their symbol.
 ///
 /// # Errors
-/// Where an input is neither floating-point nor integer.
+/// Where an input is neither floating-point nor integer, or its sizes are absurd.
 pub fn synthetic(
     specs: &[InputSpec],
     sizes: &BTreeMap<String, usize>,
@@ -229,6 +231,12 @@ pub fn synthetic(
         let mut shape: Vec<usize> = spec.dims.iter().map(size).collect();
         if let Some(first) = shape.first_mut() {
             *first = count;
+        }
+        let width = spec.dtype.size().unwrap_or(4) as u64;
+        let bytes =
+            shape.iter().try_fold(width, |bytes, dim| bytes.checked_mul(u64::try_from(*dim).ok()?));
+        if bytes.is_none_or(|bytes| bytes > limits::SYNTHETIC_BYTES) {
+            return Err(CalibrationError::TooLarge { input: spec.name.clone(), shape });
         }
         let array = match spec.dtype {
             DType::F32 => Tensor::from_f32(&shape, &smooth_noise(&shape, &mut rng)),

@@ -9,6 +9,7 @@
 mod answer;
 mod elements;
 mod error;
+mod example;
 mod metadata;
 mod raw;
 mod request;
@@ -16,6 +17,7 @@ mod signature;
 
 pub use answer::{EncodedAnswer, InferAnswer};
 pub use error::{AnswerError, RequestError};
+pub use example::{Example, Inputs, NoneSuits, TooLarge, suitable};
 pub use metadata::{
     Duration as StatDuration, ErrorBody, IndexLine, IndexRequest, InferenceStats, ModelConfig,
     ModelMetadata, ModelStats, ReadyBody, RepositoryRequest, ServerMetadata, StatsBody,

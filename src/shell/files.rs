@@ -1,11 +1,25 @@
 //! Writing files so that a crash at any instant leaves the old one or the new one, never half of one.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::Path;
 
 use bytes::Bytes;
 use tempfile::NamedTempFile;
+
+/// The text of a file of at most `most` bytes. Of a larger one no more is read than shows that it is.
+///
+/// # Errors
+/// Where it cannot be read, has more bytes, or is not UTF-8.
+pub fn read_text(path: &Path, most: usize) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    File::open(path)?.take(most as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > most {
+        let words = format!("it has more than {most} bytes");
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, words));
+    }
+    String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
 
 /// Replaces the file at `path` by `chunks`, one after the other. After a return without error the new
 /// file survives a power cut.
@@ -84,6 +98,20 @@ mod tests {
         replace(&path, &[Bytes::from_static(b"ne"), Bytes::from_static(b"w")]).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), "new");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_text_that_is_too_long_is_refused_before_it_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        fs::write(&path, "four").unwrap();
+        assert_eq!(read_text(&path, 4).unwrap(), "four");
+        assert_eq!(read_text(&path, 3).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+        // More than any box has memory for.
+        File::options().write(true).open(&path).unwrap().set_len(1 << 42).unwrap();
+        assert_eq!(read_text(&path, 1 << 20).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+        fs::write(&path, b"\xFF").unwrap();
+        assert_eq!(read_text(&path, 4).unwrap_err().kind(), io::ErrorKind::InvalidData);
     }
 
     #[test]

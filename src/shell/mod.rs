@@ -4,6 +4,7 @@ pub mod agent;
 pub mod children;
 pub mod engine;
 pub mod files;
+pub mod inputs;
 pub mod metrics;
 pub mod models;
 pub mod npz;

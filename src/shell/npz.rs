@@ -33,6 +33,19 @@ pub struct NpzError {
 /// Where the file cannot be read, is no archive of arrays, holds an element type that is not handled, or
 /// more bytes than the limits allow.
 pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>, NpzError> {
+    read_some(path, limits::NPZ_BYTES, &|_| usize::MAX)
+}
+
+/// As [`read`], with at most the first `rows` (along the first axis) of each array and `most` bytes in all.
+/// The rest of a file is not looked at.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_some(
+    path: &Path,
+    most: u64,
+    rows: &dyn Fn(&str) -> usize,
+) -> Result<BTreeMap<String, Tensor>, NpzError> {
     let fail = |problem: String| NpzError { path: path.to_owned(), problem, unreadable: false };
     let unreadable =
         |error: std::io::Error| NpzError { unreadable: true, ..fail(error.to_string()) };
@@ -48,7 +61,7 @@ pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>, NpzError> {
     if count > limit {
         return Err(fail(format!("holds {count} arrays, above the limit of {limit}")));
     }
-    let mut left = limits::NPZ_BYTES;
+    let mut left = most;
     let mut arrays = BTreeMap::new();
     for at in 0..count {
         let mut entry = archive
@@ -57,7 +70,7 @@ pub fn read(path: &Path) -> Result<BTreeMap<String, Tensor>, NpzError> {
         let name =
             entry.name().map_err(|error| fail(format!("entry {at} has no name: {error}")))?;
         let Some(name) = name.strip_suffix(".npy").map(str::to_owned) else { continue };
-        let tensor = read_array(&mut entry, &mut left)
+        let tensor = read_array(&mut entry, rows(&name), &mut left)
             .map_err(|problem| fail(format!("array {name:?} {problem}")))?;
         arrays.insert(name, tensor);
     }
@@ -125,9 +138,15 @@ pub enum EncodeError {
     Zip(#[from] zip::result::ZipError),
 }
 
-/// One `.npy` file. `left` is what all arrays together may still hold.
-fn read_array(input: &mut impl Read, left: &mut u64) -> Result<Tensor, String> {
-    let header = read_header(input)?;
+/// The first `rows` of one `.npy` file. `left` is the bytes that all arrays together may still hold.
+fn read_array(input: &mut impl Read, rows: usize, left: &mut u64) -> Result<Tensor, String> {
+    let mut header = read_header(input)?;
+    // Rows of a column-major array lie all over it.
+    let all_of_it = header.fortran_order && rows > 0;
+    let rows = header.shape.first().map_or(1, |all| rows.min(*all));
+    if let Some(first) = header.shape.first_mut().filter(|_| !all_of_it) {
+        *first = rows;
+    }
     let (dtype, width, big_endian) = element(&header.descr)?;
     let bytes = header
         .shape
@@ -137,8 +156,7 @@ fn read_array(input: &mut impl Read, left: &mut u64) -> Result<Tensor, String> {
         return Err(format!("has an impossible shape {:?}", header.shape));
     };
     if bytes > *left {
-        let limit = limits::NPZ_BYTES;
-        return Err(format!("needs {bytes} bytes; an archive may hold {limit} in all"));
+        return Err(format!("needs {bytes} bytes, above the {left} that may still be held"));
     }
     *left -= bytes;
     let mut data = Vec::new();
@@ -149,6 +167,10 @@ fn read_array(input: &mut impl Read, left: &mut u64) -> Result<Tensor, String> {
     }
     if header.fortran_order {
         data = row_major(&data, &header.shape, width);
+        if let Some(first) = header.shape.first_mut() {
+            data.truncate(data.len() / (*first).max(1) * rows);
+            *first = rows;
+        }
     }
     if dtype == DType::String {
         return texts(&header.shape, &data, width, big_endian);
@@ -315,7 +337,7 @@ mod tests {
     }
 
     fn one(header: &str, data: &[u8]) -> Result<Tensor, String> {
-        read_array(&mut &npy(header, data)[..], &mut { limits::NPZ_BYTES })
+        read_array(&mut &npy(header, data)[..], usize::MAX, &mut { limits::NPZ_BYTES })
     }
 
     #[test]
@@ -347,6 +369,28 @@ mod tests {
         assert_eq!(read(file.path()).unwrap(), arrays);
         let text = BTreeMap::from([("t".to_owned(), Tensor::from_strings(&[1], &["a"]))]);
         assert!(encode(&text).unwrap_err().to_string().contains("\"t\""));
+    }
+
+    #[test]
+    fn no_more_than_the_first_rows_is_read() {
+        let header = |order: &str, shape: &str| {
+            format!("{{'descr': '|u1', 'fortran_order': {order}, 'shape': {shape}, }}")
+        };
+        let file = archive(&[
+            // The file ends long before its array does.
+            ("long.npy", npy(&header("False", "(1000000000, 2)"), &[1, 2, 3, 4, 5])),
+            ("columns.npy", npy(&header("True", "(3, 2)"), &[1, 3, 5, 2, 4, 6])),
+            ("labels.npy", npy(&header("True", "(1000000000, 2)"), &[])),
+            ("one.npy", npy(&header("False", "()"), &[9])),
+        ]);
+        let rows = |name: &str| if name == "labels" { 0 } else { 2 };
+        let arrays = read_some(file.path(), 16, &rows).unwrap();
+        let found = |name: &str| (arrays[name].shape.clone(), arrays[name].data.to_vec());
+        assert_eq!(found("long"), (vec![2, 2], vec![1, 2, 3, 4]));
+        assert_eq!(found("columns"), (vec![2, 2], vec![1, 2, 3, 4]));
+        assert_eq!(found("labels"), (vec![0, 2], vec![]));
+        assert_eq!(found("one"), (vec![], vec![9]));
+        assert!(read_some(file.path(), 8, &rows).is_err());
     }
 
     #[test]
@@ -386,7 +430,7 @@ mod tests {
         for (header, expected) in [
             (of("'<f4'", "(3,)"), "ends after 8 bytes"),
             (of("'<f4'", huge), "impossible shape"),
-            (of("'<f4'", "(1000000000000,)"), "an archive may hold"),
+            (of("'<f4'", "(1000000000000,)"), "may still be held"),
             (of("'<f4'", "(-1,)"), "not understood"),
             (of("'<c8'", "(1,)"), "is handled"),
             (of("'|O'", "(1,)"), "is handled"),
@@ -400,7 +444,7 @@ mod tests {
             assert!(problem.contains(expected), "{problem} should contain {expected:?}");
         }
         let long = [b"\x93NUMPY\x02\x00".as_slice(), &[0xFF; 4]].concat();
-        let problem = read_array(&mut &long[..], &mut 1).unwrap_err();
+        let problem = read_array(&mut &long[..], usize::MAX, &mut 1).unwrap_err();
         assert!(problem.contains("above the limit"), "{problem}");
     }
 

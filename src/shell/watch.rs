@@ -63,6 +63,12 @@ pub fn watch_file(file: &Path, changed: Arc<Notify>) -> notify::Result<Recommend
     Ok(watcher)
 }
 
+/// Where `path` leads, if that is below `root` (which has no links in it): links are followed within the
+/// model directory only.
+pub fn inside(root: &Path, path: &Path) -> Option<PathBuf> {
+    path.canonicalize().ok().filter(|real| real.starts_with(root))
+}
+
 /// What lies below the model directory.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Listing {
@@ -90,7 +96,7 @@ pub fn list(dir: &Path) -> io::Result<Listing> {
         for entry in entries.flatten() {
             let Some(name) = entry.file_name().to_str().map(str::to_owned) else { continue };
             let relative = format!("{prefix}{name}");
-            let inside = entry.path().canonicalize().is_ok_and(|real| real.starts_with(&root));
+            let inside = inside(&root, &entry.path()).is_some();
             let Ok(meta) = fs::metadata(entry.path()) else { continue };
             if !inside {
                 if listing.outside.len() < limits::REPOSITORY_FILES {

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Write the small ONNX files that the Rust tests read: `fixtures/` (sound) and `fixtures/bad/` (hostile).
+"""Write the small ONNX files that the Rust tests read: `fixtures/` (sound, `inputs/` among them) and
+`fixtures/bad/` (hostile).
 
     python make_fixtures.py [--out fixtures]
 
@@ -344,6 +345,135 @@ SOUND = [
     custom_op, unknown_fields, residual,
 ]
 
+# ------------------------------------------------------------- inputs other than one float image
+
+
+def ports(b, inputs, outputs, domains=()):
+    """The model of `b` with inputs and outputs given as `name: (type, shape)`; nodes write the outputs' names."""
+    info = lambda ports: [helper.make_tensor_value_info(name, *port) for name, port in ports.items()]
+    graph = helper.make_graph(b.nodes, b.name, info(inputs), info(outputs), b.tensors)
+    imports = [helper.make_opsetid("", 17), *(helper.make_opsetid(d, 2) for d in domains)]
+    model = helper.make_model(graph, opset_imports=imports)
+    model.ir_version, model.producer_name = 8, "blochd tests/models/make_fixtures.py"
+    return model
+
+
+def named(b, x, name):
+    b.nodes.append(helper.make_node("Identity", [x], [name], name=f"{name}.node"))
+
+
+U8, I32, I64 = TensorProto.UINT8, TensorProto.INT32, TensorProto.INT64
+
+
+def u8_image():
+    """Bytes as a camera gives them, channels last."""
+    b = Build("u8_image")
+    x = b.op("Transpose", b.op("Cast", "pixels", to=F32), perm=[0, 3, 1, 2])
+    x = b.op("Relu", b.conv(x, "conv1", 3, 8, stride=2))
+    named(b, b.head(x, 8), "logits")
+    return ports(b, {"pixels": (U8, ["N", 28, 28, 3])}, {"logits": (F32, ["N", 10])})
+
+
+def i32_tokens():
+    """Token ids of 32 bits into a table of 50 rows."""
+    b = Build("i32_tokens")
+    x = b.op("Gather", b.weight("table", 50, 16), "ids")
+    named(b, b.fc(b.op("ReduceMean", x, axes=[1], keepdims=0), "fc", 16, 4), "scores")
+    return ports(b, {"ids": (I32, ["N", "L"])}, {"scores": (F32, ["N", 4])})
+
+
+def token_types():
+    """A text encoder's three inputs: tables of 100 tokens, 2 types and 64 positions."""
+    b = Build("token_types")
+    tokens = b.op("Gather", b.weight("tokens", 100, 16), "input_ids")
+    types = b.op("Gather", b.weight("types", 2, 16), "token_type_ids")
+    length = b.op("Slice", b.op("Shape", "input_ids"), b.index("one", [1]), b.index("two", [2]))
+    places = b.op("Slice", b.weight("places", 64, 16), b.index("zero", [0]), length)
+    x = b.op("Add", b.op("Add", tokens, types), places)
+    mask = b.op("Unsqueeze", b.op("Cast", "attention_mask", to=F32), b.index("last", [-1]))
+    x = b.op("ReduceSum", b.op("Mul", x, mask), b.index("length", [1]), keepdims=0)
+    named(b, b.fc(x, "fc", 16, 4), "scores")
+    names = ["input_ids", "attention_mask", "token_type_ids"]
+    return ports(b, {name: (I64, ["N", "L"]) for name in names}, {"scores": (F32, ["N", 4])})
+
+
+def voice():
+    """A voice detector's: samples, a state whose first axis is its own, and a rate without axes."""
+    b = Build("voice")
+    rate = b.op("Mul", b.op("Cast", "sr", to=F32), b.tensor("per_hertz", 1 / 16000))
+    loud = b.op("Mul", b.op("ReduceMean", b.op("Abs", "input"), axes=[1], keepdims=1), rate)
+    state = b.op("Tanh", b.op("Add", "state", b.op("Unsqueeze", loud, b.index("first", [0]))))
+    named(b, state, "stateN")
+    x = b.op("ReduceMean", state, axes=[0], keepdims=0)
+    named(b, b.op("Sigmoid", b.fc(x, "fc", 64, 1)), "output")
+    given = {"input": (F32, ["batch", "samples"]), "state": (F32, [2, "batch", 64]), "sr": (I64, [])}
+    found = {"output": (F32, ["batch", 1]), "stateN": (F32, [2, "batch", 64])}
+    return ports(b, given, found)
+
+
+def words():
+    """Texts to numbers; a word that is not known is -1."""
+    b = Build("words")
+    b.nodes.append(helper.make_node(
+        "LabelEncoder", ["words"], ["numbers"], name="encode", domain="ai.onnx.ml",
+        keys_strings=["left", "right"], values_floats=[0.0, 1.0], default_float=-1.0,
+    ))
+    given, found = {"words": (TensorProto.STRING, ["N"])}, {"numbers": (F32, ["N"])}
+    return ports(b, given, found, domains=["ai.onnx.ml"])
+
+
+def masked():
+    """Booleans that choose, and halves to choose from."""
+    b = Build("masked", np.float16)
+    named(b, b.op("Where", "keep", "x", b.tensor("zero", 0.0)), "y")
+    return ports(b, {"keep": (TensorProto.BOOL, ["N", 8]), "x": (F16, ["N", 8])}, {"y": (F16, ["N", 8])})
+
+
+def skipped():
+    """Halved twice, enlarged and joined with what it was: sizes are multiples of four."""
+    b = Build("skipped")
+    x = b.op("Relu", b.conv("image", "down1", 1, 8, stride=2))
+    y = b.op("Relu", b.conv(x, "down2", 8, 8, stride=2))
+    y = b.op("Resize", y, "", b.tensor("twice", [1, 1, 2, 2], np.float32), mode="nearest")
+    named(b, b.head(b.op("Concat", x, y, axis=1), 16), "logits")
+    return ports(b, {"image": (F32, ["N", 1, "H", "W"])}, {"logits": (F32, ["N", 10])})
+
+
+def frames_of_48():
+    """Takes whole frames of 48 numbers only, and does not say so."""
+    b = Build("frames_of_48")
+    x = b.op("Reshape", "samples", b.index("frames", [-1, 48]))
+    named(b, b.fc(x, "fc", 48, 4), "scores")
+    return ports(b, {"samples": (F32, ["N", "L"])}, {"scores": (F32, ["M", 4])})
+
+
+def absurd():
+    """One input of 4 TiB."""
+    b = Build("absurd")
+    named(b, b.op("ReduceMax", "input", axes=[1], keepdims=1), "most")
+    return ports(b, {"input": (F32, [1, 1 << 40])}, {"most": (F32, [1, 1])})
+
+
+def feeds():
+    """Real inputs of each, except of the last, which nobody has."""
+    rng = np.random.default_rng(2)
+    ids = rng.integers(0, 50, (3, 7))
+    return {
+        u8_image: {"pixels": rng.integers(0, 256, (2, 28, 28, 3)).astype(np.uint8)},
+        i32_tokens: {"ids": ids.astype(np.int32)},
+        token_types: {"input_ids": ids, "attention_mask": ids * 0 + 1, "token_type_ids": ids % 2},
+        voice: {
+            "input": rng.normal(size=(1, 512)).astype(np.float32),
+            "state": np.zeros((2, 1, 64), np.float32), "sr": np.asarray(16000),
+        },
+        words: {"words": np.asarray(["right", "left", "up"], object)},
+        masked: {"keep": rng.random((2, 8)) < 0.5, "x": rng.random((2, 8)).astype(np.float16)},
+        skipped: {"image": rng.random((1, 1, 36, 52)).astype(np.float32)},
+        frames_of_48: {"samples": rng.random((4, 48)).astype(np.float32)},
+        absurd: None,
+    }
+
+
 # -------------------------------------------------------------------------------- external data
 
 
@@ -531,6 +661,15 @@ def main():
         onnx.checker.check_model(model, full_check=build is not custom_op)
         shape = "not run" if build is custom_op else run(path).shape
         print(f"{path.name}: {path.stat().st_size} bytes, {shape}")
+    for build, given in feeds().items():
+        path = out / "inputs" / f"{build.__name__}.onnx"
+        write(path, serialise(build()))
+        onnx.checker.check_model(onnx.load(path), full_check=True)
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        shapes = [found.shape for found in session.run(None, given)] if given else "not run"
+        print(f"inputs/{path.name}: {path.stat().st_size} bytes, {shapes}")
+        if build is frames_of_48:
+            np.savez(path.with_suffix(".npz"), **given)
     assert (out / "unknown_fields.onnx").read_bytes().count(b"unknown to ") == 4
     model, blob = external()
     write(out / "external" / "weights.bin", blob)

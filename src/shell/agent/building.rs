@@ -6,21 +6,22 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::Agent;
-use super::event::Event;
+use super::companions::CALIBRATION;
+use super::event::{Event, Fate};
 use super::served::{Build, Candidate, Served, Standby};
-use super::underway::Retry;
 use crate::arrivals::VersionKey;
 use crate::ladder::Manifest;
 use crate::ladder::manifest::CalibrationSource;
-use crate::shell::children::builder::{BuildEvent, BuildJob, build};
-use crate::shell::children::{ChildError, Wish, this_program};
+use crate::limits;
+use crate::shell::children::builder::{BuildEvent, BuildJob, blame, build};
+use crate::shell::children::{ChildError, Memory, Wish, this_program};
 use crate::shell::files;
 use crate::shell::slot::VariantInfo;
 use crate::shell::store::{BuildState, Damage, Ladder, LadderId, LadderRecord};
 
 impl Agent {
     pub(super) fn calibration_of(&self, model: &str) -> Option<(u64, i64, i64)> {
-        fingerprint(&self.config.model_dir.join(model).join("calibration.npz"))
+        fingerprint(&self.companion(model, CALIBRATION)?)
     }
 
     /// Which ladder a served model wants: other ratios or samples give other rungs, other engines other
@@ -147,7 +148,8 @@ impl Agent {
             let out = match self.store.begin_ladder(&id) {
                 Ok(out) => out,
                 Err(error) => {
-                    self.build_failed(&key, error.to_string());
+                    let due = self.build_due(&key, id, Fate::Later);
+                    self.build_failed(&key, error.to_string(), due);
                     continue;
                 }
             };
@@ -164,7 +166,7 @@ impl Agent {
                 threads,
                 floor: served.config.quality_floor,
                 timeout: self.config.build.timeout.into(),
-                memory: self.config.build.memory.map(|memory| memory.0),
+                memory: Memory::or_part(self.config.build.memory, limits::BUILD_MEMORY_PARTS),
                 nice: self.config.build.nice,
             };
             self.note_build(id, BuildState::Building);
@@ -182,8 +184,7 @@ impl Agent {
 
     /// What a ladder is made with: the operator's samples, else those of live requests, else nothing.
     fn samples_for(&mut self, model: &str) -> Option<(PathBuf, CalibrationSource)> {
-        let given = self.config.model_dir.join(model).join("calibration.npz");
-        if given.is_file() {
+        if let Some(given) = self.companion(model, CALIBRATION) {
             return Some((given, CalibrationSource::File));
         }
         self.served.get(model).and_then(|served| self.live_samples(served))?;
@@ -196,7 +197,10 @@ impl Agent {
         None
     }
 
-    fn build_failed(&mut self, key: &VersionKey, reason: String) {
+    /// `due`: when it is tried again; `None` where it never is.
+    fn build_failed(&mut self, key: &VersionKey, reason: String, due: Option<Duration>) {
+        let again = due.map_or_else(String::new, |wait| format!("; it is tried again in {wait:?}"));
+        let reason = format!("{reason}{again}");
         tracing::error!(model = key.model, "no ladder: {reason}");
         if let Some(served) = self.served.get_mut(&key.model).filter(|s| s.key == *key) {
             served.build = Build::Failed(reason);
@@ -218,14 +222,8 @@ impl Agent {
     ) {
         self.building = None;
         self.metrics.build_progress(&key.model, key.version, None);
-        // A crash will come again; a full disk or a shutdown need not.
-        let for_good = matches!(
-            outcome,
-            Err(ChildError::Crashed { .. }
-                | ChildError::Failed { .. }
-                | ChildError::OutOfMemory { .. }
-                | ChildError::TimedOut { .. })
-        );
+        // A crash will come again; a full disk, or what the kernel or an operator ends, need not.
+        let fate = outcome.as_ref().map_or_else(|error| blame(error).into(), |()| Fate::Later);
         let kept = outcome
             .map_err(|error| format!("its build failed: {error}"))
             .and_then(|()| self.store.commit_ladder(&id).map_err(|error| error.to_string()));
@@ -234,6 +232,7 @@ impl Agent {
         match kept {
             Ok(ladder) => {
                 self.note_build(id, BuildState::Done);
+                self.build_went_well(key);
                 let rungs = ladder.manifest.rungs.len();
                 tracing::info!(model = key.model, rungs, "its ladder is built");
                 if wanted {
@@ -245,11 +244,12 @@ impl Agent {
                 self.store.drop_old_ladders(&ids);
             }
             Err(reason) => {
-                if for_good {
+                let due = self.build_due(key, id, fate);
+                if due.is_none() {
                     self.note_build(id, BuildState::Failed { reason: reason.clone() });
                 }
                 if wanted {
-                    self.build_failed(key, reason);
+                    self.build_failed(key, reason, due);
                 } else {
                     self.want_current_ladder(&key.model);
                 }
@@ -280,8 +280,8 @@ impl Agent {
         }
         let micros = |us: f64| Duration::from_secs_f64((us / 1e6).clamp(0.0, 3600.0));
         served.candidates.truncate(1);
-        served.candidates[0].p50 = micros(manifest.dense.p50_us);
-        served.candidates[0].p99 = micros(manifest.dense.p99_us);
+        served.candidates[0].p50 = Some(micros(manifest.dense.p50_us));
+        served.candidates[0].p99 = Some(micros(manifest.dense.p99_us));
         for rung in &manifest.rungs {
             // Ratios were compared run by run; single percentiles took in whatever else the box did.
             let share = rung.figures.ratio;
@@ -301,10 +301,11 @@ impl Agent {
                     promised: Some(p99),
                 },
                 path: dir.join(&rung.file),
-                p50,
-                p99,
+                p50: Some(p50),
+                p99: Some(p99),
+                ran_on: None,
                 standby,
-                retry: Retry::default(),
+                held_until: None,
                 faults: 0,
             });
         }

@@ -7,7 +7,8 @@ use std::time::Duration;
 use crate::arrivals::VersionKey;
 use crate::ladder::Manifest;
 use crate::protocol::Signature;
-use crate::shell::children::ChildError;
+use crate::shell::children::trial::RanOn;
+use crate::shell::children::{Blame, ChildError};
 use crate::shell::slot::{Command, Notice, Runner};
 use crate::shell::store::{Damage, Drawn, LadderId};
 use crate::shell::watch::Listing;
@@ -59,9 +60,12 @@ pub struct Prepared {
 /// A variant's sessions and what its trial measured.
 pub struct Opened {
     pub sessions: Vec<Box<dyn Runner>>,
-    /// Median and 99th percentile of one request in the trial.
-    pub p50: Duration,
-    pub p99: Duration,
+    /// Median and 99th percentile of one request in the trial; `None` where nothing was found that it runs
+    /// on: real requests will tell.
+    pub p50: Option<Duration>,
+    pub p99: Option<Duration>,
+    /// What it was tried and warmed on.
+    pub ran_on: Option<RanOn>,
 }
 
 /// Samples of live requests as an archive of arrays.
@@ -76,6 +80,28 @@ pub struct Unfit {
     /// What it is, if it could be read that far.
     pub digest: Option<Digest>,
     pub reason: String,
-    /// Whether it never will be: it is quarantined. Otherwise it is tried again.
-    pub for_good: bool,
+    pub fate: Fate,
+}
+
+/// What becomes of a variant that is not fit for service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// It never will be: it is quarantined.
+    ForGood,
+    /// It is tried again; where that fails too often, it is to blame.
+    Doubtful,
+    /// It is not to blame, and is tried again.
+    Later,
+    /// Its files decide: it is tried when they change, and when somebody asks for it.
+    WhenChanged,
+}
+
+impl From<Blame> for Fate {
+    fn from(blame: Blame) -> Self {
+        match blame {
+            Blame::Work => Self::ForGood,
+            Blame::Either => Self::Doubtful,
+            Blame::Circumstances => Self::Later,
+        }
+    }
 }

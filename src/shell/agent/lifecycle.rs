@@ -6,11 +6,13 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use super::Agent;
+use super::companions::CALIBRATION;
 use super::event::{Event, Prepared, Unfit};
 use super::prepare::Loader;
 use super::served::{Build, Candidate, Served, Standby};
-use super::underway::Retry;
 use crate::arrivals::VersionKey;
+use crate::limits;
+use crate::shell::children::Memory;
 use crate::shell::slot::{Entry, ModelState, Slot, SlotOptions, VariantInfo};
 use crate::shell::store::Quarantined;
 use crate::units::Digest;
@@ -27,7 +29,9 @@ impl Agent {
         loader.instances = config.instances.max(1);
         loader.threads = config.intra_op_threads.count(cores, loader.instances);
         loader.trial_timeout = self.config.trial.timeout.into();
-        loader.trial_memory = self.config.trial.memory.map(|memory| memory.0);
+        loader.trial_memory = Memory::or_part(self.config.trial.memory, limits::TRIAL_MEMORY_PARTS);
+        loader.samples =
+            self.companion(model, CALIBRATION).or_else(|| self.store.reservoir_file(model));
         let quarantined = self.store.quarantined().iter();
         let reasons = quarantined.map(|(digest, why)| (*digest, why.reason.clone()));
         loader.quarantined = Arc::new(reasons.collect());
@@ -99,13 +103,9 @@ impl Agent {
             Err(unfit) => {
                 let reason = one_line(&unfit.reason);
                 self.refuse(&key, &reason);
-                let held = unfit.digest.is_some_and(|d| self.store.quarantined().contains_key(&d));
-                if unfit.for_good || held {
-                    self.underway.settled(&key);
-                } else {
-                    self.underway.failed(&key, Instant::now());
-                }
-                if let Some(digest) = unfit.digest.filter(|_| unfit.for_good) {
+                self.underway.settled(&key);
+                let blamed = self.version_is_to_blame(&key, path, unfit.digest, unfit.fate);
+                if let Some(digest) = unfit.digest.filter(|_| blamed) {
                     let what = format!("{} version {}", key.model, key.version);
                     self.put_into_quarantine(digest, what, reason);
                 }
@@ -140,7 +140,7 @@ impl Agent {
             digest,
             ratio: 1.0,
             quality: 1.0,
-            promised: Some(opened.p99),
+            promised: opened.p99,
         };
         let options = SlotOptions {
             model: key.model.clone(),
@@ -165,8 +165,9 @@ impl Agent {
             path: path.clone(),
             p50: opened.p50,
             p99: opened.p99,
+            ran_on: opened.ran_on,
             standby: Standby::InService,
-            retry: Retry::default(),
+            held_until: None,
             faults: 0,
         };
         let served = Served {

@@ -10,6 +10,7 @@
 //! ```
 
 mod building;
+mod companions;
 mod config_file;
 mod convict;
 mod event;
@@ -19,6 +20,7 @@ mod memory;
 mod pace;
 mod prepare;
 mod reservoir;
+mod retry;
 mod samples;
 mod served;
 mod status;
@@ -42,6 +44,7 @@ pub use self::config_file::ConfigFile;
 use self::event::Event;
 use self::loads::Loads;
 use self::prepare::{Loader, chain};
+use self::retry::Again;
 use self::samples::Sampling;
 use self::served::Served;
 use self::underway::Underway;
@@ -49,7 +52,7 @@ use crate::arrivals::{Arrival, Arrivals, VersionKey};
 use crate::config::{Change, Config, LogLevel, ModelConfig, Policy};
 use crate::governor::{self, Verdict};
 use crate::limits;
-use crate::shell::children::Wish;
+use crate::shell::children::{Memory, Wish};
 use crate::shell::engine::{Runtime, RuntimeError, Search, init};
 use crate::shell::metrics::Metrics;
 use crate::shell::serve::{self, App};
@@ -109,6 +112,8 @@ struct Agent {
     build_since: Option<Instant>,
     /// Samples of live requests of models whose policy allows that.
     sampling: BTreeMap<String, Sampling>,
+    /// What failed through no fault of its own, or perhaps through none.
+    again: Again,
     /// Versions that are being loaded, and clients that wait for that.
     loads: Loads,
     /// Trials and loads run one at a time: they must not squeeze what is being served.
@@ -214,7 +219,8 @@ impl Agent {
             threads: 1,
             instances: 1,
             trial_timeout: config.trial.timeout.into(),
-            trial_memory: None,
+            trial_memory: Memory::or_part(config.trial.memory, limits::TRIAL_MEMORY_PARTS),
+            samples: None,
             quarantined: Arc::default(),
         };
         Self {
@@ -235,6 +241,7 @@ impl Agent {
             build_wish: tokio::sync::watch::channel(Wish::Run).0,
             build_since: None,
             sampling: BTreeMap::new(),
+            again: Again::default(),
             loads: Loads::default(),
             loading: Arc::new(Semaphore::new(1)),
             events,
@@ -423,21 +430,7 @@ impl Agent {
     }
 
     fn companions(&mut self, model: &str) {
-        let path = self.config.model_dir.join(model).join("policy.yaml");
-        match std::fs::read_to_string(&path) {
-            Ok(text) if text.len() > limits::CONFIG_FILE_BYTES => {
-                tracing::error!(model, "policy refused: it has {} bytes", text.len());
-            }
-            Ok(text) => match Policy::parse(&path.display().to_string(), &text) {
-                Ok(policy) => drop(self.policies.insert(model.to_owned(), policy)),
-                // The last good one stays in force.
-                Err(errors) => tracing::error!(model, "policy refused: {errors}"),
-            },
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                self.policies.remove(model);
-            }
-            Err(error) => tracing::error!(model, "cannot read {}: {error}", path.display()),
-        }
+        self.read_policy(model);
         self.reconfigure(model);
     }
 

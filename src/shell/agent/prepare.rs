@@ -7,14 +7,15 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::event::{Opened, Prepared, Unfit};
+use super::event::{Fate, Opened, Prepared, Unfit};
 use super::memory;
 use crate::limits;
 use crate::onnx::Engine;
-use crate::protocol::Signature;
-use crate::shell::children::trial::{TrialJob, TrialReport, attempt};
-use crate::shell::children::{Wish, this_program};
+use crate::protocol::{Inputs, Signature};
+use crate::shell::children::trial::{RanOn, TrialJob, TrialReport, attempt};
+use crate::shell::children::{Memory, Wish, this_program};
 use crate::shell::engine::{EngineOptions, OrtEngine, Runtime};
+use crate::shell::inputs;
 use crate::shell::models;
 use crate::shell::slot::Runner;
 use crate::units::Digest;
@@ -28,7 +29,9 @@ pub struct Loader {
     pub instances: usize,
     /// Wall time and memory of a trial.
     pub trial_timeout: Duration,
-    pub trial_memory: Option<u64>,
+    pub trial_memory: Memory,
+    /// Real inputs to try and to warm variants with, where there are any.
+    pub samples: Option<PathBuf>,
     /// What is not to be tried again, and why.
     pub quarantined: Arc<BTreeMap<Digest, String>>,
 }
@@ -50,7 +53,7 @@ impl Loader {
         let digest = blocking(move || loader.digest(&file)).await?;
         if let Some(reason) = self.quarantined.get(&digest) {
             let reason = format!("{} is quarantined: {reason}", path.display());
-            return Err(Unfit { digest: Some(digest), reason, for_good: false });
+            return Err(Unfit { digest: Some(digest), reason, fate: Fate::WhenChanged });
         }
         let unfit = match self.open_variant(&path, digest).await {
             Ok((opened, signature)) => {
@@ -58,7 +61,7 @@ impl Loader {
             }
             Err(unfit) => unfit,
         };
-        if !unfit.for_good {
+        if unfit.fate != Fate::ForGood {
             return Err(unfit);
         }
         // What was written over while it was tried is not to blame for how that went.
@@ -68,7 +71,7 @@ impl Loader {
             return Err(unfit);
         }
         let reason = format!("{} changed while it was tried: {}", path.display(), unfit.reason);
-        Err(Unfit { reason, for_good: false, ..unfit })
+        Err(Unfit { reason, fate: Fate::WhenChanged, ..unfit })
     }
 
     /// The external data files that a model names; `None` where it cannot be read.
@@ -84,7 +87,7 @@ impl Loader {
             let unfit = |why| Unfit {
                 digest: None,
                 reason: format!("{}: {why}", path.display()),
-                for_good: false,
+                fate: Fate::Later,
             };
             memory::room_for(&path, instances).map_err(unfit)
         })
@@ -96,22 +99,23 @@ impl Loader {
         Ok(self.open_variant(&path, digest).await?.0)
     }
 
-    /// Loads a variant again that has been tried before.
+    /// Loads a variant again that has been tried before, on what `ran_on` says.
     pub async fn reopen(
         self,
         path: PathBuf,
         digest: Digest,
+        ran_on: Option<RanOn>,
     ) -> Result<Vec<Box<dyn Runner>>, Unfit> {
-        blocking(move || Ok(self.sessions(&path, digest)?.0)).await
+        blocking(move || Ok(self.sessions(&path, digest, ran_on)?.0)).await
     }
 
     fn digest(&self, path: &Path) -> Result<Digest, Unfit> {
-        let unfit = |reason: String, for_good| Unfit { digest: None, reason, for_good };
+        let unfit = |reason: String, fate| Unfit { digest: None, reason, fate };
         let model = models::load_copied(path).map_err(|error| {
             let bad = error.is_bad_data();
-            unfit(chain(&error), bad)
+            unfit(chain(&error), if bad { Fate::ForGood } else { Fate::Later })
         })?;
-        model.digest().map_err(|error| unfit(error.to_string(), true))
+        model.digest().map_err(|error| unfit(error.to_string(), Fate::ForGood))
     }
 
     async fn open_variant(
@@ -120,11 +124,16 @@ impl Loader {
         digest: Digest,
     ) -> Result<(Opened, Signature), Unfit> {
         let report = self.trial(path, digest).await?;
+        if let Some(why) = &report.why {
+            tracing::warn!("the trial of {}: {why}", path.display());
+        }
+        let ran_on = report.ran_on;
         let (file, loader) = (path.to_owned(), self.clone());
-        let (sessions, signature) = blocking(move || loader.sessions(&file, digest)).await?;
+        let (sessions, signature) =
+            blocking(move || loader.sessions(&file, digest, ran_on)).await?;
         let micros = |us: f64| Duration::from_secs_f64((us / 1e6).clamp(0.0, 3600.0));
-        let (p50, p99) = (micros(report.p50_us), micros(report.p99_us));
-        Ok((Opened { sessions, p50, p99 }, signature))
+        let (p50, p99) = (report.p50_us.map(micros), report.p99_us.map(micros));
+        Ok((Opened { sessions, p50, p99, ran_on }, signature))
     }
 
     async fn trial(&self, path: &Path, digest: Digest) -> Result<TrialReport, Unfit> {
@@ -135,38 +144,64 @@ impl Loader {
             runs: limits::TRIAL_RUNS,
             timeout: self.trial_timeout,
             memory: self.trial_memory,
+            samples: self.samples.clone(),
         };
         let (_wisher, wish) = watch::channel(Wish::Run);
         attempt(&this_program(), &job, wish).await.map_err(|error| Unfit {
             digest: Some(digest),
             reason: format!("{}: {error}", path.display()),
-            for_good: error.blames_the_variant(),
+            fate: error.blame().into(),
         })
     }
 
+    /// Loads a variant that has passed its trial, and runs every session once: the first request shall not
+    /// pay for what a session puts off until then. Whatever fails here is no fault of the variant.
     fn sessions(
         &self,
         path: &Path,
         digest: Digest,
+        ran_on: Option<RanOn>,
     ) -> Result<(Vec<Box<dyn Runner>>, Signature), Unfit> {
-        let unfit = |reason: String, for_good| Unfit { digest: Some(digest), reason, for_good };
-        let model = models::load_copied(path).map_err(|error| unfit(chain(&error), false))?;
+        let unfit = |reason: String, fate| Unfit { digest: Some(digest), reason, fate };
+        let model = models::load_copied(path).map_err(|error| unfit(chain(&error), Fate::Later))?;
         // Between the trial and now the file may have been replaced: never serve what was not tried.
         if model.digest().ok() != Some(digest) {
-            return Err(unfit("the file changed while it was loaded".to_owned(), false));
+            let reason = "the file changed while it was loaded".to_owned();
+            return Err(unfit(reason, Fate::WhenChanged));
         }
         let engine = self.engine();
         let mut sessions: Vec<Box<dyn Runner>> = Vec::new();
         let mut signature = None;
         for _ in 0..self.instances {
-            let session = engine.open_live(&model).map_err(|error| unfit(chain(&error), true))?;
+            let session =
+                engine.open_live(&model).map_err(|error| unfit(chain(&error), Fate::Later))?;
             signature.get_or_insert_with(|| Signature::from(&session));
             sessions.push(Box::new(session));
         }
-        let signature =
-            signature.ok_or_else(|| unfit("no instance was asked for".into(), false))?;
+        let signature = signature
+            .ok_or_else(|| unfit("no instance was asked for".into(), Fate::WhenChanged))?;
+        if let Some(inputs) = self.inputs(ran_on, &signature) {
+            warm(&mut sessions, &inputs).map_err(|reason| unfit(reason, Fate::Later))?;
+        }
         Ok((sessions, signature))
     }
+
+    /// What the trial ran on. None where it ran on nothing, and where its samples have gone since.
+    fn inputs(&self, ran_on: Option<RanOn>, signature: &Signature) -> Option<Inputs> {
+        match ran_on? {
+            RanOn::MadeUp(example) => example.inputs(signature, &BTreeMap::new()).ok(),
+            RanOn::Samples => inputs::first_of(self.samples.as_deref()?, signature).ok(),
+        }
+    }
+}
+
+/// Runs every session once.
+fn warm(sessions: &mut [Box<dyn Runner>], inputs: &Inputs) -> Result<(), String> {
+    let inputs: Vec<_> = inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    for session in sessions {
+        session.run(&inputs, &[]).map_err(|error| error.to_string())?;
+    }
+    Ok(())
 }
 
 /// Runs work that blocks off the event loop. A panic there is a failure of the variant only.
@@ -174,7 +209,8 @@ async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Unfit> + Send + 'static,
 ) -> Result<T, Unfit> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| {
-        Err(Unfit { digest: None, reason: format!("loading it failed: {error}"), for_good: false })
+        let reason = format!("loading it failed: {error}");
+        Err(Unfit { digest: None, reason, fate: Fate::Later })
     })
 }
 
@@ -190,4 +226,38 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+    use crate::onnx::{ExecError, Tensor};
+
+    #[test]
+    fn every_session_runs_once_on_the_whole_request_before_it_serves() {
+        let seen = Arc::new(AtomicUsize::new(0));
+        let session = || -> Box<dyn Runner> {
+            let (seen, mine) = (Arc::clone(&seen), RefCell::new(0));
+            Box::new(move |inputs: &[(&str, &Tensor)], wanted: &[&str]| {
+                assert!(inputs.len() == 2 && wanted.is_empty());
+                assert_eq!(mine.replace(1), 0, "once");
+                seen.fetch_add(1, Ordering::Relaxed);
+                Ok(Vec::new())
+            })
+        };
+        let mut sessions: Vec<_> = (0..3).map(|_| session()).collect();
+        let tensor = Tensor::from_i64(&[1], &[1]);
+        let inputs = vec![("x".to_owned(), tensor.clone()), ("y".to_owned(), tensor)];
+        warm(&mut sessions, &inputs).unwrap();
+        assert_eq!(seen.load(Ordering::Relaxed), 3);
+        let fails = |_: &[(&str, &Tensor)], _: &[&str]| {
+            Err(ExecError { doing: "running".to_owned(), reason: "no memory".to_owned() })
+        };
+        sessions.push(Box::new(fails));
+        let mut sessions = sessions.split_off(3);
+        assert_eq!(warm(&mut sessions, &inputs).unwrap_err(), "running: no memory");
+    }
 }

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::underway::Retry;
 use crate::arrivals::VersionKey;
 use crate::config::ModelConfig;
 use crate::governor::{ModelView, Observed, Policy, VariantView, Verdict};
 use crate::ladder::Manifest;
+use crate::shell::children::trial::RanOn;
 use crate::shell::slot::{Runner, Slot, VariantInfo, Window};
 use crate::units::{Digest, Percentile};
 
@@ -18,20 +18,23 @@ use crate::units::{Digest, Percentile};
 pub struct Candidate {
     pub info: VariantInfo,
     pub path: PathBuf,
-    pub p50: Duration,
-    pub p99: Duration,
+    /// Of the trial, or of the ladder's build; `None` where the trial found nothing that it runs on.
+    pub p50: Option<Duration>,
+    pub p99: Option<Duration>,
+    /// What the trial ran it on; it is warmed with the same.
+    pub ran_on: Option<RanOn>,
     pub standby: Standby,
-    /// When it is loaded again where it waits.
-    pub retry: Retry,
+    /// It waits at least until then, since it failed in service.
+    pub held_until: Option<Instant>,
     /// Probations on which it failed, one after the other.
     pub faults: u32,
 }
 
 impl Candidate {
-    /// It waits, and is tried again after a while; `first` after the first failure.
-    pub fn wait(&mut self, why: String, first: Duration, now: Instant) {
+    /// It waits for a while.
+    pub fn hold(&mut self, why: String, wait: Duration, now: Instant) {
         self.standby = Standby::Waiting(why);
-        self.retry.failed(first, now);
+        self.held_until = Some(now + wait);
     }
 }
 
@@ -108,7 +111,8 @@ impl Served {
     }
 
     /// What dense was measured to take at the percentile, times the ratio: that one is undisturbed, being taken
-    /// in turn with dense, while the tails of two short trials differ by what the box did meanwhile.
+    /// in turn with dense, while the tails of two short trials differ by what the box did meanwhile. Zero
+    /// where it is not known.
     fn promised(&self, candidate: &Candidate) -> Duration {
         let dense = &self.candidates[0];
         let taken = match self.percentile() {
@@ -119,6 +123,7 @@ impl Served {
             | Percentile::P999
             | Percentile::Max => dense.p99,
         };
+        let taken = taken.unwrap_or_default();
         let scaled = taken.as_secs_f64() * candidate.info.ratio;
         Duration::try_from_secs_f64(scaled).unwrap_or(taken)
     }
@@ -183,8 +188,8 @@ impl Served {
             let (state, why) = candidate.standby.words();
             json!({
                 "name": candidate.info.name, "ratio": candidate.info.ratio,
-                "quality": candidate.info.quality, "promised_p50_ms": ms(candidate.p50),
-                "promised_p99_ms": ms(candidate.p99), "state": state, "why": why,
+                "quality": candidate.info.quality, "promised_p50_ms": candidate.p50.map(ms),
+                "promised_p99_ms": candidate.p99.map(ms), "state": state, "why": why,
             })
         });
         let not_built = match &self.build {

@@ -23,8 +23,9 @@ impl Agent {
         if let Some(action) = &outcome.action {
             self.switch(action);
         }
+        self.try_again();
         self.pace_build(&views, now);
-        self.try_again(now);
+        self.release_held(now);
         self.tell_metrics(elapsed);
         if now.duration_since(self.started) > limits::READY_PATIENCE {
             self.underway.give_up(|key| self.arrivals.is_settling(key));
@@ -86,17 +87,12 @@ impl Agent {
         }
     }
 
-    /// Versions and variants whose time has come to be tried again.
-    fn try_again(&mut self, now: Instant) {
-        let versions = self.underway.due(now);
-        if !versions.is_empty() {
-            versions.iter().for_each(|key| self.arrivals.again(key));
-            self.look_after(Duration::ZERO);
-        }
+    /// Variants that were held back long enough may stand by again.
+    fn release_held(&mut self, now: Instant) {
         let waits = |served: &&Served| {
             let all = served.candidates.iter();
             all.filter(|candidate| matches!(candidate.standby, Standby::Waiting(_)))
-                .any(|candidate| candidate.retry.is_due(now))
+                .any(|candidate| candidate.held_until.is_some_and(|until| until <= now))
         };
         let models = self.served.values().filter(waits).map(|served| served.key.model.clone());
         for model in models.collect::<Vec<String>>() {

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use super::Agent;
 use super::event::{Event, Opened, Unfit};
 use super::served::{Build, Candidate, Misdeed, Standby};
-use super::underway::Retry;
 use crate::arrivals::VersionKey;
 use crate::governor;
 use crate::ladder::manifest::CalibrationSource;
@@ -16,7 +15,7 @@ use crate::shell::store::{InService, ModelRecord};
 use crate::units::Digest;
 
 impl Agent {
-    /// Loads the variants that could serve and are not loaded, except those that failed just now.
+    /// Loads the variants that could serve and are not loaded, except those that are held back.
     pub(super) fn open_missing(&mut self, model: &str) {
         let loader = self.loader_for(model);
         let now = Instant::now();
@@ -27,10 +26,12 @@ impl Agent {
             Build::Done(manifest) if manifest.calibration.source == CalibrationSource::Synthetic
         );
         for (index, candidate) in served.candidates.iter_mut().enumerate() {
-            if !matches!(candidate.standby, Standby::Waiting(_)) || candidate.retry.is_early(now) {
+            if !matches!(candidate.standby, Standby::Waiting(_))
+                || candidate.held_until.is_some_and(|until| until > now)
+            {
                 continue;
             }
-            candidate.retry.wait_no_longer();
+            candidate.held_until = None;
             // What noise says of quality holds for noise: only who asks for none takes its word.
             if index > 0 && made_up && floor > 0.0 {
                 let why = "its quality is not known: no calibration.npz was given, and made-up \
@@ -68,6 +69,13 @@ impl Agent {
         variant: &str,
         outcome: Result<Opened, Unfit>,
     ) {
+        let blamed = match &outcome {
+            Err(unfit) => self.variant_is_to_blame(&key.model, variant, digest, unfit.fate),
+            Ok(_) => {
+                self.variant_went_well(&key.model, variant);
+                false
+            }
+        };
         let Some(served) = self.served.get_mut(&key.model).filter(|s| s.key == *key) else {
             return;
         };
@@ -75,16 +83,16 @@ impl Agent {
         let Some(candidate) = served.candidates.iter_mut().find(find) else { return };
         match outcome {
             Ok(opened) => {
+                candidate.ran_on = opened.ran_on;
                 candidate.standby = Standby::Loaded(opened.sessions);
-                candidate.retry = Retry::default();
                 self.resume(key, variant);
             }
-            Err(unfit) if unfit.for_good => {
+            Err(unfit) if blamed => {
                 candidate.standby = Standby::Withdrawn(unfit.reason.clone());
                 tracing::error!(model = key.model, variant, "withdrawn: {}", unfit.reason);
                 self.put_into_quarantine(digest, format!("{} {variant}", key.model), unfit.reason);
             }
-            Err(unfit) => candidate.wait(unfit.reason, limits::RETRY_WAIT, Instant::now()),
+            Err(unfit) => candidate.standby = Standby::Waiting(unfit.reason),
         }
     }
 
@@ -134,7 +142,7 @@ impl Agent {
         let drain = match served.slot.publish(info, sessions, true) {
             Ok(drain) => drain,
             Err(error) => {
-                candidate.wait(error.to_string(), limits::RETRY_WAIT, Instant::now());
+                candidate.hold(error.to_string(), limits::FAULT_WAIT, Instant::now());
                 return;
             }
         };
@@ -151,7 +159,7 @@ impl Agent {
                     convicted = Some(reason);
                 } else {
                     let why = format!("it failed in service and is held back: {reason}");
-                    leaving.wait(why, limits::FAULT_WAIT, Instant::now());
+                    leaving.hold(why, limits::FAULT_WAIT, Instant::now());
                 }
             }
         }
@@ -192,14 +200,14 @@ impl Agent {
         let (events, permits) = (self.events.clone(), Arc::clone(&self.loading));
         let (key, variant) = (key.clone(), variant.to_owned());
         let (path, digest) = (candidate.path.clone(), candidate.info.digest);
-        let (p50, p99) = (candidate.p50, candidate.p99);
+        let (p50, p99, ran_on) = (candidate.p50, candidate.p99, candidate.ran_on);
         tokio::spawn(async move {
             let _one_at_a_time = permits.acquire_owned().await;
             let sessions = match loader.room_for(path.clone()).await {
-                Ok(()) => loader.reopen(path, digest).await,
+                Ok(()) => loader.reopen(path, digest, ran_on).await,
                 Err(unfit) => Err(unfit),
             };
-            let outcome = sessions.map(|sessions| Opened { sessions, p50, p99 });
+            let outcome = sessions.map(|sessions| Opened { sessions, p50, p99, ran_on });
             let _ = events.send(Event::Opened { key, digest, variant, outcome }).await;
         });
     }

@@ -1,43 +1,10 @@
-//! Versions on their way into service: which loads still count, what is tried again and when, and when all
-//! that was there at the start has come to an end.
+//! Versions on their way into service: which loads still count, and when all that was there at the start has
+//! come to an end.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
 
 use crate::arrivals::VersionKey;
-use crate::limits;
 use crate::units::Version;
-
-/// When a thing that failed is tried again: each failure doubles the wait.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Retry {
-    failures: u32,
-    at: Option<Instant>,
-}
-
-impl Retry {
-    /// It failed once more: the wait is `first` after the first failure.
-    pub fn failed(&mut self, first: Duration, now: Instant) {
-        let wait = first.saturating_mul(1 << self.failures.min(limits::RETRY_DOUBLINGS));
-        self.failures = self.failures.saturating_add(1);
-        self.at = Some(now + wait);
-    }
-
-    /// It is being tried again, or waits for something else than time.
-    pub fn wait_no_longer(&mut self) {
-        self.at = None;
-    }
-
-    /// Whether it failed, and may be tried again.
-    pub fn is_due(&self, now: Instant) -> bool {
-        self.at.is_some_and(|at| at <= now)
-    }
-
-    /// Whether it failed too short a time ago to be tried again.
-    pub fn is_early(&self, now: Instant) -> bool {
-        self.at.is_some_and(|at| at > now)
-    }
-}
 
 /// Versions on their way into service.
 #[derive(Debug, Default)]
@@ -46,8 +13,6 @@ pub struct Underway {
     /// loaded once more.
     loading: BTreeMap<VersionKey, u64>,
     last: u64,
-    /// Versions that could not be loaded for a reason that may pass.
-    again: BTreeMap<VersionKey, Retry>,
     /// Versions of the first listing whose end is not known yet; `None` before that.
     awaited: Option<BTreeSet<VersionKey>>,
 }
@@ -57,9 +22,6 @@ impl Underway {
     pub fn begin(&mut self, key: &VersionKey) -> u64 {
         self.last += 1;
         self.loading.insert(key.clone(), self.last);
-        if let Some(retry) = self.again.get_mut(key) {
-            retry.wait_no_longer();
-        }
         self.last
     }
 
@@ -83,7 +45,6 @@ impl Underway {
         let keys: Vec<VersionKey> =
             self.loading.keys().filter(|key| key.model == model).cloned().collect();
         keys.iter().for_each(|key| self.cancel(key));
-        self.again.retain(|key, _| key.model != model);
         keys.iter().map(|key| key.version).collect()
     }
 
@@ -92,32 +53,11 @@ impl Underway {
         self.loading.contains_key(key)
     }
 
-    /// `key` is served, refused for good, or passed over.
+    /// `key` is served, refused or passed over.
     pub fn settled(&mut self, key: &VersionKey) {
-        self.again.remove(key);
-        self.has_ended(key);
-    }
-
-    /// `key` could not be loaded, for a reason that may pass.
-    pub fn failed(&mut self, key: &VersionKey, now: Instant) {
-        self.again.entry(key.clone()).or_default().failed(limits::RETRY_WAIT, now);
-        self.has_ended(key);
-    }
-
-    /// What is to be tried again now. It is named once.
-    pub fn due(&mut self, now: Instant) -> Vec<VersionKey> {
-        let due: Vec<VersionKey> = self
-            .again
-            .iter()
-            .filter(|(_, retry)| retry.is_due(now))
-            .map(|(key, _)| key.clone())
-            .collect();
-        for key in &due {
-            if let Some(retry) = self.again.get_mut(key) {
-                retry.wait_no_longer();
-            }
+        if let Some(awaited) = &mut self.awaited {
+            awaited.remove(key);
         }
-        due
     }
 
     /// The first listing, or a later one, which says nothing new.
@@ -137,12 +77,6 @@ impl Underway {
     /// Whether all that was there at the start is served or refused.
     pub fn is_complete(&self) -> bool {
         self.awaited.as_ref().is_some_and(BTreeSet::is_empty)
-    }
-
-    fn has_ended(&mut self, key: &VersionKey) {
-        if let Some(awaited) = &mut self.awaited {
-            awaited.remove(key);
-        }
     }
 }
 
@@ -173,31 +107,6 @@ mod tests {
     }
 
     #[test]
-    fn what_may_pass_is_tried_again_at_growing_intervals() {
-        let start = Instant::now();
-        let mut underway = Underway::default();
-        let mut now = start;
-        let mut waits = Vec::new();
-        for _ in 0..20 {
-            underway.begin(&key("m", 1));
-            assert_eq!(underway.due(now), [], "not while it is being loaded");
-            underway.failed(&key("m", 1), now);
-            let begun = now;
-            while underway.due(now).is_empty() {
-                now += Duration::from_secs(1);
-            }
-            assert_eq!(underway.due(now), [], "named once");
-            waits.push(now - begun);
-        }
-        assert_eq!(waits[0], limits::RETRY_WAIT);
-        assert!(waits.is_sorted());
-        assert_eq!(waits[19], limits::RETRY_WAIT * (1 << limits::RETRY_DOUBLINGS));
-        underway.failed(&key("m", 1), now);
-        underway.settled(&key("m", 1));
-        assert_eq!(underway.due(now + Duration::from_secs(86_400)), []);
-    }
-
-    #[test]
     fn the_start_is_complete_with_the_first_listing_and_not_with_later_ones() {
         let mut underway = Underway::default();
         assert!(!underway.is_complete());
@@ -207,7 +116,7 @@ mod tests {
         let load = underway.begin(&first[0]);
         assert!(underway.ends(&first[0], load));
         underway.settled(&first[0]);
-        underway.failed(&first[1], Instant::now());
+        underway.settled(&first[1]);
         underway.cancel(&first[2]);
         assert!(!underway.is_complete());
         // A file that grows for ever holds nobody back.

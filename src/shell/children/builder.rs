@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use tokio::sync::watch;
 
-use super::process::{Bounds, ChildError, Priority, Wish, run};
+use super::process::{Blame, Bounds, ChildError, Memory, Priority, Wish, run};
 use crate::ladder::manifest::CalibrationSource;
 
 /// What to build, and how.
@@ -28,7 +28,7 @@ pub struct BuildJob {
     /// No rung is built below this agreement with dense.
     pub floor: f64,
     pub timeout: Duration,
-    pub memory: Option<u64>,
+    pub memory: Memory,
     pub nice: i32,
 }
 
@@ -68,6 +68,15 @@ impl BuildJob {
             }
         }
         arguments
+    }
+}
+
+/// Whom the failure of a build speaks against. What it prints is for people and bars: a pipe that broke says
+/// nothing of the model.
+pub fn blame(error: &ChildError) -> Blame {
+    match error {
+        ChildError::Output { .. } => Blame::Circumstances,
+        error => error.blame(),
     }
 }
 

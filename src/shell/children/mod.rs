@@ -9,4 +9,7 @@ mod process;
 mod tests;
 pub mod trial;
 
-pub use process::{Bounds, ChildError, Priority, Wish, run, this_program};
+pub use process::{
+    Blame, Bounds, ChildError, Memory, Priority, WORK_REFUSED, Wish, is_out_of_memory, run,
+    this_program,
+};

@@ -15,6 +15,7 @@ use tokio::process::{Child, ChildStdout, Command};
 use tokio::sync::watch;
 
 use crate::limits;
+use crate::shell::probe::HostProbe;
 use crate::units::ByteSize;
 
 /// How a child is scheduled.
@@ -26,13 +27,44 @@ pub enum Priority {
     Idle { nice: i32 },
 }
 
+/// How much memory of its own a child may take: heap, stacks and private mappings that it may write, whether
+/// it has touched them or not (`RLIMIT_DATA`). What is only reserved, and files that are mapped, as model
+/// files are, do not count: an address space may be far larger than that, and often is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Memory {
+    /// So many bytes.
+    Bytes(u64),
+    /// One of so many equal parts of what the box, or the slice that the agent runs in, has available at the
+    /// moment when the child starts.
+    Available { parts: u64 },
+}
+
+impl Memory {
+    /// What a setting asks for: a size, or else a part of what is available.
+    pub fn or_part(size: Option<ByteSize>, parts: u64) -> Self {
+        size.map_or(Self::Available { parts }, |size| Self::Bytes(size.0))
+    }
+
+    /// The bound for a child that starts now, bytes; `None` where the box does not tell what it has.
+    fn now(self) -> Option<u64> {
+        match self {
+            Self::Bytes(bytes) => Some(bytes),
+            Self::Available { parts } => {
+                let host = HostProbe::new().host();
+                let part = host.memory_available() / parts.max(1);
+                // Of a box that has next to nothing left a child gets what it needs to say so.
+                (host.memory.total > 0).then(|| part.max(limits::CHILD_MEMORY))
+            }
+        }
+    }
+}
+
 /// What a child may take.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bounds {
     /// Wall time; while the child is paused it does not count.
     pub timeout: Duration,
-    /// Memory of its own (heap, stacks, private mappings), bytes. Mapped files do not count.
-    pub memory: Option<u64>,
+    pub memory: Memory,
     pub priority: Priority,
 }
 
@@ -55,14 +87,57 @@ pub enum ChildError {
     TimedOut { limit: Duration, said: String },
     #[error("it crashed ({signal}){said}")]
     Crashed { signal: String, said: String },
+    #[error(
+        "it was ended by {signal}, which did not come from here; where a box runs out of memory, \
+         its kernel does that{said}"
+    )]
+    Killed { signal: String, said: String },
     #[error("it ran out of the {limit} of memory that it may take{said}")]
     OutOfMemory { limit: ByteSize, said: String },
+    #[error("it ran out of the {limit} of memory that the box had to spare for it{said}")]
+    Short { limit: ByteSize, said: String },
     #[error("it failed with exit code {code}{said}")]
     Failed { code: i32, said: String },
     #[error("its output makes no sense: {problem}")]
     Output { problem: String },
     #[error("it was ended on request")]
     Ended,
+}
+
+/// Whom the failure of a child speaks against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Blame {
+    /// What it worked on: it will fail the next time, too.
+    Work,
+    /// Either: it took more than the box had at the moment, which may be much or little.
+    Either,
+    /// This program, its host or a shutdown.
+    Circumstances,
+}
+
+impl ChildError {
+    /// Whom this speaks against.
+    pub fn blame(&self) -> Blame {
+        match self {
+            Self::Start { .. } | Self::Ended => Blame::Circumstances,
+            Self::Failed { code, .. } if *code == WORK_REFUSED => Blame::Work,
+            Self::Failed { .. } => Blame::Circumstances,
+            Self::Killed { .. } | Self::Short { .. } => Blame::Either,
+            Self::TimedOut { .. }
+            | Self::Crashed { .. }
+            | Self::OutOfMemory { .. }
+            | Self::Output { .. } => Blame::Work,
+        }
+    }
+}
+
+/// Exit code of a child that refuses what it was given (`EX_DATAERR`).
+pub const WORK_REFUSED: i32 = 65;
+
+/// Whether `said` is what Rust, C++ and ONNX Runtime say when an allocation fails.
+pub fn is_out_of_memory(said: &str) -> bool {
+    let words = ["memory allocation of", "bad_alloc", "bad allocation", "Failed to allocate"];
+    words.iter().any(|word| said.contains(word))
 }
 
 /// The program that is running.
@@ -95,7 +170,8 @@ pub async fn run(
     command.args(arguments);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.process_group(0).kill_on_drop(true);
-    bound(&mut command, bounds.clone());
+    let memory = bounds.memory.now();
+    bound(&mut command, memory, bounds.priority);
     let mut child = command.spawn().map_err(|error| start(error.to_string()))?;
     let (Some(out), Some(err)) = (child.stdout.take(), child.stderr.take()) else {
         return Err(start("its output is not connected".to_owned()));
@@ -130,7 +206,7 @@ pub async fn run(
             };
         }
     };
-    outcome(status, bounds, said.text())
+    outcome(status, bounds.memory, memory, said.text())
 }
 
 /// Waits for `work`, pauses and resumes as wished; `None` where its time is over or its end wished.
@@ -203,7 +279,7 @@ impl Group {
 }
 
 /// Sets what the child inherits, between fork and exec.
-fn bound(command: &mut Command, bounds: Bounds) {
+fn bound(command: &mut Command, memory: Option<u64>, priority: Priority) {
     let parent = nix::unistd::getpid();
     let prepare = move || {
         // Only system calls: after a fork there is neither allocation nor lock.
@@ -211,13 +287,13 @@ fn bound(command: &mut Command, bounds: Bounds) {
         if nix::unistd::getppid() != parent {
             return Err(nix::errno::Errno::ESRCH.into());
         }
-        if let Some(memory) = bounds.memory {
+        if let Some(memory) = memory {
             setrlimit(Resource::RLIMIT_DATA, memory, memory)?;
         }
         // A crash of a child is a reason in a report; gigabytes of core dump would fill the disk.
         setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
         first_to_go();
-        if let Priority::Idle { nice } = bounds.priority {
+        if let Priority::Idle { nice } = priority {
             yield_to_others(nice);
         }
         Ok(())
@@ -293,22 +369,46 @@ impl Tail {
     }
 }
 
-fn outcome(status: ExitStatus, bounds: &Bounds, said: String) -> Result<(), ChildError> {
+/// Signals that a process raises by what it does itself. Any other was sent by somebody else.
+const CRASHES: [Signal; 7] = [
+    Signal::SIGSEGV,
+    Signal::SIGBUS,
+    Signal::SIGABRT,
+    Signal::SIGILL,
+    Signal::SIGFPE,
+    Signal::SIGTRAP,
+    Signal::SIGSYS,
+];
+
+/// What came of a child that ended without our doing.
+fn outcome(
+    status: ExitStatus,
+    memory: Memory,
+    limit: Option<u64>,
+    said: String,
+) -> Result<(), ChildError> {
     if status.success() {
         return Ok(());
     }
-    // What Rust, C++ and ONNX Runtime say when an allocation fails.
-    let starved = ["memory allocation of", "bad_alloc", "bad allocation", "Failed to allocate"];
-    if let Some(limit) = bounds.memory.filter(|_| starved.iter().any(|word| said.contains(word))) {
-        return Err(ChildError::OutOfMemory { limit: ByteSize(limit), said });
+    if let Some(limit) = limit.map(ByteSize).filter(|_| is_out_of_memory(&said)) {
+        return Err(match memory {
+            Memory::Bytes(_) => ChildError::OutOfMemory { limit, said },
+            Memory::Available { .. } => ChildError::Short { limit, said },
+        });
     }
     match (status.code(), status.signal()) {
         (Some(code), _) => Err(ChildError::Failed { code, said }),
-        (None, signal) => {
-            let number = signal.unwrap_or_default();
-            let name = Signal::try_from(number).map(|signal| signal.as_str().to_owned());
-            let signal = name.unwrap_or_else(|_| format!("signal {number}"));
-            Err(ChildError::Crashed { signal, said })
+        (None, number) => {
+            let number = number.unwrap_or_default();
+            let known = Signal::try_from(number).ok();
+            let signal = known
+                .map_or_else(|| format!("signal {number}"), |signal| signal.as_str().to_owned());
+            match known {
+                Some(known) if CRASHES.contains(&known) => {
+                    Err(ChildError::Crashed { signal, said })
+                }
+                Some(_) | None => Err(ChildError::Killed { signal, said }),
+            }
         }
     }
 }

@@ -19,7 +19,7 @@ fn script(body: &str) -> (TempDir, PathBuf) {
 }
 
 fn bounds(timeout: Duration) -> Bounds {
-    Bounds { timeout, memory: None, priority: Priority::Normal }
+    Bounds { timeout, memory: Memory::Bytes(1 << 40), priority: Priority::Normal }
 }
 
 const LONG: Duration = Duration::from_secs(60);
@@ -89,9 +89,56 @@ async fn a_child_that_hangs_is_ended_with_all_that_it_started() {
 async fn a_child_that_eats_the_memory_is_told_as_such() {
     let body = "exec python3 -c 'x = bytearray(2 << 30)' 2>&1 >/dev/null | \
                 sed 's/^MemoryError.*/std::bad_alloc/' >&2; exit 1";
-    let limit = Some(256 << 20);
-    let (done, _) = lines_of(body, Bounds { memory: limit, ..bounds(LONG) }).await;
+    let memory = Memory::Bytes(256 << 20);
+    let (done, _) = lines_of(body, Bounds { memory, ..bounds(LONG) }).await;
     assert!(matches!(done, Err(ChildError::OutOfMemory { .. })), "{done:?}");
+    // What the box happened to have is no measure of the work.
+    let memory = Memory::Available { parts: 1 << 40 };
+    let (done, _) = lines_of(body, Bounds { memory, ..bounds(LONG) }).await;
+    let short = done.unwrap_err();
+    assert!(matches!(short, ChildError::Short { .. }), "{short}");
+    assert_eq!(short.blame(), Blame::Either);
+}
+
+#[tokio::test]
+async fn a_large_mapped_file_is_not_memory_of_ones_own() {
+    let body = r#"
+        f=$(mktemp); truncate -s 64G "$f"
+        exec python3 -c "import mmap, sys
+f = open(sys.argv[1], 'rb')
+m = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ)
+print(m[0], m[32 << 30], len(m) >> 30)" "$f""#;
+    let memory = Memory::Bytes(256 << 20);
+    let (done, lines) = lines_of(body, Bounds { memory, ..bounds(LONG) }).await;
+    assert_eq!((done, lines), (Ok(()), vec!["0 0 64".to_owned()]));
+}
+
+#[tokio::test]
+async fn a_share_of_the_memory_is_taken_when_the_child_starts() {
+    let total = crate::shell::probe::HostProbe::new().host().memory.total;
+    let data = |memory| async move {
+        let (done, lines) = lines_of("ulimit -d", Bounds { memory, ..bounds(LONG) }).await;
+        assert_eq!(done, Ok(()));
+        lines[0].parse::<u64>().unwrap() * 1024
+    };
+    let all = data(Memory::Available { parts: 1 }).await;
+    let tenth = data(Memory::Available { parts: 10 }).await;
+    assert!(all <= total.max(crate::limits::CHILD_MEMORY) && tenth < all, "{tenth} {all} {total}");
+    assert_eq!(data(Memory::Available { parts: 1 << 40 }).await, crate::limits::CHILD_MEMORY);
+    let size = Some(crate::units::ByteSize(1 << 30));
+    assert_eq!(Memory::or_part(size, 2), Memory::Bytes(1 << 30));
+    assert_eq!(Memory::or_part(None, 2), Memory::Available { parts: 2 });
+}
+
+#[tokio::test]
+async fn a_signal_from_elsewhere_is_no_crash() {
+    for signal in ["KILL", "TERM", "XFSZ"] {
+        let (done, _) = lines_of(&format!("kill -{signal} $$"), bounds(LONG)).await;
+        let killed = done.unwrap_err();
+        assert!(matches!(killed, ChildError::Killed { .. }), "{signal}: {killed}");
+        assert_eq!(killed.blame(), Blame::Either);
+        assert!(killed.to_string().contains(signal), "{killed}");
+    }
 }
 
 #[tokio::test]
@@ -185,7 +232,8 @@ fn job(timeout: Duration) -> TrialJob {
         threads: 1,
         runs: 20,
         timeout,
-        memory: None,
+        memory: Memory::Bytes(1 << 40),
+        samples: None,
     }
 }
 
@@ -205,10 +253,12 @@ async fn a_trial_that_crashes_hangs_or_says_nothing_blames_the_variant() {
         ("echo garbage; echo '{\"load_ms\": \"soon\"}'", LONG),
     ] {
         let error = trial(body, timeout).await.unwrap_err();
-        assert!(error.blames_the_variant(), "{body}: {error}");
+        assert_eq!(error.blame(), Blame::Work, "{body}: {error}");
     }
     // A missing ONNX Runtime is not the model's fault.
-    assert!(!trial("exit 69", LONG).await.unwrap_err().blames_the_variant());
+    for (body, blame) in [("exit 69", Blame::Circumstances), ("kill -KILL $$", Blame::Either)] {
+        assert_eq!(trial(body, LONG).await.unwrap_err().blame(), blame, "{body}");
+    }
 }
 
 #[tokio::test]
@@ -217,5 +267,45 @@ async fn a_trial_that_went_well_tells_its_times_whatever_else_is_printed() {
         echo '{"load_ms":1,"p50_us":2,"p99_us":3,"runs":20,"peak_memory_bytes":4,"engine":"cpu"}'
         echo bye"#;
     let report = trial(body, LONG).await.unwrap();
-    assert_eq!((report.p50_us, report.peak_memory_bytes), (2.0, Some(4)));
+    assert_eq!((report.p50_us, report.peak_memory_bytes), (Some(2.0), Some(4)));
+    assert_eq!((report.ran_on, report.why), (None, None));
+}
+
+#[tokio::test]
+async fn a_trial_tells_what_it_ran_on_and_that_it_ran_on_nothing() {
+    let line = |rest: &str| format!(r#"echo '{{"load_ms":1,"runs":0,{rest}}}'"#);
+    let body = line(r#""p50_us":null,"p99_us":null,"ran_on":null,"why":"none suits""#);
+    let report = trial(&body, LONG).await.unwrap();
+    assert_eq!((report.p99_us, report.ran_on, report.why), (None, None, Some("none suits".into())));
+    for ran_on in [
+        trial::RanOn::Samples,
+        trial::RanOn::MadeUp(crate::protocol::Example { first: 1, free: 32, integer: 0 }),
+    ] {
+        let told = serde_json::to_string(&ran_on).unwrap();
+        let report = trial(&line(&format!(r#""ran_on":{told}"#)), LONG).await.unwrap();
+        assert_eq!(report.ran_on, Some(ran_on), "{told}");
+    }
+}
+
+#[test]
+fn a_build_is_to_blame_for_what_comes_again() {
+    let said = String::new;
+    let signal = || "SIGSEGV".to_owned();
+    let limit = crate::units::ByteSize(1);
+    for (error, expected) in [
+        (ChildError::Failed { code: WORK_REFUSED, said: said() }, Blame::Work),
+        (ChildError::Crashed { signal: signal(), said: said() }, Blame::Work),
+        (ChildError::OutOfMemory { limit, said: said() }, Blame::Work),
+        (ChildError::TimedOut { limit: LONG, said: said() }, Blame::Work),
+        // A full disk, no runtime, an error of this program.
+        (ChildError::Failed { code: 74, said: said() }, Blame::Circumstances),
+        (ChildError::Failed { code: 69, said: said() }, Blame::Circumstances),
+        (ChildError::Failed { code: 70, said: said() }, Blame::Circumstances),
+        (ChildError::Output { problem: said() }, Blame::Circumstances),
+        (ChildError::Ended, Blame::Circumstances),
+        (ChildError::Killed { signal: signal(), said: said() }, Blame::Either),
+        (ChildError::Short { limit, said: said() }, Blame::Either),
+    ] {
+        assert_eq!(builder::blame(&error), expected, "{error}");
+    }
 }

@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::process::{Bounds, ChildError, Priority, Wish, run};
+use super::process::{Blame, Bounds, ChildError, Memory, Priority, Wish, run};
+use crate::protocol::Example;
 
 /// What to try, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,7 +19,18 @@ pub struct TrialJob {
     /// Timed runs.
     pub runs: usize,
     pub timeout: Duration,
-    pub memory: Option<u64>,
+    pub memory: Memory,
+    /// Real inputs, where there are any. Those that do not suit the model are made up for.
+    pub samples: Option<PathBuf>,
+}
+
+/// What a trial ran a model on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RanOn {
+    /// The first of the samples that it was given.
+    Samples,
+    MadeUp(Example),
 }
 
 /// What came of a trial: the child's own line.
@@ -26,9 +38,13 @@ pub struct TrialJob {
 pub struct TrialReport {
     /// Time to load, milliseconds.
     pub load_ms: f64,
-    /// Median and 99th percentile of warm runs, microseconds.
-    pub p50_us: f64,
-    pub p99_us: f64,
+    /// Median and 99th percentile of warm runs, microseconds; `None` where it is loaded and nothing was found
+    /// that it runs on.
+    pub p50_us: Option<f64>,
+    pub p99_us: Option<f64>,
+    pub ran_on: Option<RanOn>,
+    /// Why it did not run, or not on the samples.
+    pub why: Option<String>,
     /// Most memory that the child held, bytes, where the kernel tells.
     pub peak_memory_bytes: Option<u64>,
 }
@@ -39,21 +55,11 @@ pub struct TrialReport {
 pub struct TrialError(pub ChildError);
 
 impl TrialError {
-    /// Whether the variant is to blame, as opposed to this program, its host or a shutdown.
-    pub fn blames_the_variant(&self) -> bool {
-        match &self.0 {
-            ChildError::Start { .. } | ChildError::Ended => false,
-            ChildError::Failed { code, .. } => *code == MODEL_REFUSED,
-            ChildError::TimedOut { .. }
-            | ChildError::Crashed { .. }
-            | ChildError::OutOfMemory { .. }
-            | ChildError::Output { .. } => true,
-        }
+    /// Whom it speaks against.
+    pub fn blame(&self) -> Blame {
+        self.0.blame()
     }
 }
-
-/// Exit code of a trial whose model is to blame (`EX_DATAERR`).
-pub const MODEL_REFUSED: i32 = 65;
 
 /// Tries a variant with `program` (this one, outside of tests).
 ///
@@ -69,6 +75,9 @@ pub async fn attempt(
     arguments.extend(["--runtime".to_owned(), text(&job.runtime)]);
     arguments.extend(["--threads".to_owned(), job.threads.to_string()]);
     arguments.extend(["--runs".to_owned(), job.runs.to_string(), "--json".to_owned()]);
+    if let Some(samples) = &job.samples {
+        arguments.extend(["--inputs".to_owned(), text(samples), "--or-made-up".to_owned()]);
+    }
     let bounds = Bounds { timeout: job.timeout, memory: job.memory, priority: Priority::Normal };
     let mut report = None;
     let mut line = |line: &str| {

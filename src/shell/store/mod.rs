@@ -280,8 +280,7 @@ impl Store {
     /// The file with a model's samples, checked, and what they were drawn from.
     pub fn reservoir(&mut self, model: &str) -> Option<(PathBuf, Reservoir)> {
         let reservoir = self.models.get(model)?.reservoir?;
-        let dir = self.root.join(RESERVOIRS).join(model);
-        let path = dir.join(format!("{}.npz", reservoir.digest));
+        let path = self.reservoir_file(model)?;
         match self.disk.hash(&path) {
             Ok(found) if found == reservoir.digest => Some((path, reservoir)),
             Ok(_) => {
@@ -290,6 +289,13 @@ impl Store {
             }
             Err(_) => None,
         }
+    }
+
+    /// The file with a model's samples, whatever it holds by now: for readers that check what they find.
+    pub fn reservoir_file(&self, model: &str) -> Option<PathBuf> {
+        let reservoir = self.models.get(model)?.reservoir?;
+        let dir = self.root.join(RESERVOIRS).join(model);
+        Some(dir.join(format!("{}.npz", reservoir.digest)))
     }
 
     fn did<T>(
