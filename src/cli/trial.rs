@@ -110,7 +110,7 @@ impl Trial {
                 .code(Code::Data);
         }
         let sizes: BTreeMap<String, usize> = self.shapes.iter().cloned().collect();
-        calibration::synthetic(&specs, &sizes, 1, 0).code(Code::Data)
+        calibration::synthetic(model, &specs, &sizes, 1, 0).code(Code::Data)
     }
 }
 
