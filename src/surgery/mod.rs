@@ -6,6 +6,7 @@ mod cut;
 mod rectified;
 pub mod refit;
 pub mod repair;
+mod statistics;
 mod tell;
 
 pub use aim::scale_after;
