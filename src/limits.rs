@@ -165,8 +165,8 @@ pub const VALUE_SAMPLES: usize = 20;
 pub const ROWS_PER_FIT: usize = 8_192;
 pub const ROWS_PER_UNKNOWN: usize = 10;
 
-/// Samples below which a covariance is held against how far it differs from sample to sample. From here on the
-/// figures in the documentation were the same with and without.
+/// Samples below which a covariance is held against how far it differs from sample to sample. The figures in
+/// the documentation come from 128 and stand without it.
 pub const FEW_SAMPLES: usize = 32;
 
 /// Most bytes of such rows at a time.
