@@ -185,6 +185,10 @@ pub const VALUE_SAMPLES: usize = 20;
 pub const ROWS_PER_FIT: usize = 8_192;
 pub const ROWS_PER_UNKNOWN: usize = 10;
 
+/// Samples below which a covariance is held against how far it differs from sample to sample. The figures in
+/// the documentation come from 128 and stand without it.
+pub const FEW_SAMPLES: usize = 32;
+
 /// Most bytes of such rows at a time.
 pub const FIT_BYTES: usize = 512 << 20;
 
@@ -242,9 +246,13 @@ pub const TIMING_ROUNDS_MAX: usize = 400;
 /// Most rescorings of a group while its channels are ranked: wide groups lose several channels at a time.
 pub const SELECTION_STEPS: usize = 96;
 
-/// Most input columns of an operator that takes part in ranking: its covariance and the inverse hold the
-/// square of it in f64.
+/// Most input columns of an operator whose whole covariance takes part in ranking: it and its inverse hold the
+/// square of this in f64.
 pub const SELECTION_COLUMNS: usize = 4_800;
+
+/// Most blocks that the columns of a wider operator are ranked in: what it loses is overstated up to so many
+/// times, and beyond that says nothing.
+pub const SELECTION_BLOCKS: usize = 8;
 
 /// Seconds for which one variant of a part of a network is timed: a median over some hundred runs of the
 /// small parts, a dozen of the large ones.
@@ -513,8 +521,17 @@ pub const LAYER_PAIR_PASS: usize = 8;
 
 // ---- shell: spectra cache ----
 
-/// Most bytes of kept spectra. A spectrum takes 0.2 to 64 KiB: some ten thousand layers.
-pub const SPECTRA_CACHE_BYTES: u64 = 32 << 20;
+/// Most bytes of kept spectra and reports. A spectrum takes 0.2 to 64 KiB, the report of a layer's channels
+/// up to 60: some thousand layers.
+pub const SPECTRA_CACHE_BYTES: u64 = 64 << 20;
+
+/// Most bytes of the reports of one model's channels that are kept; those of further layers are made again.
+/// Not so many that one model puts out all others.
+pub const CHANNEL_REPORTS_BYTES: usize = 12 << 20;
+
+/// A kept result that was used within this time is not marked as used again: it would cost as much as reading
+/// it.
+pub const SPECTRA_CACHE_USED_SECS: u64 = 60;
 
 /// A temporary file of the cache older than this was left by a process that died.
 pub const SPECTRA_CACHE_STALE_SECS: u64 = 3600;

@@ -119,3 +119,29 @@ fn the_version_before_lends_what_has_hardly_changed() {
     let named = analysis(&moved, &[&more[..], &["--since", since.to_str().unwrap()]].concat());
     assert_eq!((count(&named, "computed"), count(&named, "lent")), (0, LAYERS));
 }
+
+#[test]
+fn reports_on_other_samples_and_other_thresholds_are_not_those_that_were_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/models");
+    let (model, samples) =
+        (models.join("digits_mobile.onnx"), models.join("digits_calibration.npz"));
+    let runtime = running::onnx_runtime().to_str().unwrap();
+    let graphs = |samples_used: &str, threshold: &str, cache: &[&str]| {
+        let file = samples.to_str().unwrap();
+        let more = ["--calibration", file, "--samples", samples_used, "--runtime", runtime];
+        let found = analysis(&model, &[&more[..], &["--threshold", threshold], cache].concat());
+        let layers = found["layers"].as_array().unwrap().iter();
+        layers.map(|layer| layer["graph"].clone()).collect::<Vec<Value>>()
+    };
+    let kept = ["--state-dir", dir.path().to_str().unwrap()];
+    let mut seen: Vec<Vec<Value>> = Vec::new();
+    for (samples, threshold) in [("10", "0.1"), ("15", "0.1"), ("10", "1.2")] {
+        let (found, fresh) =
+            (graphs(samples, threshold, &kept), graphs(samples, threshold, &["--no-cache"]));
+        assert_eq!(found, fresh, "{samples} samples, {threshold}");
+        assert!(found.iter().any(|graph| graph["by"] == "response"));
+        seen.push(found);
+    }
+    assert!(seen[0] != seen[1], "other samples say something else");
+}

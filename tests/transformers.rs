@@ -243,7 +243,7 @@ fn an_error_counts_as_the_next_normalisation_lets_it_through() {
         let groups = &subject.coupling.groups;
         let losses = scorer.watch(groups, &mut |_, _| {});
         let [group] = groups.as_slice() else { panic!("{form:?}: {:#?}", subject.coupling) };
-        let scored = scorer.score(group).unwrap().unwrap();
+        let scored = scorer.score(group).unwrap();
         assert_eq!(scored.selection.order, [0, 1], "{form:?}: {:?}", scored.selection);
         // Without both neurons the branch is gone: the loss of removing the block is of the same size, less
         // what a linear map of the tokens explains.

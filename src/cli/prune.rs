@@ -297,7 +297,8 @@ impl Prune {
         let Some(path) = &self.calibration else {
             let sizes: BTreeMap<String, usize> = self.shapes.iter().cloned().collect();
             let count = most.min(limits::SYNTHETIC_SAMPLES);
-            return calibration::synthetic(&specs, &sizes, count, self.seed).code(Code::Data);
+            return calibration::synthetic(model, &specs, &sizes, count, self.seed)
+                .code(Code::Data);
         };
         let source = if self.calibration_is_live {
             CalibrationSource::Live

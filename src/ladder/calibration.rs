@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use super::integers;
 use super::manifest::CalibrationSource;
 use crate::limits;
 use crate::onnx::proto::tensor_shape_proto::dimension;
 use crate::onnx::proto::{ValueInfoProto, type_proto};
-use crate::onnx::{DType, Graph, Model, Shapes, Tensor, ValueType, free_axis};
+use crate::onnx::{DType, Graph, Model, Shapes, Tensor, ValueType, free_axis, values};
 use crate::spectra::activations::Batch;
 
 /// Why given arrays are not samples of a model.
@@ -208,12 +209,13 @@ pub fn rows_of(array: &Tensor, rows: &[usize]) -> Tensor {
 }
 
 /// Makes samples up: low-pass noise of unit variance where the input is an image (its neighbours resemble
-/// each other, as in real ones), small integers for integer inputs. Free axes behind the first take
-/// `free`, or the size that is given for their symbol.
+/// each other, as in real ones); for integer inputs rows of the tables that they pick from, else ones. Free
+/// axes behind the first take [`limits::SYNTHETIC_FREE_AXIS`], or the size that is given for their symbol.
 ///
 /// # Errors
-/// Where an input is neither floating-point nor integer, or its sizes are absurd.
+/// Where an input of `model` (of which `specs` are the inputs) is text, or its sizes are absurd.
 pub fn synthetic(
+    model: &Model,
     specs: &[InputSpec],
     sizes: &BTreeMap<String, usize>,
     count: usize,
@@ -238,23 +240,33 @@ pub fn synthetic(
         if bytes.is_none_or(|bytes| bytes > limits::SYNTHETIC_BYTES) {
             return Err(CalibrationError::TooLarge { input: spec.name.clone(), shape });
         }
-        let array = match spec.dtype {
-            DType::F32 => Tensor::from_f32(&shape, &smooth_noise(&shape, &mut rng)),
-            DType::F16 | DType::F64 | DType::BF16 => {
-                let noise = smooth_noise(&shape, &mut rng);
-                let data = crate::onnx::values::float_bytes(spec.dtype, &noise).unwrap_or_default();
-                Tensor { dtype: spec.dtype, shape, data: data.into() }
-            }
-            DType::I64 => {
-                let total = shape.iter().product();
-                let values: Vec<i64> = (0..total).map(|_| rng.random_range(0..100)).collect();
-                Tensor::from_i64(&shape, &values)
-            }
-            _ => return Err(CalibrationError::Unsupported { input: spec.name.clone() }),
-        };
+        let array = made_up(model, spec, shape, &mut rng)
+            .ok_or_else(|| CalibrationError::Unsupported { input: spec.name.clone() })?;
         arrays.insert(spec.name.clone(), array);
     }
     from_arrays(specs, &arrays, count, CalibrationSource::Synthetic)
+}
+
+/// One input of all samples; `None` for text.
+fn made_up(
+    model: &Model,
+    spec: &InputSpec,
+    shape: Vec<usize>,
+    rng: &mut ChaCha8Rng,
+) -> Option<Tensor> {
+    let data = match spec.dtype {
+        DType::F32 | DType::F16 | DType::F64 | DType::BF16 => {
+            values::float_bytes(spec.dtype, &smooth_noise(&shape, rng))?
+        }
+        DType::String => return None,
+        dtype => {
+            let meaning = integers::meaning(model, spec);
+            let noise = |rng: &mut ChaCha8Rng| smooth_noise(&shape, rng);
+            let made = integers::values(meaning, dtype, shape.iter().product(), noise, rng);
+            values::integer_bytes(dtype, &made)?
+        }
+    };
+    Some(Tensor { dtype: spec.dtype, shape, data: data.into() })
 }
 
 /// Gaussian noise, smoothed along the last two axes where there are four, of unit variance.

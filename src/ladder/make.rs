@@ -114,12 +114,8 @@ impl Task<'_> {
         for (done, group) in groups.iter().enumerate() {
             on(Event::Progress { stage: "ranking channels", done, total: groups.len() });
             match scorer.score(group) {
-                Ok(Some(scored)) => {
+                Ok(scored) => {
                     known.scored.insert(group.id, scored);
-                }
-                Ok(None) => {
-                    let why = "no operator that reads it can be fitted".to_owned();
-                    declined.push(decline(group, why));
                 }
                 Err(error) => declined.push(decline(group, sentence(&error))),
             }

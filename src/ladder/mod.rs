@@ -5,6 +5,7 @@ pub mod allocate;
 mod bench;
 pub mod calibration;
 mod felt;
+mod integers;
 pub mod make;
 pub mod manifest;
 pub mod plan;

@@ -32,6 +32,43 @@ pub struct Scored {
     pub states: Vec<Option<State>>,
 }
 
+/// Why the channels of a group cannot be ranked.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Unranked {
+    #[error("no operator sums over it, so that nothing can make up for a loss")]
+    Unread,
+    #[error("what {reader:?} makes of it cannot be measured: {because}")]
+    Unmeasured { reader: String, because: Unmeasured },
+    #[error(transparent)]
+    Exec(#[from] ExecError),
+}
+
+/// Why nothing is known of what an operator makes of its input.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Unmeasured {
+    #[error("it is no sum over all of its inputs with constant weights")]
+    NotLinear,
+    #[error("its {columns} input columns are too many")]
+    TooWide { columns: usize },
+    #[error("it transposes its input")]
+    Transposed,
+    #[error("how it walks over its input is not known")]
+    Geometry,
+    #[error("its input and output are not known on the samples")]
+    NoValues,
+    #[error("its values on the samples are not finite")]
+    NotFinite,
+}
+
+/// A reader, or a block of its columns.
+#[derive(Debug, Clone)]
+struct Seen {
+    /// The first of its columns.
+    first: usize,
+    /// Without the columns that belong to a group.
+    reader: Reader,
+}
+
 /// The dense network, its operators by node, and what was seen of it on the calibration samples.
 pub struct Scorer<'a> {
     pub graph: &'a Graph<'a>,
@@ -44,8 +81,8 @@ pub struct Scorer<'a> {
     pub ranked: BTreeMap<NodeId, Ranked>,
     operators: BTreeMap<NodeId, Operator>,
     known: Activations<'a>,
-    /// Operators that read a group, without the columns that belong to it.
-    seen: BTreeMap<NodeId, Result<Option<Reader>, ExecError>>,
+    /// Operators that read a group.
+    seen: BTreeMap<NodeId, Result<Vec<Seen>, Unranked>>,
 }
 
 /// A place of the network where something is measured, in the order of its nodes.
@@ -84,8 +121,8 @@ impl<'a> Scorer<'a> {
             self.known.forget_before(self.graph.model(), *node);
             match stop {
                 Stop::Reader => {
-                    let reader = self.reader(*node);
-                    self.seen.insert(*node, reader);
+                    let seen = self.reader(*node);
+                    self.seen.insert(*node, seen);
                 }
                 Stop::Block(index) => {
                     losses[*index] = self.removal(&self.blocks[*index]).unwrap_or(f64::INFINITY);
@@ -99,24 +136,32 @@ impl<'a> Scorer<'a> {
         self.graph.model()
     }
 
-    /// Ranks the channels of a group that was watched. `None` where nothing is known of what its readers
-    /// make of it.
+    /// Ranks the channels of a group that was watched.
     ///
     /// # Errors
-    /// Where the runtime failed on a reader.
-    pub fn score(&self, group: &Group) -> Result<Option<Scored>, ExecError> {
+    /// Where a reader of the group is not known: its losses would count as none.
+    pub fn score(&self, group: &Group) -> Result<Scored, Unranked> {
         let mut readers = Vec::new();
+        let mut covariance = None;
         for consumer in &group.consumers {
-            let Some(seen) = self.seen.get(&consumer.node) else { continue };
-            if let Some(reader) = seen.as_ref().map_err(Clone::clone)? {
-                let columns = self.columns(consumer, group.width);
-                readers.push(Reader { columns, ..reader.clone() });
-            }
+            let unknown = || self.unmeasured(consumer.node, Unmeasured::NoValues);
+            let seen = self.seen.get(&consumer.node).ok_or_else(unknown)?;
+            let columns = self.columns(consumer, group.width);
+            let blocks = seen.as_ref().map_err(Clone::clone)?.iter().map(|seen| {
+                let within = seen.first..seen.first + seen.reader.covariance.ncols();
+                let own = |all: &Vec<usize>| {
+                    let own = all.iter().filter(|column| within.contains(*column));
+                    own.map(|column| column - seen.first).collect()
+                };
+                Reader { columns: columns.iter().map(own).collect(), ..seen.reader.clone() }
+            });
+            let blocks: Vec<Reader> = blocks.collect();
+            covariance.get_or_insert_with(|| channel_covariance(&blocks, group.width));
+            readers.extend(blocks);
         }
         if readers.is_empty() {
-            return Ok(None);
+            return Err(Unranked::Unread);
         }
-        let covariance = readers.first().map(|reader| channel_covariance(reader, group.width));
         let states = self.states(group);
         let at_once = (group.width / limits::SELECTION_STEPS).max(1);
         let selection = match self.method {
@@ -140,7 +185,7 @@ impl<'a> Scorer<'a> {
                 along(&order, readers)
             }
         };
-        Ok(Some(Scored { selection, covariance, states }))
+        Ok(Scored { selection, covariance, states })
     }
 
     /// Loss of removing a residual block: the variance that its branch adds and that no linear map of the
@@ -212,51 +257,105 @@ impl<'a> Scorer<'a> {
         (0..width).map(|channel| fed(channel).flat_map(columns).collect()).collect()
     }
 
-    /// What an operator makes of its inputs; `None` where it cannot be fitted.
-    fn reader(&mut self, node: NodeId) -> Result<Option<Reader>, ExecError> {
-        let Some(operator) = self.operators.get(&node).cloned() else { return Ok(None) };
+    fn unmeasured(&self, node: NodeId, because: Unmeasured) -> Unranked {
+        Unranked::Unmeasured { reader: self.graph.label(node), because }
+    }
+
+    /// What an operator makes of its inputs: all of its columns at once, or in blocks where they are many.
+    fn reader(&mut self, node: NodeId) -> Result<Vec<Seen>, Unranked> {
+        let refuse = |because| Unranked::Unmeasured { reader: self.graph.label(node), because };
+        let found = self.operators.get(&node).filter(|operator| operator.group() == 1).cloned();
+        let operator = found.ok_or_else(|| refuse(Unmeasured::NotLinear))?;
+        let attrs = self.graph.attrs(node);
         let columns = operator.row_len();
-        if operator.group() > 1 || columns > limits::SELECTION_COLUMNS {
-            return Ok(None);
+        let block = block(columns, operator.taps());
+        if attrs.int("transA").unwrap_or(0) != 0 {
+            return Err(refuse(Unmeasured::Transposed));
         }
-        let Some(geometry) = Geometry::of(self.graph, &operator) else { return Ok(None) };
+        if columns.div_ceil(block) > limits::SELECTION_BLOCKS {
+            return Err(refuse(Unmeasured::TooWide { columns }));
+        }
+        let geometry = Geometry::of(self.graph, &operator);
+        let geometry = geometry.ok_or_else(|| refuse(Unmeasured::Geometry))?;
         let sink = self.sink(&operator);
         let model = self.model();
         self.known.fetch(model, &[&operator.input, &operator.output, &sink])?;
-        let values = (self.known.get(&operator.input), self.known.get(&operator.output));
-        let (Some(x), Some(y)) = values else { return Ok(None) };
-        let limit = rows_wanted(columns);
-        let Some(rows) = sample(&geometry, x, y, 0, limit, self.seed ^ node as u64) else {
-            return Ok(None);
-        };
-        let Some(moments) = Moments::of(&rows, |s| !is_held_out(s)) else { return Ok(None) };
+        let unknown = || self.unmeasured(node, Unmeasured::NoValues);
+        let values = self.known.get(&operator.input).zip(self.known.get(&operator.output));
+        let (x, y) = values.ok_or_else(unknown)?;
+        let rows = sample(&geometry, x, y, 0, rows_wanted(columns), self.seed ^ node as u64);
+        let rows = rows.ok_or_else(|| self.unmeasured(node, Unmeasured::Geometry))?;
+        let Ok(matrix) = operator.matrix(self.graph) else { return Err(unknown()) };
+        let parts = (0..columns).step_by(block).map(|first| {
+            let rows = match block < columns {
+                true => &rows.of_columns(first..columns.min(first + block)),
+                false => &rows,
+            };
+            Some((first, Moments::of(rows, |s| !is_held_out(s))?))
+        });
+        let parts: Option<Vec<(usize, Moments)>> = parts.collect();
+        let parts = parts.ok_or_else(unknown)?;
+        // They are large, and only low rank asks for them again.
+        let rows = self.in_two.contains_key(&node).then_some(rows);
+        let yy = parts.first().map_or(&[][..], |(_, moments)| &moments.yy);
+        let (norm, scale) = self.heard(&operator, &sink, yy)?;
+        // A Gemm may scale its product.
+        let factor = f64::from(attrs.float("alpha").unwrap_or(1.0));
+        let finite = |moments: &Moments| moments.mean_x.iter().all(|mean| mean.is_finite());
+        if !scale.is_finite() || !parts.iter().all(|(_, moments)| finite(moments)) {
+            return Err(self.unmeasured(node, Unmeasured::NotFinite));
+        }
+        if let (Some(rows), Some(most)) = (&rows, self.in_two.get(&node)) {
+            let weight = Mat::from_fn(matrix.rows, matrix.cols, |i, j| {
+                f64::from(matrix.data[i * matrix.cols + j]) * norm[i]
+            });
+            let of = (self.graph, &operator);
+            let ranked = Ranked::of(of, &weight, &norm, rows, scale, *most);
+            self.ranked.extend(ranked.map(|ranked| (node, ranked)));
+        }
+        let count = parts.len() as f64;
+        let seen = parts.into_iter().map(|(first, moments)| {
+            let weight = Mat::from_fn(matrix.rows, moments.mean_x.len(), |i, j| {
+                f64::from(matrix.data[i * matrix.cols + first + j]) * norm[i] * factor
+            });
+            // Each block makes up for its own losses alone, and ‖Σ e_b‖² ≤ count · Σ ‖e_b‖².
+            let reader = Reader {
+                weight,
+                covariance: moments.shrunk(),
+                columns: Vec::new(),
+                scale: scale / count,
+            };
+            Seen { first, reader }
+        });
+        Ok(seen.collect())
+    }
+
+    /// By what each output of an operator is multiplied on its way to where errors count, and the variance
+    /// there; `yy` are the outputs' variances.
+    fn heard(
+        &mut self,
+        operator: &Operator,
+        sink: &str,
+        yy: &[f64],
+    ) -> Result<(Vec<f64>, f64), ExecError> {
         // Errors count as they are after the normalisation that follows, where the sum is taken.
-        let norm = scale_after(self.graph, &operator);
+        let norm = scale_after(self.graph, operator);
         let mut norm: Vec<f64> = norm.map_or_else(
             || vec![1.0; operator.outputs],
             |scales| scales.into_iter().map(f64::from).collect(),
         );
         let features_last = operator.kernel.is_empty();
-        let mut scale: f64 = match self.known.get(&sink) {
+        let mut scale: f64 = match self.known.get(sink) {
             Some(tensors) if sink != operator.output => {
                 variances(tensors, operator.outputs, features_last).iter().sum()
             }
-            _ => moments.yy.iter().zip(&norm).map(|(v, s)| v * s * s).sum(),
+            _ => yy.iter().zip(&norm).map(|(v, s)| v * s * s).sum(),
         };
-        if let Some(felt) = self.felt(&sink, node)? {
+        if let Some(felt) = self.felt(sink, operator.node)? {
             norm.iter_mut().zip(&felt.weights).for_each(|(norm, weight)| *norm *= weight);
             scale = felt.scale;
         }
-        let Ok(matrix) = operator.matrix(self.graph) else { return Ok(None) };
-        let weight = Mat::from_fn(matrix.rows, matrix.cols, |i, j| {
-            f64::from(matrix.data[i * matrix.cols + j]) * norm[i]
-        });
-        if let Some(most) = self.in_two.get(&node) {
-            let of = (self.graph, &operator);
-            let ranked = Ranked::of(of, &weight, &norm, &rows, scale, *most);
-            self.ranked.extend(ranked.map(|ranked| (node, ranked)));
-        }
-        Ok(Some(Reader { weight, covariance: moments.xx, columns: Vec::new(), scale }))
+        Ok((norm, scale))
     }
 
     /// Norm of the weights that produce each channel.
@@ -340,11 +439,46 @@ pub fn response_distance(covariance: &Mat<f64>, i: usize, j: usize) -> f64 {
     }
 }
 
-/// Covariance of whole channels: the mean over the places where a channel feeds its reader.
-fn channel_covariance(reader: &Reader, width: usize) -> Mat<f64> {
+/// Columns that are ranked at a time, whole channels of `taps` columns: all where they are few enough, else
+/// equal blocks which together hold no more than the widest that is ranked whole.
+fn block(columns: usize, taps: usize) -> usize {
+    let most = limits::SELECTION_COLUMNS;
+    if columns <= most {
+        return columns;
+    }
+    let count = columns.div_ceil((most * most / columns).max(1));
+    columns.div_ceil(count).next_multiple_of(taps.max(1))
+}
+
+/// Covariance of whole channels: the mean over the places where a channel feeds its reader, which may stand in
+/// blocks. Channels that share no block count as if they had nothing in common.
+fn channel_covariance(blocks: &[Reader], width: usize) -> Mat<f64> {
+    let places = |i: usize| blocks.iter().map(|block| block.columns[i].len()).sum::<usize>();
     Mat::from_fn(width, width, |i, j| {
-        let pairs = reader.columns[i].iter().zip(&reader.columns[j]);
-        let sum: f64 = pairs.map(|(a, b)| reader.covariance[(*a, *b)]).sum();
-        sum / reader.columns[i].len().max(1) as f64
+        let pairs = blocks.iter().flat_map(|block| {
+            let pairs = block.columns[i].iter().zip(&block.columns[j]);
+            pairs.map(|(a, b)| block.covariance[(*a, *b)])
+        });
+        pairs.sum::<f64>() / places(i).max(1) as f64
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_of_a_wide_operator_hold_no_more_than_the_widest_whole_one() {
+        let most = limits::SELECTION_COLUMNS;
+        assert_eq!(block(most, 9), most);
+        for (columns, taps) in [(most + 9, 9), (9_216, 9), (5_000, 1), (12_544, 49), (1 << 20, 1)] {
+            let size = block(columns, taps);
+            let count = columns.div_ceil(size);
+            assert!(size.is_multiple_of(taps) && count > 1, "{columns}: {count} of {size}");
+            let slack = taps * columns;
+            assert!(count * size * size <= most * most + 2 * slack, "{columns}: {count} of {size}");
+        }
+        assert!(9_216usize.div_ceil(block(9_216, 9)) <= limits::SELECTION_BLOCKS);
+        assert!((1usize << 20).div_ceil(block(1 << 20, 1)) > limits::SELECTION_BLOCKS);
+    }
 }

@@ -1,6 +1,7 @@
 //! A read-only view of a model's main graph: who writes and who reads each value, attributes with their
 //! defaults, and constants wherever they stand (initializers or Constant nodes).
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
@@ -9,6 +10,7 @@ use super::check::label;
 use super::proto::{AttributeProto, GraphProto, NodeProto, TensorProto};
 use super::walk::subgraphs;
 use super::{DType, Model, OnnxError, values};
+use crate::units::Digest;
 
 /// Position of a node in the graph's topological order.
 pub type NodeId = usize;
@@ -40,6 +42,8 @@ pub struct Graph<'m> {
     producers: BTreeMap<&'m str, NodeId>,
     uses: BTreeMap<&'m str, Vec<Use>>,
     weights: BTreeMap<&'m str, Weight<'m>>,
+    /// Digests that were taken, by the place of the tensor's message: hashing goes over every byte of a weight.
+    digests: RefCell<BTreeMap<*const TensorProto, Digest>>,
 }
 
 impl<'m> Graph<'m> {
@@ -51,6 +55,7 @@ impl<'m> Graph<'m> {
             producers: BTreeMap::new(),
             uses: BTreeMap::new(),
             weights: BTreeMap::new(),
+            digests: RefCell::default(),
         };
         // From IR version 4 on, an initializer that is also an input can be replaced by the caller: it is
         // no constant. Before, every initializer had to be listed as an input.
@@ -164,6 +169,32 @@ impl<'m> Graph<'m> {
     /// Where its data is missing or of a wrong size.
     pub fn weight_bytes(&self, value: &str) -> Result<Option<Bytes>, OnnxError> {
         self.weight(value).map(|weight| self.model.tensor_bytes(weight.tensor)).transpose()
+    }
+
+    /// BLAKE3 of the elements of a constant, taken once; `None` where `value` is no constant.
+    ///
+    /// # Errors
+    /// As [`Graph::weight_bytes`].
+    pub fn weight_digest(&self, value: &str) -> Result<Option<Digest>, OnnxError> {
+        self.weight(value).map(|weight| self.digest_of(weight.tensor)).transpose()
+    }
+
+    /// [`Model::digest`], from the digests of the constants that were taken already.
+    ///
+    /// # Errors
+    /// As [`Model::digest`].
+    pub fn model_digest(&self) -> Result<Digest, OnnxError> {
+        self.model.digest_by(&mut |tensor| self.digest_of(tensor))
+    }
+
+    fn digest_of(&self, tensor: &'m TensorProto) -> Result<Digest, OnnxError> {
+        let place = std::ptr::from_ref(tensor);
+        if let Some(digest) = self.digests.borrow().get(&place) {
+            return Ok(*digest);
+        }
+        let digest = Digest::of(&self.model.tensor_bytes(tensor)?);
+        self.digests.borrow_mut().insert(place, digest);
+        Ok(digest)
     }
 
     /// A floating-point constant as `f32`; `None` where `value` is not one.

@@ -215,20 +215,56 @@ impl Model {
         problem.map_or(Ok(()), Err)
     }
 
-    /// A digest of the message and of all attached external data.
+    /// A digest of the message and of the elements of all tensors, wherever they stand.
     ///
     /// # Errors
-    /// Where the message exceeds protobuf's 2 GiB.
+    /// Where external data is missing or the message exceeds protobuf's 2 GiB.
     pub fn digest(&self) -> Result<Digest, OnnxError> {
-        let mut hasher = blake3::Hasher::new();
-        for chunk in chunks(&self.proto)? {
+        self.digest_by(&mut |tensor| Ok(Digest::of(&self.tensor_bytes(tensor)?)))
+    }
+
+    /// The digest from those of the large tensors' elements, which `of` gives: BLAKE3 of the message without
+    /// them, followed by theirs in the order of the message.
+    pub(super) fn digest_by<'m>(
+        &'m self,
+        of: &mut dyn FnMut(&'m TensorProto) -> Result<Digest, OnnxError>,
+    ) -> Result<Digest, OnnxError> {
+        let mut elements: Result<Vec<Digest>, OnnxError> = Ok(Vec::new());
+        visit_tensors(&self.proto, &mut |tensor| {
+            if is_large(tensor)
+                && let Ok(found) = &mut elements
+            {
+                match of(tensor) {
+                    Ok(digest) => found.push(digest),
+                    Err(error) => elements = Err(error),
+                }
+            }
+        });
+        let mut proto = self.proto.clone();
+        visit_tensors_mut(&mut proto, &mut |tensor| {
+            if is_large(tensor) {
+                tensor.raw_data = None;
+            }
+        });
+        let mut hasher = blake3::Hasher::new_derive_key("blochd model");
+        let chunks = chunks(&proto)?;
+        let length: usize = chunks.iter().map(Bytes::len).sum();
+        hasher.update(&(length as u64).to_le_bytes());
+        for chunk in chunks {
             hasher.update(&chunk);
         }
-        for (location, contents) in &self.external {
-            hasher.update(location.as_bytes()).update(contents);
+        for digest in elements? {
+            hasher.update(digest.as_bytes());
         }
         Ok(Digest::from_bytes(*hasher.finalize().as_bytes()))
     }
+}
+
+/// Whether the elements of a tensor are hashed apart from the message: those outside of it, and those that are
+/// more than their digest.
+fn is_large(tensor: &TensorProto) -> bool {
+    tensor.data_location == Some(DataLocation::EXTERNAL)
+        || tensor.raw_data.as_ref().is_some_and(|raw| raw.len() >= limits::SHARED_BYTES)
 }
 
 /// A new tensor with raw data, named `name`. `dims.product() * dtype.size()` bytes.

@@ -21,6 +21,9 @@ pub struct Patch {
     pub remove_attributes: BTreeMap<NodeId, BTreeSet<String>>,
     /// New sources of single node inputs: (node, input number) → value name. Inputs may be appended.
     pub inputs: BTreeMap<(NodeId, usize), String>,
+    /// New names of single node outputs: (node, output number) → value name. The old name is free for a new
+    /// node.
+    pub outputs: BTreeMap<(NodeId, usize), String>,
     /// Values that are read elsewhere instead: every use of the key, graph outputs included, reads the
     /// value. The nodes that only served the key die.
     pub replace: BTreeMap<String, String>,
@@ -39,6 +42,7 @@ impl Patch {
             && self.attributes.is_empty()
             && self.remove_attributes.is_empty()
             && self.inputs.is_empty()
+            && self.outputs.is_empty()
             && self.replace.is_empty()
             && self.nodes.is_empty()
             && self.insert.is_empty()
@@ -79,6 +83,11 @@ impl Patch {
                 inputs.resize(*input + 1, String::new());
             }
             inputs[*input].clone_from(value);
+        }
+        for ((node, output), value) in &self.outputs {
+            let slot = node_mut(graph, *node)?.output.get_mut(*output);
+            let absent = || OnnxError::Edit(format!("node {node} has no output {output}"));
+            slot.ok_or_else(absent)?.clone_from(value);
         }
         self.redirect(graph)?;
         // From the back, so that earlier positions stay valid.

@@ -37,6 +37,12 @@ pub fn integers(dtype: DType, bytes: &[u8]) -> Option<Vec<i64>> {
         DType::U32 => {
             Some(bytes.as_chunks::<4>().0.iter().map(|b| u32::from_le_bytes(*b).into()).collect())
         }
+        DType::I16 => {
+            Some(bytes.as_chunks::<2>().0.iter().map(|b| i16::from_le_bytes(*b).into()).collect())
+        }
+        DType::U16 => {
+            Some(bytes.as_chunks::<2>().0.iter().map(|b| u16::from_le_bytes(*b).into()).collect())
+        }
         DType::I8 => Some(bytes.iter().map(|b| i64::from(*b as i8)).collect()),
         DType::U8 | DType::Bool => Some(bytes.iter().map(|b| i64::from(*b)).collect()),
         _ => None,
@@ -53,4 +59,18 @@ pub fn float_bytes(dtype: DType, values: &[f32]) -> Option<Vec<u8>> {
         DType::BF16 => Some(values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect()),
         _ => None,
     }
+}
+
+/// Elements of integer type `dtype` for `values`; `None` for other types. Of values beyond the range of the
+/// type the low bits stay; for booleans all but 0 is true.
+pub fn integer_bytes(dtype: DType, values: &[i64]) -> Option<Vec<u8>> {
+    let size = match dtype {
+        DType::Bool => return Some(values.iter().map(|v| u8::from(*v != 0)).collect()),
+        DType::I8 | DType::U8 => 1,
+        DType::I16 | DType::U16 => 2,
+        DType::I32 | DType::U32 => 4,
+        DType::I64 | DType::U64 => 8,
+        _ => return None,
+    };
+    Some(values.iter().flat_map(|v| v.to_le_bytes().into_iter().take(size)).collect())
 }

@@ -9,6 +9,7 @@ use super::graph::{
     Certificate, Edge, Extent, Metric, RedundancyGraph, StatesFrom, channel_states, response_graph,
     spectral_graph,
 };
+use super::kept::{self, Kept};
 use super::layer_pairs::{Identical, LayerPair};
 use super::lineage::{Known, Origin};
 use super::{Cluster, lineage, pairs, response_value};
@@ -164,7 +165,7 @@ fn is_zero(value: &f64) -> bool {
 }
 
 /// The graph over a layer's channels.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct ChannelReport {
     pub by: Metric,
     /// The value whose activations were measured.
@@ -225,10 +226,12 @@ pub fn analyze(
         Some(calibrated) => responses(&graph, &found, calibrated, progress)?,
         None => BTreeMap::new(),
     };
+    let mut kept = Kept::open(&found, options, calibrated.is_some(), store);
     for (done, (layer, report)) in found.iter().zip(&mut reports).enumerate() {
         progress(Progress { stage: "graphs", done, total: found.len(), at: &layer.name });
-        report.graph = channel_report(&graph, &found, layer, &responses, options);
+        report.graph = channel_report(&graph, &found, layer, &responses, options, &mut kept)?;
     }
+    kept.close(store);
     let (mut near, pairs_left_out) = pairs::nearest(&found, &reports);
     if let Some(calibrated) = calibrated {
         pairs::compare(&graph, &found, &mut near, calibrated, progress)?;
@@ -240,7 +243,7 @@ pub fn analyze(
     Ok(Analysis {
         format: FORMAT,
         algorithm: crate::spectra::ALGORITHM,
-        model: model.digest()?,
+        model: graph.model_digest()?,
         augment: match options.augment {
             Augment::Affine => "affine",
             Augment::None => "none",
@@ -329,35 +332,61 @@ fn responses(
     Ok(measure(calibrated.engine, model, calibrated.batches, &probes, &mut done)?)
 }
 
+/// The report of a layer's channels, as it was kept or made afresh.
 fn channel_report(
     graph: &Graph,
     found: &[Layer],
     layer: &Layer,
     responses: &BTreeMap<String, Response>,
     options: &Options,
-) -> Option<ChannelReport> {
-    let operator = layer.operator()?;
+    kept: &mut Kept,
+) -> Result<Option<ChannelReport>, OnnxError> {
+    let Some(operator) = layer.operator() else { return Ok(None) };
     let value = response_value(graph, operator);
+    let (reader, response) = (only_reader(graph, found, &value), responses.get(&value));
+    let key = kept::key(graph, operator, reader, response, options)?;
+    let report = match kept.find(&key) {
+        Some(report) => Some(report),
+        None => {
+            let made = fresh_report(graph, operator, reader, response, options);
+            made.iter().for_each(|report| kept.keep(key, report));
+            made
+        }
+    };
+    Ok(report.map(|report| {
+        let value = (report.by == Metric::Response).then_some(value);
+        ChannelReport { value, ..report }
+    }))
+}
+
+/// The report but for the name of the value that was measured. Whatever decides it goes into [`kept::key`].
+fn fresh_report(
+    graph: &Graph,
+    operator: &Operator,
+    reader: Option<&Operator>,
+    response: Option<&Response>,
+    options: &Options,
+) -> Option<ChannelReport> {
     let extent = Extent { reach: limits::REPORT_REACH, edges: limits::REPORT_EDGES };
     let wide = operator.outputs > limits::RESPONSE_CHANNELS;
-    let states = match channel_states(graph, operator, only_reader(graph, found, &value)) {
+    let states = match channel_states(graph, operator, reader) {
         Ok(states) if !wide => states,
         _ => None,
     };
     let from = states.as_ref().map(|found| found.from);
     let states = states.as_ref().map(|found| found.states.as_slice());
-    let made: RedundancyGraph = match (responses.get(&value), states) {
+    let made: RedundancyGraph = match (response, states) {
         (Some(response), states) => response_graph(response, states, options.threshold, extent),
         (None, Some(states)) => spectral_graph(states, options.threshold, extent),
         (None, None) => return None,
     };
     Some(ChannelReport {
         by: made.by,
-        value: (made.by == Metric::Response).then(|| value.clone()),
+        value: None,
         states: from,
         redundancy: made.certificates.len() as f64 / made.nodes.max(1) as f64,
         nearest: made.nearest,
-        directions: responses.get(&value).and_then(|response| directions(&response.fit)),
+        directions: response.and_then(|response| directions(&response.fit)),
         clusters: made.clusters,
         certificates: made.certificates,
         edges: made.edges,

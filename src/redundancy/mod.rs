@@ -6,6 +6,7 @@
 mod analysis;
 mod cover;
 mod graph;
+mod kept;
 mod layer_pairs;
 mod lineage;
 mod pairs;

@@ -53,7 +53,8 @@ pub struct Reader {
     pub weight: Mat<f64>,
     /// Covariance of its input columns.
     pub covariance: Mat<f64>,
-    /// For each channel of the group the columns that it feeds.
+    /// For each channel of the group the columns that it feeds; none where a block of columns is a reader of
+    /// its own and the channel feeds others.
     pub columns: Vec<Vec<usize>>,
     /// What an error of this reader's output is divided by: the variance of the value it adds to.
     pub scale: f64,
@@ -182,6 +183,9 @@ impl Downdated {
     /// tr(W_Q · ([H⁻¹]_QQ)⁻¹ · W_Qᵀ) / scale for the columns Q of `channel`.
     fn score(&self, channel: usize) -> f64 {
         let columns = &self.columns[channel];
+        if columns.is_empty() {
+            return 0.0;
+        }
         if let [column] = columns[..] {
             let energy: f64 = self.weight.col(column).iter().map(|weight| weight * weight).sum();
             return energy / self.inverse[(column, column)] / self.scale;
@@ -207,6 +211,9 @@ impl Downdated {
         let taken: Vec<Vec<usize>> =
             channels.iter().map(|channel| std::mem::take(&mut self.columns[*channel])).collect();
         let columns = taken.concat();
+        if columns.is_empty() {
+            return vec![0.0; channels.len()];
+        }
         let Some((factor, solved)) = self.factored(&columns) else {
             return vec![0.0; channels.len()];
         };
@@ -383,5 +390,47 @@ mod tests {
             8,
             "an unusable reader must not stop the ranking"
         );
+    }
+
+    #[test]
+    fn blocks_of_columns_never_understate_what_a_wide_reader_loses() {
+        // Channels of two columns each that hang together across the blocks.
+        let rows: Vec<Vec<f64>> = (0..400)
+            .map(|i| {
+                let own: Vec<f64> = (0..6).map(|j| noise(i, j)).collect();
+                (0..12)
+                    .map(|j| own[j % 6] + 0.5 * own[(j + 1) % 6] + 0.7 * noise(i, j + 50))
+                    .collect()
+            })
+            .collect();
+        let columns: Vec<Vec<usize>> = (0..6).map(|c| vec![2 * c, 2 * c + 1]).collect();
+        let whole = reader(columns.clone(), &rows, 5);
+        for count in [2usize, 3] {
+            let size = 12 / count;
+            let blocks: Vec<Reader> = (0..count)
+                .map(|block| {
+                    let first = block * size;
+                    let own = |all: &Vec<usize>| {
+                        let own = all.iter().filter(|c| (first..first + size).contains(*c));
+                        own.map(|column| column - first).collect()
+                    };
+                    Reader {
+                        weight: whole.weight.subcols(first, size).to_owned(),
+                        covariance: whole.covariance.submatrix(first, first, size, size).to_owned(),
+                        columns: columns.iter().map(own).collect(),
+                        scale: whole.scale / count as f64,
+                    }
+                })
+                .collect();
+            for seed in 0..20 {
+                let order = by_chance(6, seed);
+                let (all, parts) =
+                    (along(&order, vec![whole.clone()]), along(&order, blocks.clone()));
+                for (exact, bound) in all.loss.iter().zip(&parts.loss) {
+                    assert!(*bound >= exact * (1.0 - 1e-9), "{count} blocks: {exact} {bound}");
+                }
+            }
+            assert_eq!(obs(6, blocks, 2).order.len(), 6);
+        }
     }
 }

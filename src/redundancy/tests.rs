@@ -169,6 +169,7 @@ const OPTIONS: Options = Options { augment: Augment::Affine, threshold: 0.1 };
 #[derive(Default)]
 struct Memory {
     kept: BTreeMap<Digest, Spectrum>,
+    bytes: BTreeMap<Digest, Vec<u8>>,
     /// After so many entries the run is cut off.
     room: Option<usize>,
 }
@@ -182,6 +183,14 @@ impl Store for Memory {
         if self.room.is_none_or(|room| self.kept.len() < room) {
             self.kept.insert(*key, spectrum.clone());
         }
+    }
+
+    fn get_bytes(&mut self, key: &Digest) -> Option<Vec<u8>> {
+        self.bytes.get(key).cloned()
+    }
+
+    fn put_bytes(&mut self, key: &Digest, bytes: &[u8]) {
+        self.bytes.insert(*key, bytes.to_vec());
     }
 }
 
@@ -204,6 +213,99 @@ fn a_second_run_reuses_every_spectrum_and_reports_the_same() {
     let text = |analysis: &Analysis| serde_json::to_string(analysis).unwrap();
     assert_eq!(text(&first), text(&second));
     assert_eq!(report::html("m", &first), report::html("m", &second));
+}
+
+/// All that a report says of the channels, as text.
+fn channels(analysis: &Analysis) -> String {
+    let graphs: Vec<_> = analysis.layers.iter().map(|layer| &layer.graph).collect();
+    serde_json::to_string(&graphs).unwrap()
+}
+
+fn run_at(model: &Model, threshold: f64, store: &mut dyn Store) -> Analysis {
+    let options = Options { threshold, ..OPTIONS };
+    analyze(model, &options, store, &Beside::default(), &mut |_| {}).unwrap()
+}
+
+/// The model with one weight of one operator moved.
+fn moved(model: &Model, which: usize) -> Model {
+    let graph = crate::onnx::Graph::new(model);
+    let weight = crate::onnx::operators(&graph)[which].weight.clone();
+    let mut values = graph.floats(&weight).unwrap();
+    values.iter_mut().enumerate().for_each(|(i, value)| *value += noise(i, 3) as f32);
+    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let mut patch = crate::onnx::Patch::default();
+    let dims = graph.weight_dims(&weight).unwrap();
+    patch.constants.insert(weight.clone(), tensor(&weight, DType::F32, &dims, bytes));
+    patch.apply(model).unwrap()
+}
+
+#[test]
+fn kept_reports_of_channels_are_those_that_a_fresh_run_makes() {
+    for name in ["residual", "vgg_chain", "conv_transpose", "grouped_conv", "option_a"] {
+        let model = fixture(name);
+        let mut store = Memory::default();
+        let first = channels(&run(&model, &mut store));
+        let kept = store.bytes.clone();
+        assert_eq!(channels(&run(&model, &mut store)), first, "{name}");
+        assert_eq!(store.bytes, kept, "{name}: nothing new was made");
+        // A version with one other weight, back, and at another threshold.
+        let next = moved(&model, 1);
+        let fresh = channels(&run(&next, &mut NoStore));
+        assert_eq!(channels(&run(&next, &mut store)), fresh, "{name}");
+        assert_eq!(channels(&run(&model, &mut store)), first, "{name}");
+        let wider = channels(&run_at(&model, 0.4, &mut NoStore));
+        assert_eq!(channels(&run_at(&model, 0.4, &mut store)), wider, "{name}");
+    }
+}
+
+#[test]
+fn a_report_is_found_by_all_that_it_is_made_from() {
+    let model = fixture("residual");
+    let graph = crate::onnx::Graph::new(&model);
+    let operators = crate::onnx::operators(&graph);
+    let (a, b) = (&operators[0], &operators[1]);
+    let rows = |by: f64| -> Vec<Vec<f64>> {
+        (0..20).map(|i| (0..4).map(|j| by * noise(i, j)).collect()).collect()
+    };
+    let (one, other) = (response(&rows(1.0)), response(&rows(1.001)));
+    let key = |operator, reader, response: Option<&Response>, threshold| {
+        let options = Options { threshold, ..OPTIONS };
+        kept::key(&graph, operator, reader, response, &options).unwrap()
+    };
+    let all = [
+        key(a, None, None, 0.1),
+        key(b, None, None, 0.1),
+        key(a, Some(b), None, 0.1),
+        key(a, None, Some(&one), 0.1),
+        key(a, None, Some(&other), 0.1),
+        key(a, None, None, 0.2),
+    ];
+    let distinct: std::collections::BTreeSet<Digest> = all.into_iter().collect();
+    assert_eq!(distinct.len(), all.len());
+    assert_eq!(key(a, None, Some(&response(&rows(1.0))), 0.1), all[3]);
+    let other = moved(&model, 0);
+    let other = crate::onnx::Graph::new(&other);
+    assert_ne!(kept::key(&other, a, None, None, &OPTIONS).unwrap(), all[0]);
+}
+
+#[test]
+fn a_model_has_one_digest_whether_its_weights_were_hashed_before_or_not() {
+    for name in ["residual", "constants_hardswish", "if_node", "f16_throughout"] {
+        let model = fixture(name);
+        let whole = model.digest().unwrap();
+        let graph = crate::onnx::Graph::new(&model);
+        for (weight, _) in graph.weights() {
+            let bytes = graph.weight_bytes(weight).unwrap().unwrap();
+            assert_eq!(graph.weight_digest(weight).unwrap(), Some(Digest::of(&bytes)), "{name}");
+        }
+        assert_eq!(graph.model_digest().unwrap(), whole, "{name}");
+        if name != "f16_throughout" {
+            assert_ne!(moved(&model, 0).digest().unwrap(), whole, "{name}");
+        }
+        let mut proto = model.proto().clone();
+        proto.graph.get_or_insert_default().name = Some("another".to_owned());
+        assert_ne!(Model::from_proto(proto).unwrap().digest().unwrap(), whole, "{name}");
+    }
 }
 
 #[test]

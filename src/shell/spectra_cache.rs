@@ -1,7 +1,7 @@
-//! Finished spectra between runs: one file a key under `<state>/spectra/`, shared by all versions and models.
-//! The key is the content (see `spectra::KeyBuilder`), so there is nothing to invalidate; the least recently
-//! used go first when the bound is reached. Every file carries its own hash: what is torn, of another layout or
-//! not what its name says is as good as absent and will be written again.
+//! Finished spectra and reports of channels between runs: one file a key under `<state>/spectra/`, shared by
+//! all versions and models. The key is the content (see `spectra::KeyBuilder`), so there is nothing to
+//! invalidate; the least recently used go first when the bound is reached. Every file carries its own hash:
+//! what is torn, of another layout or not what its name says is as good as absent and will be written again.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -16,6 +16,9 @@ use crate::units::Digest;
 
 /// Starts every file; the last byte is the layout's version.
 const MAGIC: [u8; 8] = *b"blspect\x02";
+
+/// Starts every file that holds another kind of result.
+const BYTES_MAGIC: [u8; 8] = *b"blbytes\x01";
 
 /// Bytes before the values: magic, key, rows, columns, exact, drift, count.
 const HEAD: usize = 8 + 32 + 8 + 8 + 1 + 8 + 4;
@@ -115,31 +118,42 @@ impl SpectraCache {
     }
 }
 
-impl Store for SpectraCache {
-    fn get(&mut self, key: &Digest) -> Option<Spectrum> {
-        let path = self.path(key);
-        let file = File::open(&path).ok()?;
-        let most = HEAD + 8 * (limits::GRAM_SIDE + 1) + HASH;
+impl SpectraCache {
+    /// The contents of a file of at most `most` bytes as `sound` reads them, if it takes them for sound.
+    fn read<T>(
+        &mut self,
+        key: &Digest,
+        most: usize,
+        sound: impl Fn(&[u8]) -> Option<T>,
+    ) -> Option<T> {
+        let mut file = File::open(self.path(key)).ok()?;
+        let metadata = file.metadata().ok();
+        let size = metadata.as_ref().map_or(0, std::fs::Metadata::len);
         let mut bytes = Vec::new();
-        let read = file.take(most as u64 + 1).read_to_end(&mut bytes);
-        let spectrum = read.ok().and_then(|_| decode(key, &bytes));
-        if spectrum.is_some() {
-            self.stats.hits += 1;
-            // The time of the last use orders eviction; where it cannot be set, the entry goes earlier.
-            let touched = File::options().append(true).open(&path);
-            let _ = touched.and_then(|file| file.set_modified(SystemTime::now()));
-        } else {
+        let found = (size <= most as u64).then_some(()).and_then(|()| {
+            bytes.reserve_exact(size as usize + 1);
+            file.by_ref().take(most as u64 + 1).read_to_end(&mut bytes).ok()?;
+            sound(&bytes)
+        });
+        if found.is_none() {
             self.stats.corrupted += 1;
+            return None;
         }
-        spectrum
+        self.stats.hits += 1;
+        // The time of the last use orders eviction; where it cannot be set, the entry goes earlier.
+        let used = metadata.and_then(|metadata| metadata.modified().ok());
+        let now = SystemTime::now();
+        let age = used.and_then(|used| now.duration_since(used).ok()).unwrap_or(Duration::MAX);
+        if age > Duration::from_secs(limits::SPECTRA_CACHE_USED_SECS) {
+            let _ = file.set_modified(now);
+        }
+        found
     }
 
-    fn put(&mut self, key: &Digest, spectrum: &Spectrum) {
-        let bytes = encode(key, spectrum);
-        let size = bytes.len() as u64;
-        let kept = files::replace_unsynced(&self.path(key), &bytes);
-        match kept {
-            Ok(()) => self.used += size,
+    fn write(&mut self, key: &Digest, bytes: &[u8]) {
+        // What is replaced is counted twice until the directory is counted again: the bound holds all the same.
+        match files::replace_unsynced(&self.path(key), bytes) {
+            Ok(()) => self.used += bytes.len() as u64,
             Err(error) => drop(self.stats.not_kept.get_or_insert(error.to_string())),
         }
         if self.used > self.limit
@@ -148,6 +162,40 @@ impl Store for SpectraCache {
             self.stats.not_kept.get_or_insert(error.to_string());
         }
     }
+}
+
+impl Store for SpectraCache {
+    fn get(&mut self, key: &Digest) -> Option<Spectrum> {
+        let most = HEAD + 8 * (limits::GRAM_SIDE + 1) + HASH;
+        self.read(key, most, |bytes| decode(key, bytes))
+    }
+
+    fn put(&mut self, key: &Digest, spectrum: &Spectrum) {
+        self.write(key, &encode(key, spectrum));
+    }
+
+    fn get_bytes(&mut self, key: &Digest) -> Option<Vec<u8>> {
+        let most = BYTES_MAGIC.len() + HASH + limits::CHANNEL_REPORTS_BYTES + HASH;
+        self.read(key, most, |bytes| unsealed(key, bytes).map(<[u8]>::to_vec))
+    }
+
+    fn put_bytes(&mut self, key: &Digest, bytes: &[u8]) {
+        let mut file = [&BYTES_MAGIC[..], key.as_bytes(), bytes].concat();
+        let hash = Digest::of(&file);
+        file.extend_from_slice(hash.as_bytes());
+        self.write(key, &file);
+    }
+}
+
+/// The bytes in a file of the cache that holds no spectrum; `None` as for [`decode`].
+fn unsealed<'b>(key: &Digest, bytes: &'b [u8]) -> Option<&'b [u8]> {
+    let (body, hash) = bytes.split_last_chunk::<HASH>()?;
+    if Digest::of(body).as_bytes() != hash {
+        return None;
+    }
+    let (magic, rest) = body.split_first_chunk::<8>()?;
+    let (stored_key, bytes) = rest.split_first_chunk::<32>()?;
+    (*magic == BYTES_MAGIC && stored_key == key.as_bytes()).then_some(bytes)
 }
 
 fn encode(key: &Digest, spectrum: &Spectrum) -> Vec<u8> {
@@ -237,6 +285,46 @@ mod tests {
         assert_eq!(cache.stats().corrupted, 2 * sound.len());
         cache.put(&key("a"), &spectrum(1.0));
         assert_eq!(cache.get(&key("a")), Some(spectrum(1.0)));
+    }
+
+    #[test]
+    fn other_results_are_kept_as_they_are_and_a_damaged_one_is_not_believed() {
+        let state = tempfile::tempdir().unwrap();
+        let mut cache = SpectraCache::open(state.path()).unwrap();
+        let bytes: Vec<u8> = (0..200).collect();
+        cache.put_bytes(&key("a"), &bytes);
+        assert_eq!(cache.get_bytes(&key("a")), Some(bytes.clone()));
+        assert_eq!(cache.get(&key("a")), None, "it is no spectrum");
+        let path = cache.path(&key("a"));
+        let sound = fs::read(&path).unwrap();
+        for at in 0..sound.len() {
+            let mut bad = sound.clone();
+            bad[at] ^= 0x10;
+            fs::write(&path, &bad).unwrap();
+            assert_eq!(cache.get_bytes(&key("a")), None, "byte {at} was changed");
+            fs::write(&path, &sound[..at]).unwrap();
+            assert_eq!(cache.get_bytes(&key("a")), None, "cut after {at} bytes");
+        }
+        cache.put(&key("a"), &spectrum(1.0));
+        assert_eq!(cache.get_bytes(&key("a")), None, "it is a spectrum now");
+        // More than is ever kept is not even read.
+        let file = File::create(&path).unwrap();
+        file.set_len(limits::CHANNEL_REPORTS_BYTES as u64 + 1024).unwrap();
+        assert_eq!(cache.get_bytes(&key("a")), None);
+    }
+
+    #[test]
+    fn the_bound_holds_for_all_kinds_of_results_together() {
+        let state = tempfile::tempdir().unwrap();
+        let mut cache = SpectraCache::with_limit(state.path(), 10_000).unwrap();
+        for number in 0..30 {
+            cache.put_bytes(&key(&format!("bytes {number}")), &[7; 1500]);
+            cache.put(&key(&format!("spectrum {number}")), &spectrum(1.0));
+            let sizes = fs::read_dir(state.path().join("spectra")).unwrap();
+            let used: u64 = sizes.map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
+            assert!(used <= 10_000, "{used}");
+        }
+        assert!(cache.stats().evicted > 0);
     }
 
     #[test]

@@ -141,6 +141,11 @@ impl<'e> Activations<'e> {
         self.known.get(value).map(Vec::as_slice)
     }
 
+    /// Forgets a value that an edit has changed.
+    pub fn forget(&mut self, value: &str) {
+        self.known.remove(value);
+    }
+
     /// Forgets what is not needed to compute everything that node `first` and those behind it read.
     ///
     /// A value that nobody behind reads may still be what such a value is computed from: were it forgotten,

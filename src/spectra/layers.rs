@@ -281,9 +281,9 @@ impl Layer {
         };
         let mut key = KeyBuilder::new(&what, augment, precision);
         for name in constants {
-            let bytes = graph.weight_bytes(name)?.unwrap_or_default();
+            let digest = graph.weight_digest(name)?.unwrap_or_else(|| Digest::of(&[]));
             let dims = graph.weight_dims(name).unwrap_or_default();
-            key = key.constant(graph.weight_dtype(name).unwrap_or(self.dtype), &dims, &bytes);
+            key = key.constant(graph.weight_dtype(name).unwrap_or(self.dtype), &dims, &digest);
         }
         Ok(key.finish())
     }

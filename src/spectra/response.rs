@@ -11,6 +11,7 @@ use faer::{Accum, Mat, MatRef, Par};
 
 use crate::limits;
 use crate::onnx::{Engine, ExecError, Model, Tensor, with_outputs};
+use crate::units::Digest;
 
 /// Second moments of the channels of one value. Memory is channels² · 8 bytes, whatever the number of samples.
 #[derive(Debug, Clone)]
@@ -35,6 +36,20 @@ impl ChannelMoments {
     /// Number of rows (positions of samples) so far.
     pub fn rows(&self) -> u64 {
         self.count as u64
+    }
+
+    /// A digest of everything that is known of the channels.
+    fn digest(&self, hasher: &mut blake3::Hasher) {
+        let n = self.channels();
+        hasher.update(&(n as u64).to_le_bytes()).update(&self.count.to_le_bytes());
+        let mut column = Vec::with_capacity(8 * n);
+        let mut add = |values: &mut dyn Iterator<Item = f64>| {
+            column.clear();
+            values.for_each(|value| column.extend_from_slice(&value.to_le_bytes()));
+            hasher.update(&column);
+        };
+        add(&mut self.mean.iter().copied());
+        (0..n).for_each(|j| add(&mut (j..n).map(|i| self.scatter[(i, j)])));
     }
 
     /// Mean of a channel.
@@ -141,6 +156,16 @@ pub struct Response {
     pub fit: ChannelMoments,
     /// Over every fifth sample, which the fit does not see; empty below five samples.
     pub held_out: ChannelMoments,
+}
+
+impl Response {
+    /// A digest of the moments: equal where the channels say the same on the same samples.
+    pub fn digest(&self) -> Digest {
+        let mut hasher = blake3::Hasher::new_derive_key("blochd response");
+        self.fit.digest(&mut hasher);
+        self.held_out.digest(&mut hasher);
+        Digest::from_bytes(*hasher.finalize().as_bytes())
+    }
 }
 
 /// Every fifth sample is held out, as in the refit.

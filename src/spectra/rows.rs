@@ -26,9 +26,24 @@ impl Rows {
     pub fn count(&self) -> usize {
         self.sample.len()
     }
+
+    /// The same rows with the columns `columns` of x alone.
+    #[must_use]
+    pub fn of_columns(&self, columns: std::ops::Range<usize>) -> Self {
+        let mut x = Vec::with_capacity(self.count() * columns.len());
+        for row in self.x.chunks_exact(self.inputs.max(1)) {
+            x.extend_from_slice(&row[columns.clone()]);
+        }
+        let (y, sample) = (self.y.clone(), self.sample.clone());
+        Self { inputs: columns.len(), outputs: self.outputs, x, y, sample }
+    }
 }
 
 /// How an operator walks over its input.
+///
+/// A ConvTranspose adds overlapping copies of its kernel; seen from one output position, each kernel position
+/// reads at most one input position (none where the strides leave a gap), so that y = W·x + b holds there as
+/// for any other operator, with zeros in x where nothing is read.
 #[derive(Debug, Clone)]
 pub struct Geometry {
     kernel: Vec<usize>,
@@ -37,17 +52,16 @@ pub struct Geometry {
     /// Explicit leading pads, or `None` where they follow from `auto_pad` and the sizes.
     pads: Option<Vec<usize>>,
     same_lower: bool,
+    /// For each axis how many positions a ConvTranspose adds at the end; `None` for other operators.
+    added: Option<Vec<usize>>,
     group: usize,
     inputs: usize,
     outputs: usize,
 }
 
 impl Geometry {
-    /// The geometry of a Conv, Gemm or MatMul; `None` for a ConvTranspose, whose outputs overlap.
+    /// The geometry of a Conv, ConvTranspose, Gemm or MatMul; `None` where an attribute is out of range.
     pub fn of(graph: &Graph, operator: &Operator) -> Option<Self> {
-        if matches!(operator.kind, OperatorKind::ConvTranspose { .. }) {
-            return None;
-        }
         let attrs = graph.attrs(operator.node);
         let rank = operator.kernel.len();
         let list = |name: &str, default: usize| -> Option<Vec<usize>> {
@@ -56,18 +70,24 @@ impl Geometry {
                 Some(values) => values.iter().map(|v| usize::try_from(*v).ok()).collect(),
             }
         };
+        let steps =
+            |name: &str| list(name, 1).filter(|steps| steps.len() == rank && !steps.contains(&0));
+        let transposed = matches!(operator.kind, OperatorKind::ConvTranspose { .. });
         let auto = attrs.text("auto_pad").unwrap_or("NOTSET");
         let pads = match auto {
+            // Where a ConvTranspose's output shape is given, pads follow from it and are not read.
+            _ if transposed && attrs.ints("output_shape").is_some() => None,
             "SAME_UPPER" | "SAME_LOWER" => None,
             "VALID" => Some(vec![0; rank]),
             _ => Some(list("pads", 0)?),
         };
         Some(Self {
             kernel: operator.kernel.clone(),
-            strides: list("strides", 1)?,
-            dilations: list("dilations", 1)?,
+            strides: steps("strides")?,
+            dilations: steps("dilations")?,
             pads,
             same_lower: auto == "SAME_LOWER",
+            added: if transposed { Some(list("output_padding", 0)?) } else { None },
             group: operator.group(),
             inputs: operator.inputs,
             outputs: operator.outputs,
@@ -84,20 +104,49 @@ impl Geometry {
             dilations: vec![1; spatial],
             pads: Some(vec![0; spatial]),
             same_lower: false,
+            added: None,
             group: 1,
             inputs,
             outputs,
         }
     }
 
-    /// Leading pad of spatial axis `axis`.
-    fn pad(&self, axis: usize, input: usize, output: usize) -> isize {
+    /// Leading pad of spatial axis `axis`. `None` where the two ends of a ConvTranspose cannot be padded alike:
+    /// versions of the specification and of runtimes disagree about which one gets more.
+    fn pad(&self, axis: usize, input: usize, output: usize) -> Option<isize> {
         if let Some(pads) = &self.pads {
-            return pads.get(axis).copied().unwrap_or(0) as isize;
+            return Some(pads.get(axis).copied().unwrap_or(0) as isize);
         }
         let reach = (self.kernel[axis] - 1) * self.dilations[axis] + 1;
-        let total = (output.saturating_sub(1) * self.strides[axis] + reach).saturating_sub(input);
-        (if self.same_lower { total.div_ceil(2) } else { total / 2 }) as isize
+        let span = |length: usize| length.saturating_sub(1) * self.strides[axis] + reach;
+        let Some(added) = &self.added else {
+            let total = span(output).saturating_sub(input);
+            let lead = if self.same_lower { total.div_ceil(2) } else { total / 2 };
+            return Some(lead as isize);
+        };
+        let total = (span(input) + added.get(axis).copied().unwrap_or(0)).saturating_sub(output);
+        total.is_multiple_of(2).then_some(total as isize / 2)
+    }
+
+    /// Where on an input axis of length `length` kernel position `tap` reads for output position `output`;
+    /// `None` where it reads nothing.
+    fn place(
+        &self,
+        axis: usize,
+        output: usize,
+        tap: usize,
+        pad: isize,
+        length: usize,
+    ) -> Option<usize> {
+        let (stride, tap) = (self.strides[axis], tap * self.dilations[axis]);
+        let place = match self.added {
+            None => (output * stride + tap) as isize - pad,
+            Some(_) => {
+                let scaled = output as isize + pad - tap as isize;
+                (scaled % stride as isize == 0).then_some(scaled / stride as isize)?
+            }
+        };
+        usize::try_from(place).ok().filter(|place| *place < length)
     }
 }
 
@@ -243,8 +292,8 @@ impl Planes {
             return None;
         }
         let (in_size, out_size) = (x.shape[2..].to_vec(), y.shape[2..].to_vec());
-        let pads =
-            (0..rank).map(|axis| geometry.pad(axis, in_size[axis], out_size[axis])).collect();
+        let pad = |axis: usize| geometry.pad(axis, in_size[axis], out_size[axis]);
+        let pads = (0..rank).map(pad).collect::<Option<_>>()?;
         let positions = out_size.iter().product();
         Some(Self { x: xs, y: ys, samples, positions, in_size, out_size, pads })
     }
@@ -277,11 +326,9 @@ impl Planes {
             .map(|tap| {
                 let at = unravel(tap, &g.kernel);
                 (0..at.len()).try_fold(0, |index, axis| {
-                    let place = (corner[axis] * g.strides[axis] + at[axis] * g.dilations[axis])
-                        as isize
-                        - self.pads[axis];
-                    let inside = place >= 0 && (place as usize) < self.in_size[axis];
-                    inside.then(|| index * self.in_size[axis] + place as usize)
+                    let length = self.in_size[axis];
+                    let place = g.place(axis, corner[axis], at[axis], self.pads[axis], length)?;
+                    Some(index * length + place)
                 })
             })
             .collect()

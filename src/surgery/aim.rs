@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::rectified::Gate;
-use crate::onnx::{Graph, NodeId, Operator, OperatorKind, Tensor, Use};
+use crate::onnx::{Graph, NodeId, Operator, Tensor, Use};
 
 /// Where the dense network has what is to come out.
 pub(super) enum Wanted {
@@ -44,9 +44,6 @@ pub(super) fn aim(
     operator: &Operator,
     stands_for: &BTreeMap<String, String>,
 ) -> Option<Aim> {
-    if matches!(operator.kind, OperatorKind::ConvTranspose { .. }) {
-        return None;
-    }
     let mut value = operator.output.as_str();
     let mut norm = None;
     loop {

@@ -7,6 +7,7 @@ pub mod low_rank;
 mod rectified;
 pub mod refit;
 pub mod repair;
+mod statistics;
 mod tell;
 pub mod whitened;
 

@@ -9,7 +9,7 @@ use faer::linalg::matmul::matmul;
 use faer::linalg::solvers::Solve;
 use faer::{Accum, Mat, MatRef, Par, Side};
 
-use super::refit::{Affine, Refit, RefitKind, ridged};
+use super::refit::{Affine, Refit, RefitKind, ridged, statistics};
 use crate::spectra::moments::{Moments, cross_moments};
 use crate::spectra::rows::Rows;
 
@@ -26,8 +26,9 @@ pub struct Gate {
 }
 
 /// Improves `start`, a refit of `current` on the rows that `held_out` does not hold back and whose moments
-/// are `fit`. The result is `start` where nothing is better on the held-out rows. Errors are those behind
-/// the rectifier, relative to the variance there.
+/// are `fit`. The result is the best on the held-out rows of `start`, its improvements, `current` with its
+/// statistics corrected, and `current` itself. Errors are those behind the rectifier, relative to the variance
+/// there.
 pub fn refit_rectified(
     start: Refit,
     current: &Affine,
@@ -42,9 +43,27 @@ pub fn refit_rectified(
     let loudness = heard.variance(&check).max(f64::MIN_POSITIVE);
     let error = |said: &Mat<f32>| heard.error(said, &check) / loudness;
     let before = error(&predict(rows, current));
+    let mut best = Refit {
+        affine: current.clone(),
+        kind: RefitKind::Kept,
+        before,
+        after: before,
+        ridge: None,
+    };
+    let ridge = start.ridge;
     let mut said = predict(rows, &start.affine);
-    let mut best = Refit { before, after: error(&said), ..start };
-    let Some(matrix) = best.ridge.and_then(|ridge| ridged(fit, ridge)) else { return best };
+    let candidates = statistics(current, fit).map(|(kind, affine)| {
+        let after = error(&predict(rows, &affine));
+        Refit { affine, kind, before, after, ridge: None }
+    });
+    let start = Refit { before, after: error(&said), ..start };
+    for candidate in std::iter::once(start).chain(candidates) {
+        // A comparison that is false for NaN: a failed candidate never wins.
+        if candidate.after < best.after {
+            best = candidate;
+        }
+    }
+    let Some(matrix) = ridge.and_then(|ridge| ridged(fit, ridge)) else { return best };
     let Ok(factor) = matrix.llt(Side::Lower) else { return best };
     let mut anchor = Mat::<f64>::zeros(rows.outputs, rows.inputs);
     let weight = current.weight.as_ref();
@@ -60,9 +79,8 @@ pub fn refit_rectified(
         let affine = Affine { weight, bias };
         said = predict(rows, &affine);
         let after = error(&said);
-        // A comparison that is false for NaN: a failed step never wins.
         if after < best.after {
-            best = Refit { affine, kind: RefitKind::Full, after, ..best };
+            best = Refit { affine, kind: RefitKind::Full, before, after, ridge };
         } else {
             break;
         }
@@ -207,5 +225,20 @@ mod tests {
         let check: Vec<usize> = (0..rows.count()).step_by(5).collect();
         let bent = heard.error(&predict(&rows, &plain.affine), &check) / heard.variance(&check);
         assert!(start.after < 0.4 * bent, "{} against {bent}", start.after);
+    }
+
+    #[test]
+    fn a_refit_that_is_worse_behind_the_rectifier_is_not_kept() {
+        let rows = rows(1000);
+        let fit = Moments::of(&rows, |sample| !held_out(sample)).unwrap();
+        let current = Affine { weight: Mat::from_fn(1, 2, |_, j| [2.0, 1.0][j]), bias: vec![0.0] };
+        let gate = Gate { after: rows.y.clone(), scale: vec![1.0] };
+        // Nothing can be better than what is right wherever it is heard.
+        let bent = Affine { weight: Mat::from_fn(1, 2, |_, j| [5.0, 2.0][j]), bias: vec![-1.0] };
+        let start =
+            Refit { affine: bent, kind: RefitKind::Full, before: 1.0, after: 0.5, ridge: None };
+        let found = refit_rectified(start, &current, &rows, &gate, &fit, held_out);
+        assert_eq!(found.kind, RefitKind::Kept);
+        assert!(found.after < 1e-9 && found.affine.weight == current.weight);
     }
 }

@@ -28,7 +28,16 @@ pub struct Refit {
     pub before: f64,
     pub after: f64,
     /// The ridge that was best, where the weight was refitted.
-    pub ridge: Option<f64>,
+    pub ridge: Option<Ridge>,
+}
+
+/// By what a refit is held near the weights that were there.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Ridge {
+    /// Share of the mean variance of an input.
+    pub share: f64,
+    /// Whether what is chance in the moments of few samples is taken away besides.
+    pub shrunk: bool,
 }
 
 /// What was changed.
@@ -38,6 +47,8 @@ pub enum RefitKind {
     Kept,
     /// Only the bias.
     Bias,
+    /// Mean and variance of every output.
+    Statistics,
     /// Weight and bias.
     Full,
 }
@@ -47,32 +58,32 @@ impl RefitKind {
     pub fn name(self) -> &'static str {
         match self {
             Self::Kept => "none",
-            Self::Bias => "statistics",
+            Self::Bias | Self::Statistics => "statistics",
             Self::Full => "refit",
         }
     }
 }
 
-/// Finds the best of: the operator as it is, with a new bias, refitted with each ridge. The candidates
-/// are made from `fit` and judged on `check`.
+/// Finds the best of: the operator as it is, with a new bias, with the mean and variance of every output
+/// corrected, refitted with each ridge. The candidates are made from `fit` and judged on `check`.
 ///
-/// W' = W + (C_yx − W·C_xx)·(C_xx + λI)⁻¹ and b' = mean(y) − W'·mean(x), λ = ridge · tr(C_xx)/n.
+/// W' = W + (C_yx − W·C_xx)·(C_xx + λI)⁻¹ and b' = mean(y) − W'·mean(x), λ = ridge · tr(C_xx)/n. Of few
+/// samples moments that are shrunk by what is chance in them are tried as well, see [`Moments`].
 pub fn refit(current: Affine, fit: &Moments, check: &Moments) -> Refit {
     let relative = |affine: &Affine| {
         check.error(affine.weight.as_ref(), &affine.bias) / check.variance().max(f64::MIN_POSITIVE)
     };
     let before = relative(&current);
-    let shifted =
-        Affine { bias: fit.matching_bias(current.weight.as_ref()), weight: current.weight.clone() };
     let residual = residual(current.weight.as_ref(), fit);
-    let full = RIDGES.iter().filter_map(|ridge| {
-        let weight = solve(current.weight.as_ref(), &residual, fit, *ridge)?;
+    let full = ridges(fit).into_iter().filter_map(|ridge| {
+        let weight = solve(current.weight.as_ref(), &residual, fit, ridge)?;
         let affine = Affine { bias: fit.matching_bias(weight.as_ref()), weight };
-        Some((RefitKind::Full, affine, Some(*ridge)))
+        Some((RefitKind::Full, affine, Some(ridge)))
     });
+    let plain = statistics(&current, fit).map(|(kind, affine)| (kind, affine, None));
     let kept = (current.clone(), RefitKind::Kept);
     let mut best = Refit { affine: kept.0, kind: kept.1, before, after: before, ridge: None };
-    for (kind, affine, ridge) in std::iter::once((RefitKind::Bias, shifted, None)).chain(full) {
+    for (kind, affine, ridge) in plain.into_iter().chain(full) {
         let after = relative(&affine);
         // A comparison that is false for NaN: a failed candidate never wins.
         if after < best.after {
@@ -80,6 +91,14 @@ pub fn refit(current: Affine, fit: &Moments, check: &Moments) -> Refit {
         }
     }
     best
+}
+
+/// The ridges that are tried: of few samples those on the shrunk moments too. Which of the two errs less on
+/// unseen rows depends on how much of the wanted output is noise, which only the held-out samples tell.
+fn ridges(fit: &Moments) -> Vec<Ridge> {
+    let shrunk: &[bool] = if fit.chance > 0.0 { &[false, true] } else { &[false] };
+    let with = |shrunk: &bool| RIDGES.map(|share| Ridge { share, shrunk: *shrunk });
+    shrunk.iter().flat_map(with).collect()
 }
 
 /// C_yx − W·C_xx.
@@ -93,22 +112,43 @@ fn solve(
     weight: MatRef<'_, f64>,
     residual: &Mat<f64>,
     moments: &Moments,
-    ridge: f64,
+    ridge: Ridge,
 ) -> Option<Mat<f64>> {
     let step = ridged(moments, ridge)?.llt(Side::Lower).ok()?.solve(residual.transpose());
     Some(weight + step.transpose())
 }
 
-/// C_xx + ridge · tr(C_xx)/n · I; `None` where nothing varies.
-pub(super) fn ridged(moments: &Moments, ridge: f64) -> Option<Mat<f64>> {
+/// C_xx + share · tr(C_xx)/n · I, and what few samples ask for besides; `None` where nothing varies.
+pub(super) fn ridged(moments: &Moments, ridge: Ridge) -> Option<Mat<f64>> {
     let n = moments.xx.nrows();
     let mean = (0..n).map(|i| moments.xx[(i, i)]).sum::<f64>() / n.max(1) as f64;
     if !(mean.is_finite() && mean > 0.0) {
         return None;
     }
     let mut ridged = moments.xx.clone();
-    (0..n).for_each(|i| ridged[(i, i)] += ridge * mean);
+    let chance = |i: usize| if ridge.shrunk { moments.chance_ridge(i) } else { 0.0 };
+    (0..n).for_each(|i| ridged[(i, i)] += ridge.share * mean + chance(i));
     Some(ridged)
+}
+
+/// The operator with the mean of every output corrected, and with mean and variance.
+pub(super) fn statistics(current: &Affine, fit: &Moments) -> [(RefitKind, Affine); 2] {
+    let shifted = |weight: Mat<f64>| Affine { bias: fit.matching_bias(weight.as_ref()), weight };
+    let weight = &current.weight;
+    let mut product = Mat::<f64>::zeros(weight.nrows(), weight.ncols());
+    matmul(product.as_mut(), Accum::Replace, weight.as_ref(), fit.xx.as_ref(), 1.0, Par::Seq);
+    let scale = |i: usize| {
+        let said = (0..weight.ncols()).map(|j| product[(i, j)] * weight[(i, j)]).sum();
+        matching_scale(said, fit.yy[i])
+    };
+    let scales: Vec<f64> = (0..weight.nrows()).map(scale).collect();
+    let scaled = Mat::from_fn(weight.nrows(), weight.ncols(), |i, j| weight[(i, j)] * scales[i]);
+    [(RefitKind::Bias, shifted(weight.clone())), (RefitKind::Statistics, shifted(scaled))]
+}
+
+/// What gives a value of variance `said` the variance `wanted`; 1 where it hardly varies.
+pub(super) fn matching_scale(said: f64, wanted: f64) -> f64 {
+    if said > 1e-12 * wanted && said > 0.0 { (wanted / said).sqrt() } else { 1.0 }
 }
 
 /// Scales each output and shifts it so that its mean and variance on the rows are those of the wanted
@@ -118,19 +158,9 @@ pub fn match_statistics(current: Affine, fit: &Moments, check: &Moments) -> Refi
         check.error(affine.weight.as_ref(), &affine.bias) / check.variance().max(f64::MIN_POSITIVE)
     };
     let before = relative(&current);
-    let mut weight = current.weight;
-    let mut product = Mat::<f64>::zeros(weight.nrows(), weight.ncols());
-    matmul(product.as_mut(), Accum::Replace, weight.as_ref(), fit.xx.as_ref(), 1.0, Par::Seq);
-    for i in 0..weight.nrows() {
-        let variance: f64 = (0..weight.ncols()).map(|j| product[(i, j)] * weight[(i, j)]).sum();
-        if variance > 1e-12 * fit.yy[i] && variance > 0.0 {
-            let scale = (fit.yy[i] / variance).sqrt();
-            (0..weight.ncols()).for_each(|j| weight[(i, j)] *= scale);
-        }
-    }
-    let affine = Affine { bias: fit.matching_bias(weight.as_ref()), weight };
+    let [_, (kind, affine)] = statistics(&current, fit);
     let after = relative(&affine);
-    Refit { affine, kind: RefitKind::Bias, before, after, ridge: None }
+    Refit { affine, kind, before, after, ridge: None }
 }
 
 #[cfg(test)]
@@ -192,5 +222,77 @@ mod tests {
         let zero = Affine { weight: Mat::zeros(1, 12), bias: vec![0.0] };
         let found = refit(zero, &fit, &check);
         assert!(found.after <= found.before);
+    }
+
+    #[test]
+    fn where_rows_are_too_few_to_refit_by_mean_and_variance_are_corrected() {
+        // y = 3·(w·x) − 2 of more inputs than rows: no regression finds the direction that is right already.
+        let mut rows = Rows { inputs: 30, outputs: 1, ..Rows::default() };
+        let noise =
+            |i: usize, j: usize| ((i * 7919 + j * 104_729 + i * j * 31) % 997) as f32 / 498.5 - 1.0;
+        let weight: Vec<f32> = (0..30).map(|j| noise(500, j)).collect();
+        for i in 0..10 {
+            let x: Vec<f32> = (0..30).map(|j| noise(i, j)).collect();
+            rows.y.push(3.0 * x.iter().zip(&weight).map(|(x, w)| x * w).sum::<f32>() - 2.0);
+            rows.x.extend(x);
+            rows.sample.push(i as u32);
+        }
+        let fit = Moments::of(&rows, |sample| sample % 5 != 0).unwrap();
+        let check = Moments::of(&rows, |sample| sample % 5 == 0).unwrap();
+        let current =
+            Affine { weight: Mat::from_fn(1, 30, |_, j| f64::from(weight[j])), bias: vec![0.0] };
+        let found = refit(current.clone(), &fit, &check);
+        assert_eq!(found.kind, RefitKind::Statistics);
+        assert!(found.after < 1e-6 && found.before > 0.1, "{} {}", found.before, found.after);
+        assert!((found.affine.bias[0] + 2.0).abs() < 1e-3);
+        // A correction that the held-out rows do not bear out is not kept: they say what the operator says.
+        let kept = Moments { mean_y: check.output_means(current.weight.as_ref()), ..check.clone() };
+        let yx = &current.weight * &check.xx;
+        let yy = vec![(&yx * current.weight.transpose())[(0, 0)]];
+        let found = refit(current, &fit, &Moments { yx, yy, ..kept });
+        assert_eq!(found.kind, RefitKind::Kept);
+    }
+
+    #[test]
+    fn of_eight_samples_the_refit_on_shrunk_moments_errs_less_on_rows_that_it_has_not_seen() {
+        use rand::{RngExt, SeedableRng};
+        use rand_chacha::ChaCha8Rng;
+        const INPUTS: usize = 24;
+        let normal = |rng: &mut ChaCha8Rng| (0..12).map(|_| rng.random::<f32>()).sum::<f32>() - 6.0;
+        // Inputs of very different sizes, of which few matter; rows of one sample share most of what they are.
+        let size = |j: usize| 10f32.powf((j * 7 % INPUTS) as f32 / 12.0 - 1.0);
+        let draw = |samples: u32, positions: usize, truth: &[f32], rng: &mut ChaCha8Rng| {
+            let mut rows = Rows { inputs: INPUTS, outputs: 1, ..Rows::default() };
+            for sample in 0..samples {
+                let shared: Vec<f32> = (0..INPUTS).map(|_| 2.0 * normal(rng)).collect();
+                let about = 2.0 * normal(rng);
+                for _ in 0..positions {
+                    let x: Vec<f32> = shared.iter().map(|s| s + normal(rng)).collect();
+                    let y: f32 = x.iter().zip(truth).map(|(x, t)| x * t).sum();
+                    rows.y.push(y + about + normal(rng));
+                    rows.x.extend(x.iter().enumerate().map(|(j, x)| x * size(j)));
+                    rows.sample.push(sample);
+                }
+            }
+            rows
+        };
+        let (mut plain, mut shrunk) = (0.0, 0.0);
+        for seed in 0..100 {
+            let rng = &mut ChaCha8Rng::seed_from_u64(seed);
+            let truth: Vec<f32> =
+                (0..INPUTS).map(|j| if j < 3 { 0.5 * normal(rng) } else { 0.0 }).collect();
+            let rows = draw(8, 12, &truth, rng);
+            let unseen = Moments::of(&draw(300, 2, &truth, rng), |_| true).unwrap();
+            let fit = Moments::of(&rows, |sample| sample % 5 != 0).unwrap();
+            let check = Moments::of(&rows, |sample| sample % 5 == 0).unwrap();
+            let nothing = || Affine { weight: Mat::zeros(1, INPUTS), bias: vec![0.0] };
+            let error = |fit: &Moments| {
+                let found = refit(nothing(), fit, &check).affine;
+                unseen.error(found.weight.as_ref(), &found.bias) / unseen.variance()
+            };
+            shrunk += error(&fit);
+            plain += error(&Moments { chance: 0.0, ..fit.clone() });
+        }
+        assert!(shrunk < 0.99 * plain, "{} against {}", shrunk / 100.0, plain / 100.0);
     }
 }

@@ -5,7 +5,7 @@
 //! The last operator of a residual branch is fitted to the dense value *after* the addition minus the cut
 //! network's own shortcut: each block repairs the error that the stream brings along.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use faer::Mat;
 
@@ -13,6 +13,7 @@ use super::aim::{Aim, Wanted, aim, plus};
 use super::cut::Gone;
 use super::rectified::{Gate, refit_rectified};
 use super::refit::{Affine, Refit, match_statistics, refit};
+use super::statistics;
 use crate::limits;
 use crate::onnx::{
     DType, Engine, ExecError, Graph, Matrix, Model, OnnxError, Operator, OperatorKind, Patch,
@@ -108,20 +109,25 @@ impl Repair<'_> {
             found.filter(|op| dirty.contains(&op.input) || moved(op)).collect()
         };
         let mut report = Vec::new();
-        for (done, operator) in todo.iter().enumerate() {
-            progress(done, todo.len());
+        let total = todo.len();
+        let mut todo = VecDeque::from(todo);
+        while let Some(operator) = todo.pop_front() {
+            progress(total - todo.len() - 1, total);
             if let Some((patch, repaired)) =
-                self.operator(&model, operator, &mut dense, &mut pruned)?
+                self.operator(&model, &operator, &mut dense, &mut pruned)?
             {
                 model = patch.apply(&model)?;
                 report.push(repaired);
+                if !patch.insert.is_empty() {
+                    renumber(&mut todo, &model);
+                }
             }
             for (known, model) in [(&mut pruned, &model), (&mut dense, self.dense)] {
                 let reached = Graph::new(model).producer(&operator.output).unwrap_or(0);
                 known.forget_before(model, reached + 1);
             }
         }
-        progress(todo.len(), todo.len());
+        progress(total, total);
         Ok((model, report))
     }
 
@@ -133,16 +139,53 @@ impl Repair<'_> {
         pruned: &mut Activations,
     ) -> Result<Option<(Patch, Repaired)>, RepairError> {
         let graph = Graph::new(model);
+        let Some(target) = self.target(&graph, operator, dense, pruned)? else { return Ok(None) };
         // A weight that others read as well stays what it is: what mends one place would break another.
         let fits = operator.exact && graph.uses(&operator.weight).len() == 1;
-        let Some(geometry) = Geometry::of(&graph, operator).filter(|_| fits) else {
-            return Ok(None);
+        let refitted = match fits {
+            true => self.refit(&graph, operator, &target, pruned)?,
+            false => None,
         };
-        let Some(target) = self.target(&graph, operator, dense, pruned)? else { return Ok(None) };
+        match refitted {
+            Some(found) => Ok(Some(found)),
+            None => self.correct(&graph, operator, &target, pruned),
+        }
+    }
+
+    /// Corrects mean and variance of what an operator says, where its weights cannot be refitted.
+    fn correct(
+        &self,
+        graph: &Graph,
+        operator: &Operator,
+        target: &Target,
+        pruned: &mut Activations,
+    ) -> Result<Option<(Patch, Repaired)>, RepairError> {
+        pruned.fetch(graph.model(), &[&operator.output])?;
+        let said = pruned.get(&operator.output).unwrap_or_default();
+        let (outputs, features_last) = (operator.outputs, operator.kernel.is_empty());
+        let found = statistics::correct(said, &target.wanted, outputs, features_last);
+        // It will be another value under the same name.
+        pruned.forget(&operator.output);
+        let Some(found) = found else { return Ok(None) };
+        let (kind, before, after) = (found.kind, found.before, found.after);
+        let repaired = Repaired { operator: operator.name.clone(), kind, before, after };
+        Ok(Some((found.patch(graph, operator)?, repaired)))
+    }
+
+    /// Refits the weights of an operator; `None` where that cannot be done.
+    fn refit(
+        &self,
+        graph: &Graph,
+        operator: &Operator,
+        target: &Target,
+        pruned: &mut Activations,
+    ) -> Result<Option<(Patch, Repaired)>, RepairError> {
+        let Some(geometry) = Geometry::of(graph, operator) else { return Ok(None) };
+        let model = graph.model();
         pruned.fetch(model, &[&operator.input])?;
         let Some(x) = pruned.get(&operator.input) else { return Ok(None) };
-        let current = operator.matrix(&graph)?;
-        let stored = operator.bias_values(&graph);
+        let current = operator.matrix(graph)?;
+        let stored = operator.bias_values(graph);
         // What is added behind the output is no part of it.
         let bias = if operator.bias_behind { vec![0.0; stored.len()] } else { stored.clone() };
         let can_shift = operator.bias.is_some() || operator.kind != OperatorKind::MatMul;
@@ -178,12 +221,12 @@ impl Repair<'_> {
         }
         let Some(worst) = worst else { return Ok(None) };
         let mut patch = Patch::default();
-        patch.constants.insert(operator.weight.clone(), operator.weight_tensor(&graph, &new)?);
+        patch.constants.insert(operator.weight.clone(), operator.weight_tensor(graph, &new)?);
         if can_shift {
             if operator.bias_behind {
                 new_bias.iter_mut().zip(&stored).for_each(|(new, old)| *new += old);
             }
-            set_bias(&graph, operator, &new_bias, &mut patch)?;
+            set_bias(graph, operator, &new_bias, &mut patch)?;
         }
         let (kind, before, after) = (worst.kind, worst.before, worst.after);
         Ok(Some((patch, Repaired { operator: operator.name.clone(), kind, before, after })))
@@ -366,21 +409,37 @@ pub fn set_bias(
     let dtype = graph.weight_dtype(&operator.weight).unwrap_or(DType::F32);
     let bytes = crate::onnx::values::float_bytes(dtype, bias).unwrap_or_default();
     let old = operator.bias.as_deref();
-    let dims = old.and_then(|old| graph.weight_dims(old)).unwrap_or_else(|| vec![bias.len()]);
+    let dims = old.and_then(|old| graph.weight_dims(old));
+    let dims = dims.filter(|dims| dims.iter().product::<usize>() == bias.len());
+    let dims = dims.unwrap_or_else(|| vec![bias.len()]);
     if let Some(old) = old.filter(|old| graph.uses(old).len() == 1) {
         patch.constants.insert(old.to_owned(), tensor(old, dtype, &dims, bytes));
         return Ok(());
     }
-    let name = format!("{}.bias.blochd", operator.weight);
-    if graph.weight(&name).is_some() {
-        return Err(OnnxError::Edit(format!("constant {name:?} is there already")));
-    }
+    // Several operators may read one weight: the second of them is named by what it writes.
+    let names = [&operator.weight, &operator.output].map(|of| format!("{of}.bias.blochd"));
+    let Some(name) = names.iter().find(|name| graph.weight(name).is_none()).cloned() else {
+        return Err(OnnxError::Edit(format!("constant {:?} is there already", names[1])));
+    };
     let node = operator.bias_node.unwrap_or(operator.node);
     let inputs = &graph.node(node).input;
     let number = old.and_then(|old| inputs.iter().position(|input| input == old)).unwrap_or(2);
     patch.constants.insert(name.clone(), tensor(&name, dtype, &dims, bytes));
     patch.inputs.insert((node, number), name);
     Ok(())
+}
+
+/// Finds operators again in a model that new nodes were put into; their outputs have kept their names.
+fn renumber(operators_left: &mut VecDeque<Operator>, model: &Model) {
+    let found: BTreeMap<String, Operator> = operators(&Graph::new(model))
+        .into_iter()
+        .map(|operator| (operator.output.clone(), operator))
+        .collect();
+    for operator in operators_left {
+        if let Some(now) = found.get(&operator.output) {
+            operator.clone_from(now);
+        }
+    }
 }
 
 /// Values of `cut` that may differ from those of `dense`: behind a changed constant or a changed input.

@@ -137,6 +137,16 @@ impl Net {
         Image { name: "input".to_owned(), c, h, w }
     }
 
+    /// A further input, of another element type.
+    pub fn typed(&mut self, name: &str, dtype: DType, dims: &[Option<usize>]) -> String {
+        let mut info = declared(name, dims);
+        if let Some(Kind::TensorType(tensor)) = &mut info.r#type.get_or_insert_default().value {
+            tensor.elem_type = Some(dtype as i32);
+        }
+        self.graph.input.push(info);
+        name.to_owned()
+    }
+
     /// An input image of one row as tokens: (batch, rows, width).
     pub fn tokens(&mut self, width: usize, rows: usize) -> String {
         let x = self.input(width, 1, rows);
