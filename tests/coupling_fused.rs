@@ -94,7 +94,7 @@ fn heads_of_a_multi_head_attention_go_with_their_projections() {
 }
 
 #[test]
-fn neurons_go_through_fused_activations_and_a_norm_holds_its_stream() {
+fn neurons_go_through_fused_activations_and_the_stream_that_is_given_stays() {
     for kind in ["BiasGelu", "FastGelu", "Gelu", "QuickGelu"] {
         let subject = network(|net, x| {
             let y = net.product(x, WIDTH, 10);
@@ -110,9 +110,9 @@ fn neurons_go_through_fused_activations_and_a_norm_holds_its_stream() {
         let group = heads_of(&subject);
         assert_eq!(group.width, 10, "{kind}");
         check_all_widths(&subject);
-        let along = |reason: &Reason| matches!(reason, Reason::Along { op, .. } if op.ends_with("SkipLayerNormalization"));
+        let given = |reason: &Reason| matches!(reason, Reason::GraphInput { .. });
         let held = &subject.coupling.frozen;
-        assert!(held.iter().any(|f| f.width == WIDTH && along(&f.because)), "{held:?}");
+        assert!(held.iter().any(|f| f.width == WIDTH && given(&f.because)), "{held:?}");
     }
 }
 

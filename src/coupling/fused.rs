@@ -4,21 +4,56 @@
 use super::atoms::{Atoms, Axis};
 use super::rules::{Node, broadcast, freeze_node};
 
-/// `x + skip + bias` normalised over the last axis, which stays whole; the others pass. The sum may be an
-/// output too.
-pub(super) fn skip_norm(node: &Node, atoms: &mut Atoms) {
-    let rank = atoms.rank(node.output()).unwrap_or(0);
+/// A normalisation that may lose channels of its last axis.
+pub(super) fn norm(node: &Node, atoms: &mut Atoms) {
     broadcast(node, atoms);
-    for value in node.outputs().skip(1).collect::<Vec<_>>() {
+    like_the_first(node, atoms, 1);
+}
+
+/// `x + skip + bias` normalised over the last axis, which stays whole unless it `divides`; the others pass. The sum
+/// may be an output too.
+pub(super) fn skip_norm(node: &Node, atoms: &mut Atoms, divides: bool) {
+    let rank = atoms.rank(node.output()).unwrap_or(0);
+    norm(node, atoms);
+    let last = rank.checked_sub(1).and_then(|last| atoms.axis(node.output(), last));
+    if let Some(axis) = last.filter(|_| !divides) {
+        atoms.freeze(axis, &node.along());
+    }
+}
+
+/// Further outputs, aligned at the end, lose what the first does.
+fn like_the_first(node: &Node, atoms: &mut Atoms, from: usize) {
+    let rank = atoms.rank(node.output()).unwrap_or(0);
+    for value in node.outputs().skip(from).collect::<Vec<_>>() {
         let own = atoms.rank(value).unwrap_or(0);
         for back in 1..=own.min(rank) {
             let pair = (atoms.axis(value, own - back), atoms.axis(node.output(), rank - back));
             atoms.join(pair.0, pair.1, &node.rearranged());
         }
     }
-    if let Some(axis) = rank.checked_sub(1).and_then(|last| atoms.axis(node.output(), last)) {
-        atoms.freeze(axis, &node.along());
+}
+
+/// The sum of rows of two or three tables, normalised over the width of the tables.
+pub(super) fn embed_norm(node: &Node, atoms: &mut Atoms, divides: bool) {
+    if !divides {
+        return freeze_node(node, atoms, &node.along());
     }
+    let (output, reason) = (node.output(), node.rearranged());
+    let width = atoms.axis(output, 2);
+    let (tables, vectors) = (2..5, 5..7);
+    let places = tables.map(|input| (input, 1)).chain(vectors.map(|input| (input, 0)));
+    for (input, axis) in places {
+        let Some(value) = node.input(input) else { continue };
+        let own = atoms.axis(value, axis);
+        atoms.join(own, width, &reason);
+    }
+    let ids = [0, 1, 8].into_iter().filter_map(|input| node.input(input));
+    for (value, axis) in ids.flat_map(|value| [(value, 0), (value, 1)]) {
+        let pair = (atoms.axis(value, axis), atoms.axis(output, axis));
+        atoms.join(pair.0, pair.1, &reason);
+    }
+    // The second output counts tokens; the third is the sum itself.
+    like_the_first(node, atoms, 2);
 }
 
 /// Which constants and values of an attention operator hold the indices of its heads.

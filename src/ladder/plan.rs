@@ -237,6 +237,7 @@ mod tests {
             consumers: Vec::new(),
             through: Vec::new(),
             stream: false,
+            neutral: crate::coupling::Neutral::Zero,
         }
     }
 

@@ -27,5 +27,5 @@ pub use exec::{DType, Engine, ExecError, Session, Shapes, Tensor, ValueType, fre
 pub use graph::{Attrs, Graph, NodeId, Use, Weight};
 pub use model::{Encoded, Model, entry, tensor};
 pub use operator::{Matrix, Operator, OperatorKind, operators};
-pub use patch::{Patch, attr_int, attr_ints, extract, with_outputs};
+pub use patch::{Patch, attr_float, attr_int, attr_ints, extract, with_outputs};
 pub use share::{Shared, share_equal};

@@ -233,6 +233,16 @@ pub fn attr_int(name: &str, value: i64) -> AttributeProto {
     }
 }
 
+/// An attribute that holds one real number.
+pub fn attr_float(name: &str, value: f32) -> AttributeProto {
+    AttributeProto {
+        name: Some(name.to_owned()),
+        r#type: Some(AttributeType::FLOAT),
+        f: Some(value),
+        ..Default::default()
+    }
+}
+
 /// The model with `values` as further graph outputs, named only: ONNX Runtime infers their types.
 /// Values that are outputs already are not added again.
 ///

@@ -3,6 +3,7 @@
 
 mod aim;
 mod cut;
+mod norms;
 mod rectified;
 pub mod refit;
 pub mod repair;

@@ -36,15 +36,15 @@ impl Tell<'_> {
         }
     }
 
-    fn removed(&self, value: &str, axis: usize) -> Option<&BTreeSet<usize>> {
+    pub(super) fn removed(&self, value: &str, axis: usize) -> Option<&BTreeSet<usize>> {
         self.gone.get(&(value.to_owned(), axis))
     }
 
-    fn length(&self, value: &str, axis: usize) -> Option<usize> {
+    pub(super) fn length(&self, value: &str, axis: usize) -> Option<usize> {
         self.shapes.get(value)?.shape.get(axis).copied().flatten()
     }
 
-    fn refuse(&self, id: NodeId, problem: &str) -> CutError {
+    pub(super) fn refuse(&self, id: NodeId, problem: &str) -> CutError {
         let (node, op, problem) = (self.graph.label(id), self.graph.op(id), problem.to_owned());
         CutError::Node { node, op, problem }
     }
@@ -176,7 +176,7 @@ impl Tell<'_> {
     }
 
     /// A name for a constant of the node's own at input `number` that nothing goes by yet.
-    fn fresh_name(&self, id: NodeId, number: usize, patch: &Patch) -> String {
+    pub(super) fn fresh_name(&self, id: NodeId, number: usize, patch: &Patch) -> String {
         // An output's name is unique in the graph; a node's name need not be.
         let of = self.graph.node(id).output.iter().find(|output| !output.is_empty());
         let base = format!("{}.input{number}.blochd", of.map_or("", String::as_str));

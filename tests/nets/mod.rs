@@ -214,6 +214,24 @@ impl Net {
         name
     }
 
+    /// A fused normalisation of a sum: what is normalised, and the sum.
+    pub fn skip_norm(&mut self, kind: &str, inputs: &[&str]) -> (String, String) {
+        let names = self.nodes(kind, inputs, 4, Vec::new());
+        let node = self.graph.node.last_mut().unwrap();
+        node.domain = Some(FUSED.to_owned());
+        // The statistics between them are for training only.
+        node.output[1..3].fill(String::new());
+        (names[0].clone(), names[3].clone())
+    }
+
+    /// A fused normalisation of embeddings.
+    pub fn embed_norm(&mut self, inputs: &[&str]) -> String {
+        // The second output, which counts tokens, must be there.
+        let names = self.nodes("EmbedLayerNormalization", inputs, 2, Vec::new());
+        self.graph.node.last_mut().unwrap().domain = Some(FUSED.to_owned());
+        names[0].clone()
+    }
+
     /// Gives the last node another name.
     pub fn rename_last(&mut self, name: &str) {
         self.graph.node.last_mut().unwrap().name = Some(name.to_owned());
@@ -246,7 +264,7 @@ impl Net {
         self.constant(tensor(&name, DType::F32, dims, data))
     }
 
-    fn bias(&mut self, length: usize) -> String {
+    pub fn bias(&mut self, length: usize) -> String {
         if !self.shared_zeros {
             let loud = if self.quiet { 0.0 } else { 0.3 };
             return self.reals(&[length], |chance| chance.real() * loud);
@@ -262,6 +280,19 @@ impl Net {
         let data: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         let name = self.fresh("i");
         self.constant(tensor(&name, DType::I64, &[values.len()], data))
+    }
+
+    /// Input `input` of the node that writes `value`.
+    pub fn input_of(&self, value: &str, input: usize) -> String {
+        let writes = |node: &&NodeProto| node.output.iter().any(|output| output == value);
+        self.graph.node.iter().find(writes).unwrap().input[input].clone()
+    }
+
+    /// Token ids as ONNX Runtime's fused operators read them.
+    pub fn ids32(&mut self, dims: &[usize], ids: &[i32]) -> String {
+        let data: Vec<u8> = ids.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let name = self.fresh("i");
+        self.constant(tensor(&name, DType::I32, dims, data))
     }
 
     fn ints32(&mut self, values: &[i32]) -> String {
