@@ -175,6 +175,7 @@ fn rule(
         // With a constant it is an operator, and was dealt with.
         Rule::Linear => unknown(node, atoms),
         Rule::MatMul => linear::matmul(node, atoms),
+        Rule::FusedMatMul => linear::fused_matmul(node, atoms),
         Rule::Pass => pass_all(node, atoms),
         Rule::Broadcast => broadcast(node, atoms),
         Rule::BatchNorm => batch_norm(node, atoms),
@@ -197,6 +198,7 @@ fn rule(
         Rule::SkipNorm => fused::skip_norm(node, atoms, norm.is_some()),
         Rule::EmbedNorm => fused::embed_norm(node, atoms, norm.is_some()),
         Rule::Attention => fused::attention(node, atoms),
+        Rule::Rotary => fused::rotary(node, atoms),
         Rule::Concat => rearrange::concat(node, atoms),
         Rule::Split => rearrange::split(node, atoms),
         Rule::Slice => rearrange::slice(node, atoms),

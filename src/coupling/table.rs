@@ -9,6 +9,7 @@ pub(super) enum Rule {
     Linear,
     /// Multiplies with a constant or with another value.
     MatMul,
+    FusedMatMul,
     Pass,
     Broadcast,
     BatchNorm,
@@ -23,6 +24,7 @@ pub(super) enum Rule {
     SkipNorm,
     EmbedNorm,
     Attention,
+    Rotary,
     Concat,
     Split,
     Slice,
@@ -37,8 +39,9 @@ pub(super) enum Rule {
 
 const TABLE: &[(Rule, &[&str])] = &[
     (Rule::Nothing, &["Constant"]),
-    (Rule::Linear, &["Conv", "ConvTranspose", "Gemm"]),
+    (Rule::Linear, &["Conv", "ConvTranspose", "Gemm", "com.microsoft.FusedConv"]),
     (Rule::MatMul, &["MatMul"]),
+    (Rule::FusedMatMul, &["com.microsoft.FusedMatMul"]),
     (
         Rule::Pass,
         &[
@@ -103,6 +106,7 @@ const TABLE: &[(Rule, &[&str])] = &[
             "Xor",
             "com.microsoft.BiasGelu",
             "com.microsoft.FastGelu",
+            "com.microsoft.BiasAdd",
         ],
     ),
     (Rule::BatchNorm, &["BatchNormalization"]),
@@ -119,7 +123,11 @@ const TABLE: &[(Rule, &[&str])] = &[
         &["com.microsoft.SkipLayerNormalization", "com.microsoft.SkipSimplifiedLayerNormalization"],
     ),
     (Rule::EmbedNorm, &["com.microsoft.EmbedLayerNormalization"]),
-    (Rule::Attention, &["com.microsoft.Attention", "com.microsoft.MultiHeadAttention"]),
+    (
+        Rule::Attention,
+        &["Attention", "com.microsoft.Attention", "com.microsoft.MultiHeadAttention"],
+    ),
+    (Rule::Rotary, &["RotaryEmbedding", "com.microsoft.RotaryEmbedding"]),
     (Rule::Concat, &["Concat"]),
     (Rule::Split, &["Split"]),
     (Rule::Slice, &["Slice"]),

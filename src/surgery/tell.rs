@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::cut::{CutError, Gone, plain};
-use crate::coupling::fused::heads;
+use crate::coupling::fused::{head_counts, heads};
 use crate::coupling::rules::Node;
 use crate::coupling::sizes::{Origin, Size, Sizes};
 use crate::onnx::proto::TensorProto;
@@ -23,13 +23,13 @@ impl Tell<'_> {
         let Some(input) = self.graph.input(id, 0) else { return Ok(()) };
         let output = self.graph.node(id).output.first().map_or("", String::as_str);
         match self.graph.op(id).as_str() {
-            "Conv" | "ConvTranspose" => self.group(id, input, patch),
+            "Conv" | "ConvTranspose" | "com.microsoft.FusedConv" => self.group(id, input, patch),
             "Reshape" | "Expand" => self.target(id, 1, output, patch),
             "Resize" => self.target(id, 3, output, patch),
             "Split" => self.split(id, patch),
             "Slice" => self.slice(id, input, output, patch),
             "Pad" => self.pad(id, output, patch),
-            "com.microsoft.Attention" | "com.microsoft.MultiHeadAttention" => {
+            "Attention" | "com.microsoft.Attention" | "com.microsoft.MultiHeadAttention" => {
                 self.heads(id, output, patch)
             }
             _ => Ok(()),
@@ -78,7 +78,9 @@ impl Tell<'_> {
         }
         let left = found.count - gone.len() / each;
         let attributes = patch.attributes.entry(id).or_default();
-        attributes.push(attr_int("num_heads", left as i64));
+        for name in head_counts(&node.op) {
+            attributes.push(attr_int(name, left as i64));
+        }
         if let Some(sizes) = node.graph.attrs(id).ints("qkv_hidden_sizes") {
             let kept = |size: &i64| size / found.count as i64 * left as i64;
             let sizes: Vec<i64> = sizes.iter().map(kept).collect();

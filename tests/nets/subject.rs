@@ -156,7 +156,33 @@ impl Subject {
                 rows.entry(producer.node).or_default().extend(gone);
             }
         }
-        self.with_zero_rows(&rows)
+        let model = self.with_zero_rows(&rows);
+        self.without_heads(&model, cut)
+    }
+
+    /// `model` in which attentions that project themselves do so by zeros for the heads that `cut` removes.
+    fn without_heads(&self, model: &Model, cut: &Cut) -> Model {
+        let graph = Graph::new(model);
+        let mut patch = Patch::default();
+        for (id, removed) in &cut.removed {
+            let group = &self.coupling.groups[id.0];
+            for producer in &group.producers {
+                if graph.op(producer.node) != "com.microsoft.Attention" {
+                    continue;
+                }
+                let weight = graph.input(producer.node, 1).unwrap();
+                let place = group.places.iter().find(|p| p.value == weight && p.axis == 1).unwrap();
+                let dims = graph.weight_dims(weight).unwrap();
+                let mut values = graph.floats(weight).unwrap();
+                for row in values.chunks_mut(dims[1]) {
+                    let gone = removed.iter().flat_map(|channel| &place.index[*channel]);
+                    gone.for_each(|column| row[*column as usize] = 0.0);
+                }
+                let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+                patch.constants.insert(weight.to_owned(), tensor(weight, DType::F32, &dims, bytes));
+            }
+        }
+        patch.apply(model).unwrap()
     }
 
     /// The dense model in which the operators at `nodes` compute nothing but zero.
