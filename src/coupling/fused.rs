@@ -10,8 +10,8 @@ pub(super) fn norm(node: &Node, atoms: &mut Atoms) {
     like_the_first(node, atoms, 1);
 }
 
-/// `x + skip + bias` normalised over the last axis, which stays whole unless it `divides`; the others pass. The sum
-/// may be an output too.
+/// `x + skip + bias` normalised over the last axis, which stays whole unless it `divides`; the others pass.
+/// The sum may be an output too.
 pub(super) fn skip_norm(node: &Node, atoms: &mut Atoms, divides: bool) {
     let rank = atoms.rank(node.output()).unwrap_or(0);
     norm(node, atoms);
@@ -187,8 +187,8 @@ pub(super) fn attention(node: &Node, atoms: &mut Atoms) {
     }
 }
 
-/// Attention over heads on an axis of their own: those of queries, keys and values go together, and the depth of the
-/// values is that of the outputs. The depth of queries and keys scales the scores and stays.
+/// Attention over heads on an axis of their own: those of queries, keys and values go together, and the depth
+/// of the values is that of the outputs. The depth of queries and keys scales the scores and stays.
 fn split_attention(node: &Node, atoms: &mut Atoms) {
     let inputs = [0, 1, 2].map(|input| node.input(input));
     let (&[Some(q), Some(k), Some(v)], 1) = (&inputs, node.outputs().count()) else {

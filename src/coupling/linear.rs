@@ -118,8 +118,8 @@ pub(super) fn matmul(node: &Node, atoms: &mut Atoms) {
     product(node, atoms, [false, false]);
 }
 
-/// The same with a factor, and either side transposed. With a constant that is no operator's weight it would be a
-/// reader whose weights nobody sees.
+/// The same with a factor, and either side transposed. With a constant that is no operator's weight it would
+/// be a reader whose weights nobody sees.
 pub(super) fn fused_matmul(node: &Node, atoms: &mut Atoms) {
     let flag = |name| node.int(name).unwrap_or(0) != 0;
     let constant = node.inputs().any(|value| node.graph.weight(value).is_some());

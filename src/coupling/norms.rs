@@ -1,10 +1,10 @@
 //! Normalisations over channels on the last axis, however they are written down: as an operator, fused with the
 //! addition before it, or put together of simple operators by an exporter.
 //!
-//! Such a node looks along the axis that it normalises, and can lose channels of it all the same. Of n channels n'
-//! are left; where those that go are zero (for a normalisation that takes the mean off: where they are the mean)
-//! the sum of squares stays and its mean grows by n/n'. With γ·√(n/n') for γ and ε·n/n' for ε the channels that
-//! are left come out as they did.
+//! Such a node looks along the axis that it normalises, and can lose channels of it all the same. Of n
+//! channels n' are left; where those that go are zero (for a normalisation that takes the mean off: where
+//! they are the mean) the sum of squares stays and its mean grows by n/n'. With γ·√(n/n') for γ and ε·n/n'
+//! for ε the channels that are left come out as they did.
 
 use std::collections::BTreeMap;
 
@@ -45,8 +45,8 @@ pub enum Epsilon {
 }
 
 impl Norm {
-    /// Whether channels of the last axis, of `length`, may go: nothing but the channels themselves depends on their
-    /// number, and γ can make up for it.
+    /// Whether channels of the last axis, of `length`, may go: nothing but the channels themselves depends on
+    /// their number, and γ can make up for it.
     pub(crate) fn divides(&self, graph: &Graph, rank: usize, length: usize) -> bool {
         let last = self.axis == -1 || usize::try_from(self.axis).is_ok_and(|axis| axis + 1 == rank);
         let fits = graph.weight_dims(&self.scale).is_some_and(|dims| {

@@ -48,8 +48,9 @@ pub struct Group {
 pub enum Neutral {
     /// Zero.
     Zero,
-    /// What the channels beside it are on average, in every row: a normalisation takes that off, and counts what is
-    /// zero where the others are not. Without a refit of its readers no channel goes for nothing here.
+    /// What the channels beside it are on average, in every row: a normalisation takes that off, and counts
+    /// what is zero where the others are not. Without a refit of its readers no channel goes for nothing
+    /// here.
     Mean,
 }
 

@@ -107,8 +107,8 @@ impl Task<'_> {
         for (done, group) in groups.iter().enumerate() {
             on(Event::Progress { stage: "ranking channels", done, total: groups.len() });
             if group.neutral == Neutral::Mean && self.options.repair != Mode::Refit {
-                let why = "a normalisation takes the mean of the channels off: only a refit of what \
-                           reads them makes up for those that go";
+                let why = "a normalisation takes the mean of the channels off: only a refit of \
+                           what reads them makes up for those that go";
                 declined.push(decline(group, why.to_owned()));
                 continue;
             }

@@ -45,8 +45,8 @@ impl Tell<'_> {
         Ok(Some(length as f64 / (length - gone) as f64))
     }
 
-    /// Multiplies the constant at an input of a node: in its place, or in one of the node's own where others read
-    /// it too.
+    /// Multiplies the constant at an input of a node: in its place, or in one of the node's own where others
+    /// read it too.
     fn multiply(
         &self,
         (node, input): (NodeId, usize),
