@@ -122,18 +122,24 @@ fn does_not_cut_through_what_works_along_the_channels() {
 }
 
 #[test]
-fn does_not_cut_through_layer_norm() {
-    let subject = network(|net, x| {
-        let rows = net.transpose(&x.name, &[0, 2, 3, 1]);
-        let scale = net.reals(&[8], |chance| 1.0 + chance.real());
-        let rows = net.node("LayerNormalization", &[&rows, &scale], vec![attr_int("axis", -1)]);
-        Image { name: net.transpose(&rows, &[0, 3, 1, 2]), ..x.clone() }
-    });
-    assert_held(&subject, "LayerNormalization");
+fn does_not_cut_through_a_layer_norm_of_more_than_the_channels() {
+    let normed = |axis: i64| {
+        network(move |net, x| {
+            let rows = net.transpose(&x.name, &[0, 2, 3, 1]);
+            let dims: &[usize] = if axis == -1 { &[8] } else { &[4, 8] };
+            let scale = net.reals(dims, |chance| 1.0 + chance.real());
+            let attrs = vec![attr_int("axis", axis)];
+            let rows = net.node("LayerNormalization", &[&rows, &scale], attrs);
+            Image { name: net.transpose(&rows, &[0, 3, 1, 2]), ..x.clone() }
+        })
+    };
+    assert_held(&normed(2), "LayerNormalization");
+    let subject = normed(-1);
+    assert_eq!(fate(&subject.coupling, &subject.model).0, 8);
 }
 
 #[test]
-fn does_not_cut_through_norms_that_are_put_together_of_simple_operators() {
+fn does_not_cut_through_norms_of_simple_operators_that_scale_no_channel() {
     for centred in [true, false] {
         let subject = network(|net, x| {
             let rows = net.transpose(&x.name, &[0, 2, 3, 1]);

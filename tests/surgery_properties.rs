@@ -4,8 +4,14 @@
 //! The measure of a cut: a model without some channels computes what the dense one computes once nobody
 //! hears them. That holds for any legal cut, whatever the activations; a wrong index map breaks it.
 
+#[path = "nets/fused.rs"]
+mod fused;
 #[path = "nets/mod.rs"]
 mod nets;
+#[path = "nets/old.rs"]
+mod old;
+#[path = "nets/pointwise.rs"]
+mod pointwise;
 #[path = "nets/steps.rs"]
 mod steps;
 #[path = "nets/subject.rs"]
@@ -13,14 +19,16 @@ mod subject;
 #[path = "nets/transformer.rs"]
 mod transformer;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use blochd::coupling::{GroupId, blocks, couple};
-use blochd::onnx::{Graph, Model, Patch, operators};
+use blochd::coupling::{
+    Epsilon, Group, GroupId, Neutral, Norm, blocks, couple, norms, operators_with_rules,
+};
+use blochd::onnx::{Graph, Model, Patch, Use, operators};
 use blochd::shell::models;
-use blochd::surgery::{Cut, CutError, apply};
-use nets::{Chance, Net};
+use blochd::surgery::{Cut, CutError, apply, gone};
+use nets::{Chance, Image, Net, attr_int};
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
 use subject::{Subject, check_cut, difference, listing};
@@ -35,6 +43,21 @@ fn random_net(kinds: &[usize], seed: u64, quiet: bool) -> Model {
         image = steps::step(&mut net, &image, *kind);
     }
     let out = steps::head(&mut net, &image);
+    net.output(&out);
+    net.model()
+}
+
+/// A network of operator set 9.
+fn old_net(kinds: &[usize], seed: u64) -> Model {
+    let mut net = Net::old(seed);
+    let x = net.input(3, 8, 8);
+    let mut image = net.conv(&x, 8, 3, 1, 1);
+    for kind in kinds {
+        image = old::step(&mut net, &image, *kind);
+    }
+    let pooled = net.node("GlobalAveragePool", &[&image.name], Vec::new());
+    let flat = net.node("Flatten", &[&pooled], Vec::new());
+    let out = net.gemm(&flat, image.c, 5);
     net.output(&out);
     net.model()
 }
@@ -68,13 +91,24 @@ proptest! {
     }
 
     #[test]
+    fn the_same_holds_for_the_forms_of_old_operator_sets(
+        kinds in prop::collection::vec(0..old::KINDS, 1..5),
+        seed in any::<u64>(),
+    ) {
+        let subject = Subject::new(old_net(&kinds, seed), &[], seed);
+        check_cut(&subject, &subject.cut(&mut Chance(seed ^ 1)), 2e-4);
+    }
+
+    #[test]
     fn removing_channels_that_are_zero_changes_no_output(
         kinds in pieces(),
         seed in any::<u64>(),
     ) {
-        // No biases and activations with f(0) = 0: a channel without weights is silent up to its readers.
+        // No biases and activations with f(0) = 0: a channel without weights is silent up to its readers. (A
+        // normalisation that takes the mean off makes something of it: tests/coupling_norms.rs.)
         let mut subject = Subject::new(random_net(&kinds, seed, true), &[], seed);
-        let cut = subject.cut(&mut Chance(seed ^ 2));
+        let mut cut = subject.cut(&mut Chance(seed ^ 2));
+        cut.removed.retain(|id, _| subject.coupling.groups[id.0].neutral == Neutral::Zero);
         subject.model = subject.emptied(&cut);
         let error = difference(&subject.run(&subject.apply(&cut)), &subject.run(&subject.model));
         prop_assert!(error < 2e-4, "{error}\n{cut:?}\n{}", listing(&subject.model));
@@ -87,7 +121,9 @@ proptest! {
     ) {
         let mut subject = Subject::new(random_net(&kinds, seed, false), &[], seed);
         let mut chance = Chance(seed ^ 4);
-        let wide: Vec<_> = subject.coupling.groups.iter().collect();
+        // A normalisation counts a channel that says the same as another one for itself.
+        let free = |group: &&Group| subject.norms_of(group).is_empty();
+        let wide: Vec<_> = subject.coupling.groups.iter().filter(free).collect();
         if wide.is_empty() {
             return Ok(());
         }
@@ -148,7 +184,15 @@ proptest! {
         let cut = subject.cut(&mut Chance(seed ^ 3));
         let model = subject.apply(&cut);
         let (before, after) = (Graph::new(&subject.model), Graph::new(&model));
-        for (name, _) in before.weights() {
+        let removed = gone(&subject.coupling, &cut).unwrap();
+        let told = |norm: &Norm| removed.keys().any(|(value, _)| *value == norm.output);
+        let epsilons: Vec<&str> = (norms(&before).iter().filter(|norm| told(norm)))
+            .filter_map(|norm| match norm.epsilon {
+                Epsilon::Constant(node, input) => before.input(node, input),
+                Epsilon::None | Epsilon::Attribute(_) => None,
+            })
+            .collect();
+        for (name, _) in before.weights().filter(|(name, _)| !epsilons.contains(name)) {
             let Some(new) = after.weight_bytes(name).unwrap() else { continue };
             let old = before.weight_bytes(name).unwrap().unwrap();
             if before.weight_dims(name) == after.weight_dims(name) && before.floats(name).is_some() {
@@ -195,6 +239,67 @@ fn every_piece_of_the_generator_has_channels_that_can_go() {
         });
         assert!(cut, "networks with piece {kind} are never cut: the properties say nothing of it");
     }
+}
+
+/// Operators that only stand in the way of channels, whatever surrounds them; where they are cut they are no more.
+const HOLDING: [&str; 5] = ["Constant", "Shape", "If", "Loop", "Scan"];
+
+#[test]
+fn every_operator_with_a_rule_is_generated_and_lets_channels_through_somewhere() {
+    let (mut made, mut passed) = (BTreeSet::new(), BTreeSet::new());
+    let mut look = |model: Model, seed: u64| {
+        let ops = |model: &Model| {
+            let graph = Graph::new(model);
+            (0..graph.nodes().len()).map(|node| graph.op(node)).collect::<BTreeSet<_>>()
+        };
+        if ops(&model).iter().all(|op| passed.contains(op)) {
+            return;
+        }
+        made.extend(ops(&model));
+        let subject = Subject::new(model, &[], seed);
+        let graph = Graph::new(&subject.model);
+        for place in subject.coupling.groups.iter().flat_map(|group| &group.places) {
+            passed.extend(graph.producer(&place.value).map(|node| graph.op(node)));
+            let readers = graph.uses(&place.value).iter().filter_map(|used| match used {
+                Use::Input { node, .. } => Some(graph.op(*node)),
+                Use::Captured { .. } | Use::Output => None,
+            });
+            passed.extend(readers);
+        }
+    };
+    // In the youngest operator set, where all of them are.
+    let young = |piece: &dyn Fn(&mut Net, &Image) -> Image, seed: u64| {
+        let mut net = Net::plain(seed);
+        net.opset = 24;
+        let x = net.input(3, 8, 8);
+        let first = net.conv(&x, 8, 3, 1, 1);
+        let image = piece(&mut net, &first);
+        let out = steps::head(&mut net, &image);
+        net.output(&out);
+        net.model()
+    };
+    for kind in 0..pointwise::KINDS {
+        look(young(&|net, x| pointwise::around(net, x, kind), kind as u64), 1);
+    }
+    for seed in 0..40 {
+        look(young(&fused::piece, seed), seed);
+        look(young(&pointwise::control_flow, seed), seed);
+    }
+    for seed in 0..24 {
+        (0..steps::KINDS).for_each(|kind| look(random_net(&[kind], seed, false), seed));
+        (0..old::KINDS).for_each(|kind| look(old_net(&[kind], seed), seed));
+    }
+    let known: BTreeSet<String> = operators_with_rules().map(str::to_owned).collect();
+    // What no kernel of the CPU runs is tried in tests/coupling_fused.rs.
+    let without_kernel = ["com.microsoft.BiasAdd".to_owned()];
+    let missing: Vec<&String> =
+        known.iter().filter(|op| !made.contains(*op) && !without_kernel.contains(op)).collect();
+    assert!(missing.is_empty(), "never generated: {missing:?}");
+    let held: Vec<&String> = (known.iter())
+        .filter(|op| !passed.contains(*op) && !without_kernel.contains(op))
+        .filter(|op| !HOLDING.contains(&op.as_str()))
+        .collect();
+    assert!(held.is_empty(), "no channel ever passes: {held:?}");
 }
 
 #[test]
@@ -289,6 +394,37 @@ fn attention_heads_go_whole_through_query_key_value_and_output() {
     let heads = heads.unwrap_or_else(|| panic!("{:#?}", subject.coupling));
     assert_eq!(heads.width, 2);
     assert!(heads.producers.iter().all(|p| p.outputs.iter().all(|of| of.len() == 3)));
+}
+
+#[test]
+fn the_class_token_and_the_positions_of_a_vision_transformer_go_with_its_stream() {
+    for seed in 0..6 {
+        let mut net = Net::new(seed);
+        let x = net.input(3, 8, 8);
+        let (stream, patches) = fused::class_and_patches(&mut net, &x);
+        let first = net.ints(&[0]);
+        let token = net.node("Gather", &[&stream, &first], vec![attr_int("axis", 1)]);
+        let flat = net.node("Flatten", &[&token], Vec::new());
+        let out = net.gemm(&flat, patches.c, 5);
+        net.output(&out);
+        let subject = Subject::new(net.model(), &[], seed);
+        let wide = subject.coupling.groups.iter().find(|group| group.width == patches.c);
+        let group = wide.unwrap_or_else(|| panic!("{:?}", subject.coupling.frozen));
+        let graph = Graph::new(&subject.model);
+        let rows = patches.h * patches.w;
+        for dims in [[1, 1, patches.c], [1, rows + 1, patches.c]] {
+            let held = |value: &str| graph.weight_dims(value).is_some_and(|found| found == dims);
+            let goes = group.places.iter().any(|place| place.axis == 2 && held(&place.value));
+            assert!(goes, "{dims:?} does not go along: {:?}", group.places);
+        }
+        let ops = |node: usize| graph.op(node);
+        assert!(group.producers.iter().any(|producer| ops(producer.node) == "Conv"));
+        assert!(group.consumers.iter().any(|consumer| ops(consumer.node) == "Gemm"));
+        for kept in 3..patches.c {
+            let removed = (kept..patches.c).collect();
+            check_cut(&subject, &Cut { removed: [(group.id, removed)].into() }, 2e-4);
+        }
+    }
 }
 
 #[test]

@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::atoms::{Atoms, Axis};
+use super::norms::{Norm, norms};
 use super::rules::relate;
-use super::types::{Consumer, Coupling, Frozen, Group, GroupId, Place, Producer, Reason};
+use super::types::{Consumer, Coupling, Frozen, Group, GroupId, Neutral, Place, Producer, Reason};
 use crate::onnx::{Graph, NodeId, Operator, OperatorKind, Shapes, operators};
 
 /// The places of one class: (number of the axis) → indices.
@@ -13,7 +14,8 @@ type Members = BTreeMap<usize, Vec<u32>>;
 /// Finds the coupled groups of a model. `shapes` are those of one request, every axis known if possible.
 pub fn couple(graph: &Graph, shapes: &Shapes) -> Coupling {
     let mut atoms = Atoms::new(graph, shapes);
-    relate(graph, shapes, &mut atoms);
+    let norms = dividing(graph, &atoms);
+    relate(graph, shapes, &norms, &mut atoms);
     let linear = operators(graph);
     let (opened, mut frozen) = opened(graph, &linear, &mut atoms);
     let axes: Vec<(String, usize)> =
@@ -46,8 +48,30 @@ pub fn couple(graph: &Graph, shapes: &Shapes) -> Coupling {
             because: Reason::Indivisible,
         })
     }));
-    let groups = numbered(groups);
+    let groups = numbered(groups).into_iter().map(|mut group| {
+        if norms.iter().any(|norm| norm.centred && normalises(norm, &atoms, &group)) {
+            group.neutral = Neutral::Mean;
+        }
+        group
+    });
+    let groups = groups.collect();
     Coupling { groups, frozen }
+}
+
+/// The normalisations that may lose channels.
+fn dividing(graph: &Graph, atoms: &Atoms) -> Vec<Norm> {
+    let divides = |norm: &Norm| {
+        let rank = atoms.rank(&norm.output).unwrap_or(0);
+        let last = rank.checked_sub(1).and_then(|last| atoms.axis(&norm.output, last));
+        last.is_some_and(|axis| norm.divides(graph, rank, axis.length))
+    };
+    norms(graph).into_iter().filter(divides).collect()
+}
+
+/// Whether the channels of a group are among those that a normalisation works along.
+fn normalises(norm: &Norm, atoms: &Atoms, group: &Group) -> bool {
+    let last = atoms.rank(&norm.output).and_then(|rank| rank.checked_sub(1));
+    group.places.iter().any(|place| place.value == norm.output && Some(place.axis) == last)
 }
 
 /// Gives every group its number, and a name of its own.
@@ -170,14 +194,22 @@ fn group(
     let name = graph.label(producers.first()?.node);
     let stream = places.iter().any(|place| is_sum(graph, &place.value));
     let (id, width) = (GroupId(0), classes.len());
-    Some(Group { id, name, width, places, producers, consumers, through, stream })
+    let neutral = Neutral::Zero;
+    Some(Group { id, name, width, places, producers, consumers, through, stream, neutral })
 }
 
 /// Whether the value is the sum of two computed values.
 fn is_sum(graph: &Graph, value: &str) -> bool {
     graph.producer(value).is_some_and(|node| {
-        graph.op(node) == "Add"
-            && graph.node(node).input.iter().all(|input| !is_constant(graph, input))
+        let terms = match graph.op(node).as_str() {
+            "Add" => graph.node(node).input.as_slice(),
+            "com.microsoft.SkipLayerNormalization"
+            | "com.microsoft.SkipSimplifiedLayerNormalization" => {
+                graph.node(node).input.get(..2).unwrap_or_default()
+            }
+            _ => return false,
+        };
+        terms.iter().all(|input| !is_constant(graph, input))
     })
 }
 

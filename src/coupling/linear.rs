@@ -10,6 +10,14 @@ pub(super) fn linear(node: &Node, atoms: &mut Atoms, operator: &Operator) {
         (operator.input.as_str(), node.output(), operator.weight.as_str());
     let own_bias = node.input(2);
     let reason = node.rearranged();
+    if node.op == "com.microsoft.FusedConv"
+        && let Some(added) = node.input(3)
+    {
+        for axis in 0..atoms.rank(output).unwrap_or(0) {
+            let (a, b) = (atoms.axis(added, axis), atoms.axis(output, axis));
+            atoms.join(a, b, &reason);
+        }
+    }
     let rank_in = atoms.rank(input).unwrap_or(0);
     let rank_out = atoms.rank(output).unwrap_or(0);
     let (in_axis, out_axis, weight_in, weight_out) = match operator.kind {
@@ -107,6 +115,21 @@ fn freeze_spatial(node: &Node, atoms: &mut Atoms) {
 
 /// The product of two computed values: rows, columns and the summed axis; leading axes are batches.
 pub(super) fn matmul(node: &Node, atoms: &mut Atoms) {
+    product(node, atoms, [false, false]);
+}
+
+/// The same with a factor, and either side transposed. With a constant that is no operator's weight it would
+/// be a reader whose weights nobody sees.
+pub(super) fn fused_matmul(node: &Node, atoms: &mut Atoms) {
+    let flag = |name| node.int(name).unwrap_or(0) != 0;
+    let constant = node.inputs().any(|value| node.graph.weight(value).is_some());
+    if constant || flag("transBatchA") || flag("transBatchB") {
+        return freeze_node(node, atoms, &node.rearranged());
+    }
+    product(node, atoms, ["transA", "transB"].map(flag));
+}
+
+fn product(node: &Node, atoms: &mut Atoms, [turned_a, turned_b]: [bool; 2]) {
     let (Some(a), Some(b)) = (node.input(0), node.input(1)) else { return };
     let output = node.output();
     let ranks = (atoms.rank(a), atoms.rank(b), atoms.rank(output));
@@ -116,10 +139,14 @@ pub(super) fn matmul(node: &Node, atoms: &mut Atoms) {
         return;
     }
     let reason = node.rearranged();
+    let last_two = |rank: usize, turned: bool| {
+        if turned { (rank - 1, rank - 2) } else { (rank - 2, rank - 1) }
+    };
+    let ((rows, summed_a), (summed_b, columns)) = (last_two(ra, turned_a), last_two(rb, turned_b));
     let pairs = [
-        (atoms.axis(a, ra - 1), atoms.axis(b, rb - 2)),
-        (atoms.axis(a, ra - 2), atoms.axis(output, ro - 2)),
-        (atoms.axis(b, rb - 1), atoms.axis(output, ro - 1)),
+        (atoms.axis(a, summed_a), atoms.axis(b, summed_b)),
+        (atoms.axis(a, rows), atoms.axis(output, ro - 2)),
+        (atoms.axis(b, columns), atoms.axis(output, ro - 1)),
     ];
     pairs.into_iter().for_each(|(x, y)| atoms.join(x, y, &reason));
     for back in 2..ro {

@@ -11,12 +11,16 @@ mod blocks;
 pub(crate) mod fused;
 mod groups;
 mod linear;
+mod norms;
 mod rearrange;
 mod reshape;
 pub(crate) mod rules;
 pub(crate) mod sizes;
+mod table;
 mod types;
 
 pub use blocks::{Block, SUM, blocks};
 pub use groups::couple;
-pub use types::{Consumer, Coupling, Frozen, Group, GroupId, Place, Producer, Reason};
+pub use norms::{Epsilon, Norm, norms};
+pub use table::operators_with_rules;
+pub use types::{Consumer, Coupling, Frozen, Group, GroupId, Neutral, Place, Producer, Reason};

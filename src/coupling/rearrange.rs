@@ -245,7 +245,8 @@ pub(super) fn gather(node: &Node, atoms: &mut Atoms) {
     }
 }
 
-pub(super) fn reduce(node: &Node, atoms: &mut Atoms) {
+/// The axes that are reduced stay whole, unless what depends on their length `divides` them.
+pub(super) fn reduce(node: &Node, atoms: &mut Atoms, divides: bool) {
     let Some(input) = node.input(0) else { return };
     let rank = atoms.rank(input).unwrap_or(0);
     let Ok(axes) = node.list(1, "axes") else {
@@ -260,7 +261,10 @@ pub(super) fn reduce(node: &Node, atoms: &mut Atoms) {
         let from = atoms.axis(input, axis);
         if reduced.contains(&axis) {
             // A mean over channels changes with every channel that goes.
-            from.into_iter().for_each(|axis| atoms.freeze(axis, &node.along()));
+            from.into_iter().for_each(|axis| match divides {
+                true => atoms.free(axis, 0, axis.length),
+                false => atoms.freeze(axis, &node.along()),
+            });
             position += usize::from(keep);
         } else {
             let to = atoms.axis(node.output(), position);

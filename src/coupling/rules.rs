@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 
 use super::atoms::{Atoms, Axis};
+use super::norms::{Norm, by_node};
 use super::sizes::{Size, Sizes};
+use super::table::{Rule, rule_of};
 use super::types::Reason;
 use super::{fused, linear, rearrange, reshape};
 use crate::onnx::{Graph, NodeId, Operator, Shapes, operators};
@@ -76,10 +78,11 @@ impl<'g> Node<'g> {
 }
 
 /// Applies the rules of all nodes, and freezes what the caller gives, gets or captures.
-pub(super) fn relate(graph: &Graph, shapes: &Shapes, atoms: &mut Atoms) {
+pub(super) fn relate(graph: &Graph, shapes: &Shapes, norms: &[Norm], atoms: &mut Atoms) {
     let operators: BTreeMap<NodeId, Operator> =
         operators(graph).into_iter().map(|operator| (operator.node, operator)).collect();
     let sizes = Sizes::new(graph, shapes);
+    let norms = by_node(norms);
     for id in 0..graph.nodes().len() {
         let node = Node { graph, id, op: graph.op(id) };
         atoms.begin();
@@ -90,7 +93,7 @@ pub(super) fn relate(graph: &Graph, shapes: &Shapes, atoms: &mut Atoms) {
                 let value = value.to_owned();
                 freeze_node(&node, atoms, &Reason::NoShape { value, node: graph.label(id) });
             }
-            _ => rule(&node, atoms, &sizes, operators.get(&id)),
+            _ => rule(&node, atoms, &sizes, operators.get(&id), norms.get(&id).copied()),
         }
         read_lengths(&node, atoms, &sizes);
         if !node.outputs().any(|value| graph.weight(value).is_some()) {
@@ -152,116 +155,65 @@ pub(super) fn freeze_node(node: &Node, atoms: &mut Atoms, reason: &Reason) {
     node.inputs().chain(node.outputs()).for_each(|value| atoms.freeze_value(value, reason));
 }
 
-fn rule(node: &Node, atoms: &mut Atoms, sizes: &Sizes, operator: Option<&Operator>) {
+/// `norm` is the normalisation that the node looks along its channels for, if they may go all the same.
+fn rule(
+    node: &Node,
+    atoms: &mut Atoms,
+    sizes: &Sizes,
+    operator: Option<&Operator>,
+    norm: Option<&Norm>,
+) {
     if let Some(operator) = operator {
         return linear::linear(node, atoms, operator);
     }
     if node.is_local_function() {
         return unknown(node, atoms);
     }
-    match node.op.as_str() {
-        "Constant" => {}
-        "Relu"
-        | "LeakyRelu"
-        | "Sigmoid"
-        | "HardSigmoid"
-        | "HardSwish"
-        | "Tanh"
-        | "Elu"
-        | "Selu"
-        | "Celu"
-        | "Softplus"
-        | "Softsign"
-        | "Erf"
-        | "Exp"
-        | "Log"
-        | "Sqrt"
-        | "Abs"
-        | "Neg"
-        | "Reciprocal"
-        | "Floor"
-        | "Ceil"
-        | "Round"
-        | "Sign"
-        | "Identity"
-        | "Cast"
-        | "Dropout"
-        | "Clip"
-        | "Gelu"
-        | "Mish"
-        | "ThresholdedRelu"
-        | "Not"
-        | "Sin"
-        | "Cos"
-        | "Swish"
-        | "com.microsoft.Gelu"
-        | "com.microsoft.QuickGelu" => pass_all(node, atoms),
-        "Add"
-        | "Sub"
-        | "Mul"
-        | "Div"
-        | "Pow"
-        | "Max"
-        | "Min"
-        | "Mean"
-        | "Sum"
-        | "Where"
-        | "PRelu"
-        | "Equal"
-        | "Greater"
-        | "GreaterOrEqual"
-        | "Less"
-        | "LessOrEqual"
-        | "And"
-        | "Or"
-        | "Xor"
-        | "com.microsoft.BiasGelu"
-        | "com.microsoft.FastGelu" => {
-            broadcast(node, atoms);
-        }
-        "MatMul" => linear::matmul(node, atoms),
-        "BatchNormalization" => batch_norm(node, atoms),
-        "InstanceNormalization" => {
+    let Some(rule) = rule_of(&node.op) else { return unknown(node, atoms) };
+    match rule {
+        Rule::Nothing => {}
+        // With a constant it is an operator, and was dealt with.
+        Rule::Linear => unknown(node, atoms),
+        Rule::MatMul => linear::matmul(node, atoms),
+        Rule::FusedMatMul => linear::fused_matmul(node, atoms),
+        Rule::Pass => pass_all(node, atoms),
+        Rule::Broadcast => broadcast(node, atoms),
+        Rule::BatchNorm => batch_norm(node, atoms),
+        Rule::InstanceNorm => {
             batch_norm(node, atoms);
             freeze_from(node, atoms, 2);
         }
         // MaxPool's second output numbers positions across all channels.
-        "MaxPool" if node.outputs().count() > 1 => freeze_node(node, atoms, &node.along()),
-        "GlobalAveragePool" | "GlobalMaxPool" | "MaxPool" | "AveragePool" | "LpPool" => {
+        Rule::MaxPool if node.outputs().count() > 1 => freeze_node(node, atoms, &node.along()),
+        Rule::MaxPool | Rule::Pool => {
             pass(node, atoms, 0..2);
             freeze_from(node, atoms, 2);
         }
-        "Resize" | "Upsample" => reshape::resize(node, atoms, sizes),
-        "Expand" => reshape::expand(node, atoms, sizes),
-        "Gather" => rearrange::gather(node, atoms),
-        "Softmax"
-        | "LogSoftmax"
-        | "LayerNormalization"
-        | "RMSNormalization"
-        | "SimplifiedLayerNormalization" => normalised(node, atoms),
-        "com.microsoft.SkipLayerNormalization"
-        | "com.microsoft.SkipSimplifiedLayerNormalization" => fused::skip_norm(node, atoms),
-        "com.microsoft.EmbedLayerNormalization" => freeze_node(node, atoms, &node.along()),
-        "com.microsoft.Attention" | "com.microsoft.MultiHeadAttention" => {
-            fused::attention(node, atoms);
-        }
-        "Concat" => rearrange::concat(node, atoms),
-        "Split" => rearrange::split(node, atoms),
-        "Slice" => rearrange::slice(node, atoms),
-        "Pad" => rearrange::pad(node, atoms),
-        "Reshape" | "Flatten" => reshape::reshape(node, atoms, sizes),
-        "Transpose" => rearrange::transpose(node, atoms),
-        "Squeeze" | "Unsqueeze" => rearrange::squeeze(node, atoms),
-        "ReduceMean" | "ReduceSum" | "ReduceMax" | "ReduceMin" | "ReduceL1" | "ReduceL2"
-        | "ReduceProd" | "ReduceSumSquare" => rearrange::reduce(node, atoms),
+        Rule::Resize => reshape::resize(node, atoms, sizes),
+        Rule::Expand => reshape::expand(node, atoms, sizes),
+        Rule::Gather => rearrange::gather(node, atoms),
+        Rule::Softmax => normalised(node, atoms),
+        Rule::Norm if norm.is_some() => fused::norm(node, atoms),
+        Rule::Norm => normalised(node, atoms),
+        Rule::SkipNorm => fused::skip_norm(node, atoms, norm.is_some()),
+        Rule::EmbedNorm => fused::embed_norm(node, atoms, norm.is_some()),
+        Rule::Attention => fused::attention(node, atoms),
+        Rule::Rotary => fused::rotary(node, atoms),
+        Rule::Concat => rearrange::concat(node, atoms),
+        Rule::Split => rearrange::split(node, atoms),
+        Rule::Slice => rearrange::slice(node, atoms),
+        Rule::Pad => rearrange::pad(node, atoms),
+        Rule::Reshape => reshape::reshape(node, atoms, sizes),
+        Rule::Transpose => rearrange::transpose(node, atoms),
+        Rule::Squeeze => rearrange::squeeze(node, atoms),
+        Rule::Reduce => rearrange::reduce(node, atoms, norm.is_some()),
         // Who reads the lengths decides what they hold.
-        "Shape" => free_all(node, atoms),
-        "If" | "Loop" | "Scan" => {
+        Rule::Shape => free_all(node, atoms),
+        Rule::ControlFlow => {
             let reason =
                 Reason::ControlFlow { node: node.graph.label(node.id), op: node.op.clone() };
             freeze_node(node, atoms, &reason);
         }
-        _ => unknown(node, atoms),
     }
 }
 
@@ -333,7 +285,8 @@ fn batch_norm(node: &Node, atoms: &mut Atoms) {
     }
 }
 
-/// Softmax, LayerNormalization and RMSNormalization: the axes that they normalise stay whole, the others pass.
+/// Softmax, and a LayerNormalization or RMSNormalization that must stay whole: the axes that they normalise are
+/// frozen, the others pass.
 fn normalised(node: &Node, atoms: &mut Atoms) {
     let rank = atoms.rank(node.output()).unwrap_or(0);
     let axis = node.int("axis").unwrap_or(-1);

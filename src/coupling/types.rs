@@ -39,6 +39,19 @@ pub struct Group {
     pub through: Vec<NodeId>,
     /// Whether the channels flow through an addition of two computed values (a residual stream).
     pub stream: bool,
+    /// What a channel must be so that nothing changes without it.
+    pub neutral: Neutral,
+}
+
+/// What a channel of a group must be so that the network says the same without it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Neutral {
+    /// Zero.
+    Zero,
+    /// What the channels beside it are on average, in every row: a normalisation takes that off, and counts
+    /// what is zero where the others are not. Without a refit of its readers no channel goes for nothing
+    /// here.
+    Mean,
 }
 
 /// One axis that holds a group's channels.

@@ -2,7 +2,8 @@
 //! of a transformer has a few channels that are hundreds of times louder than the others, which the scale of
 //! the next LayerNormalization makes quiet again: an error in the others must not drown in their variance.
 
-use crate::onnx::{ExecError, Graph, Model, NodeId, Tensor, Use};
+use crate::coupling::{Norm, norms};
+use crate::onnx::{ExecError, Graph, Model, Tensor};
 use crate::spectra::activations::Activations;
 
 /// What errors of a value count: each channel's is multiplied by its weight, their summed variance divided by
@@ -11,18 +12,6 @@ use crate::spectra::activations::Activations;
 pub struct Felt {
     pub weights: Vec<f64>,
     pub scale: f64,
-}
-
-/// A normalisation over the last axis and the value that it writes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Norm {
-    /// Constant that holds the scale of each channel.
-    scale: String,
-    output: String,
-    /// Another value that is added before, inside the same node.
-    also: Option<String>,
-    /// Whether the mean is taken off.
-    centred: bool,
 }
 
 impl Felt {
@@ -38,77 +27,23 @@ impl Felt {
         value: &str,
         channels: usize,
     ) -> Result<Option<Self>, ExecError> {
-        let Some(norm) = norm_after(graph, value) else { return Ok(None) };
+        let reads = |norm: &Norm| norm.terms.iter().any(|term| term == value);
+        let Some(norm) = norms(graph).into_iter().find(reads) else { return Ok(None) };
+        let also = norm.terms.iter().find(|term| *term != value).map(String::as_str);
         let Some(scales) = graph.floats(&norm.scale).filter(|s| s.len() == channels) else {
             return Ok(None);
         };
-        let values: Vec<&str> =
-            [value, &norm.output].into_iter().chain(norm.also.as_deref()).collect();
+        let values: Vec<&str> = [value, &norm.output].into_iter().chain(also).collect();
         known.fetch(model, &values)?;
         let (Some(sum), Some(output)) = (known.get(value), known.get(&norm.output)) else {
             return Ok(None);
         };
-        let also = norm.also.as_deref().and_then(|also| known.get(also));
+        let also = also.and_then(|also| known.get(also));
         let Some(gain) = gain(sum, also, channels, norm.centred) else { return Ok(None) };
         let scale = variances(output, channels, true).iter().sum();
         let weights = scales.iter().map(|scale| f64::from(*scale).abs() * gain).collect();
         Ok((scale > 0.0).then_some(Self { weights, scale }))
     }
-}
-
-/// The normalisation over channels that reads a value: as an operator, fused with the addition before it, or
-/// put together of simple operators.
-fn norm_after(graph: &Graph, value: &str) -> Option<Norm> {
-    graph.uses(value).iter().find_map(|used| {
-        let Use::Input { node, input } = *used else { return None };
-        let output = graph.node(node).output.first()?;
-        let norm = |scale: usize, also: Option<usize>, centred: bool| {
-            let also = also.and_then(|also| graph.input(node, also)).map(str::to_owned);
-            let (scale, output) = (graph.input(node, scale)?.to_owned(), output.clone());
-            Some(Norm { scale, output, also, centred })
-        };
-        match graph.op(node).as_str() {
-            "LayerNormalization" if input == 0 => norm(1, None, true),
-            "RMSNormalization" | "SimplifiedLayerNormalization" if input == 0 => {
-                norm(1, None, false)
-            }
-            "com.microsoft.SkipLayerNormalization" if input < 2 => norm(2, Some(1 - input), true),
-            "com.microsoft.SkipSimplifiedLayerNormalization" if input < 2 => {
-                norm(2, Some(1 - input), false)
-            }
-            "Sub" if input == 0 && is_mean_of(graph, graph.input(node, 1)?, value) => {
-                scaled(graph, output, true)
-            }
-            "Div" if input == 0 => scaled(graph, value, false),
-            _ => None,
-        }
-    })
-}
-
-fn is_mean_of(graph: &Graph, mean: &str, value: &str) -> bool {
-    graph
-        .producer(mean)
-        .is_some_and(|node| graph.op(node) == "ReduceMean" && graph.input(node, 0) == Some(value))
-}
-
-/// `x / root(mean of squares) · scale`, written out.
-fn scaled(graph: &Graph, x: &str, centred: bool) -> Option<Norm> {
-    let next = |value: &str, op: &str| -> Option<NodeId> {
-        graph.uses(value).iter().find_map(|used| match used {
-            Use::Input { node, input: 0 } if graph.op(*node) == op => Some(*node),
-            Use::Input { node, .. } if op == "Mul" && graph.op(*node) == op => Some(*node),
-            Use::Input { .. } | Use::Captured { .. } | Use::Output => None,
-        })
-    };
-    let divided = next(x, "Div")?;
-    let root = graph.producer(graph.input(divided, 1)?)?;
-    if graph.op(root) != "Sqrt" {
-        return None;
-    }
-    let product = next(graph.node(divided).output.first()?, "Mul")?;
-    let scale = graph.node(product).input.iter().find(|name| graph.weight(name).is_some())?;
-    let output = graph.node(product).output.first()?.clone();
-    Some(Norm { scale: scale.clone(), output, also: None, centred })
 }
 
 /// Root of the mean over rows of 1 / (the row's variance): by how much the normalisation enlarges an error.

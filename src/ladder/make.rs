@@ -13,10 +13,10 @@ use super::rungs::attempt;
 use super::score::Scorer;
 use super::table::{LatencyTable, Stopwatch};
 use super::task::{Event, Ladder, LadderError, Sink, Task};
-use crate::coupling::{Group, blocks, couple};
+use crate::coupling::{Group, Neutral, blocks, couple};
 use crate::onnx::{ExecError, Graph, Shapes, Tensor, operators};
 use crate::spectra::activations::Batch;
-use crate::surgery::repair::is_held_out;
+use crate::surgery::repair::{Mode, is_held_out};
 
 impl Task<'_> {
     /// Makes the ladder. Finished rungs go to `sink` one by one, slowest first, so that an interrupted
@@ -113,6 +113,12 @@ impl Task<'_> {
         }
         for (done, group) in groups.iter().enumerate() {
             on(Event::Progress { stage: "ranking channels", done, total: groups.len() });
+            if group.neutral == Neutral::Mean && self.options.repair != Mode::Refit {
+                let why = "a normalisation takes the mean of the channels off: only a refit of \
+                           what reads them makes up for those that go";
+                declined.push(decline(group, why.to_owned()));
+                continue;
+            }
             match scorer.score(group) {
                 Ok(scored) => {
                     known.scored.insert(group.id, scored);

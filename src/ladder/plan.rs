@@ -191,6 +191,7 @@ mod tests {
             consumers: Vec::new(),
             through: Vec::new(),
             stream: false,
+            neutral: crate::coupling::Neutral::Zero,
         }
     }
 

@@ -44,7 +44,8 @@ pub struct Operator {
     pub inputs: usize,
     /// Spatial extent of the kernel; empty for Gemm and MatMul.
     pub kernel: Vec<usize>,
-    /// Whether y is W·x + b and nothing else (a Gemm may scale either term or transpose its input).
+    /// Whether y is W·x + b and nothing else (a Gemm may scale either term or transpose its input, a fused
+    /// operator may scale or activate).
     pub exact: bool,
 }
 
@@ -73,7 +74,11 @@ fn operator(graph: &Graph, node: NodeId) -> Option<Operator> {
     let group = usize::try_from(attrs.int("group").unwrap_or(1)).ok().filter(|g| *g > 0)?;
     let mut exact = true;
     let (kind, outputs, inputs, kernel) = match (graph.op(node).as_str(), dims.as_slice()) {
-        ("Conv", [out, per_group, kernel @ ..]) if !kernel.is_empty() && out % group == 0 => {
+        ("Conv" | "com.microsoft.FusedConv", [out, per_group, kernel @ ..])
+            if !kernel.is_empty() && out % group == 0 =>
+        {
+            // The fused one activates what it computes, and may add another value before.
+            exact = graph.op(node) == "Conv";
             (OperatorKind::Conv { group }, *out, per_group * group, kernel.to_vec())
         }
         ("ConvTranspose", [inputs, per_group, kernel @ ..])
@@ -89,6 +94,14 @@ fn operator(graph: &Graph, node: NodeId) -> Option<Operator> {
             (OperatorKind::Gemm { trans_b }, out, inputs, Vec::new())
         }
         ("MatMul", [inputs, out]) => (OperatorKind::MatMul, *out, *inputs, Vec::new()),
+        ("com.microsoft.FusedMatMul", [inputs, out])
+            if ["transA", "transB", "transBatchA", "transBatchB"]
+                .iter()
+                .all(|name| attrs.int(name).unwrap_or(0) == 0) =>
+        {
+            exact = attrs.float("alpha").is_none_or(|factor| factor == 1.0);
+            (OperatorKind::MatMul, *out, *inputs, Vec::new())
+        }
         _ => return None,
     };
     let mut found = Operator {

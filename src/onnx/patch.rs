@@ -238,22 +238,22 @@ pub fn attr_ints(name: &str, values: &[i64]) -> AttributeProto {
     }
 }
 
-/// An attribute that holds one number.
-pub fn attr_float(name: &str, value: f32) -> AttributeProto {
-    AttributeProto {
-        name: Some(name.to_owned()),
-        r#type: Some(AttributeType::FLOAT),
-        f: Some(value),
-        ..Default::default()
-    }
-}
-
 /// An attribute that holds one integer.
 pub fn attr_int(name: &str, value: i64) -> AttributeProto {
     AttributeProto {
         name: Some(name.to_owned()),
         r#type: Some(AttributeType::INT),
         i: Some(value),
+        ..Default::default()
+    }
+}
+
+/// An attribute that holds one real number.
+pub fn attr_float(name: &str, value: f32) -> AttributeProto {
+    AttributeProto {
+        name: Some(name.to_owned()),
+        r#type: Some(AttributeType::FLOAT),
+        f: Some(value),
         ..Default::default()
     }
 }

@@ -122,7 +122,15 @@ fn ancestors_before(graph: &Graph, value: &str, before: NodeId) -> bool {
 
 fn operators_at(graph: &Graph, node: NodeId) -> bool {
     let op = graph.op(node);
-    matches!(op.as_str(), "Conv" | "ConvTranspose" | "Gemm" | "MatMul")
+    matches!(
+        op.as_str(),
+        "Conv"
+            | "ConvTranspose"
+            | "Gemm"
+            | "MatMul"
+            | "com.microsoft.FusedConv"
+            | "com.microsoft.FusedMatMul"
+    )
 }
 
 /// Per-channel scale of the BatchNormalization that alone reads an operator's output; `None` where there

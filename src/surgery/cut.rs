@@ -97,6 +97,7 @@ pub fn apply(
     for node in 0..graph.nodes().len() {
         tell.node(node, &mut patch)?;
     }
+    tell.norms(&mut patch)?;
     keep_names(&graph, &mut patch);
     let cut = patch.apply(model)?;
     check_result(&graph, &Graph::new(&cut), &gone)?;

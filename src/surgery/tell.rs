@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::cut::{CutError, Gone, plain};
-use crate::coupling::fused::heads;
+use crate::coupling::fused::{head_counts, heads};
 use crate::coupling::rules::Node;
 use crate::coupling::sizes::{Origin, Size, Sizes};
 use crate::onnx::proto::TensorProto;
@@ -23,28 +23,28 @@ impl Tell<'_> {
         let Some(input) = self.graph.input(id, 0) else { return Ok(()) };
         let output = self.graph.node(id).output.first().map_or("", String::as_str);
         match self.graph.op(id).as_str() {
-            "Conv" | "ConvTranspose" => self.group(id, input, patch),
+            "Conv" | "ConvTranspose" | "com.microsoft.FusedConv" => self.group(id, input, patch),
             "Reshape" | "Expand" => self.target(id, 1, output, patch),
             "Resize" => self.target(id, 3, output, patch),
             "Split" => self.split(id, patch),
             "Slice" => self.slice(id, input, output, patch),
             "Pad" => self.pad(id, output, patch),
-            "com.microsoft.Attention" | "com.microsoft.MultiHeadAttention" => {
+            "Attention" | "com.microsoft.Attention" | "com.microsoft.MultiHeadAttention" => {
                 self.heads(id, output, patch)
             }
             _ => Ok(()),
         }
     }
 
-    fn removed(&self, value: &str, axis: usize) -> Option<&BTreeSet<usize>> {
+    pub(super) fn removed(&self, value: &str, axis: usize) -> Option<&BTreeSet<usize>> {
         self.gone.get(&(value.to_owned(), axis))
     }
 
-    fn length(&self, value: &str, axis: usize) -> Option<usize> {
+    pub(super) fn length(&self, value: &str, axis: usize) -> Option<usize> {
         self.shapes.get(value)?.shape.get(axis).copied().flatten()
     }
 
-    fn refuse(&self, id: NodeId, problem: &str) -> CutError {
+    pub(super) fn refuse(&self, id: NodeId, problem: &str) -> CutError {
         let (node, op, problem) = (self.graph.label(id), self.graph.op(id), problem.to_owned());
         CutError::Node { node, op, problem }
     }
@@ -78,7 +78,9 @@ impl Tell<'_> {
         }
         let left = found.count - gone.len() / each;
         let attributes = patch.attributes.entry(id).or_default();
-        attributes.push(attr_int("num_heads", left as i64));
+        for name in head_counts(&node.op) {
+            attributes.push(attr_int(name, left as i64));
+        }
         if let Some(sizes) = node.graph.attrs(id).ints("qkv_hidden_sizes") {
             let kept = |size: &i64| size / found.count as i64 * left as i64;
             let sizes: Vec<i64> = sizes.iter().map(kept).collect();
@@ -176,7 +178,7 @@ impl Tell<'_> {
     }
 
     /// A name for a constant of the node's own at input `number` that nothing goes by yet.
-    fn fresh_name(&self, id: NodeId, number: usize, patch: &Patch) -> String {
+    pub(super) fn fresh_name(&self, id: NodeId, number: usize, patch: &Patch) -> String {
         // An output's name is unique in the graph; a node's name need not be.
         let of = self.graph.node(id).output.iter().find(|output| !output.is_empty());
         let base = format!("{}.input{number}.blochd", of.map_or("", String::as_str));

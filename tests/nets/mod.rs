@@ -90,6 +90,15 @@ pub fn attr_text(name: &str, value: &str) -> AttributeProto {
     }
 }
 
+pub fn attr_floats(name: &str, values: &[f32]) -> AttributeProto {
+    AttributeProto {
+        name: Some(name.to_owned()),
+        r#type: Some(AttributeType::FLOATS),
+        floats: values.to_vec(),
+        ..Default::default()
+    }
+}
+
 fn declared(name: &str, dims: &[Option<usize>]) -> ValueInfoProto {
     let dim = |(axis, size): (usize, &Option<usize>)| Dimension {
         value: Some(match size {
@@ -112,13 +121,30 @@ fn declared(name: &str, dims: &[Option<usize>]) -> ValueInfoProto {
     }
 }
 
+/// Gives a declared value another element type.
+fn of_type(info: &mut ValueInfoProto, dtype: DType) {
+    if let Some(Kind::TensorType(found)) =
+        info.r#type.as_option_mut().and_then(|found| found.value.as_mut())
+    {
+        found.elem_type = Some(dtype as i32);
+    }
+}
+
 impl Net {
+    /// An empty graph of operator set 9, which has operators and forms that are gone today.
+    pub fn old(seed: u64) -> Self {
+        let mut net = Self::plain(seed);
+        net.opset = 9;
+        net
+    }
+
     /// An empty graph whose style (operator set, where weights stand) chance decides.
     pub fn new(seed: u64) -> Self {
         let mut chance = Chance(seed);
-        let opset = chance.pick(&[13, 17, 17, 18]);
+        let opset = chance.pick(&[13, 17, 17, 18, 20, 24]);
         let constant_nodes = chance.below(3) == 0;
-        let ir = if constant_nodes { 8 } else { chance.pick(&[3, 8, 8]) };
+        let old = if opset > 20 { 10 } else { 3 };
+        let ir = if constant_nodes { 8 } else { chance.pick(&[old, 8, 8]) };
         let shared_zeros = chance.below(3) == 0;
         let graph = GraphProto { name: Some("random".to_owned()), ..Default::default() };
         Self { chance, graph, opset, ir, constant_nodes, shared_zeros, quiet: false }
@@ -226,6 +252,80 @@ impl Net {
         self.nodes(kind, inputs, 1, attrs).remove(0)
     }
 
+    /// A truth value that stands in the model.
+    pub fn truth(&mut self) -> String {
+        let name = self.fresh("b");
+        self.constant(tensor(&name, DType::Bool, &[], vec![1]))
+    }
+
+    /// `If`, `Loop` or `Scan` around x, bent by a Tanh inside the body.
+    pub fn control_flow(&mut self, kind: &str, x: &Image) -> String {
+        let base = self.fresh("body");
+        let name = |part: &str| format!("{base}.{part}");
+        let bent = |from: &str, to: &str| NodeProto {
+            op_type: Some("Tanh".to_owned()),
+            input: vec![from.to_owned()],
+            output: vec![to.to_owned()],
+            ..Default::default()
+        };
+        let images = [None, Some(x.c), Some(x.h), Some(x.w)];
+        let body = |part: &str, inputs: Vec<ValueInfoProto>, nodes, outputs| GraphProto {
+            name: Some(name(part)),
+            input: inputs,
+            node: nodes,
+            output: outputs,
+            ..Default::default()
+        };
+        let graph = |attribute: &str, body: GraphProto| AttributeProto {
+            name: Some(attribute.to_owned()),
+            r#type: Some(AttributeType::GRAPH),
+            g: Some(body).into(),
+            ..Default::default()
+        };
+        match kind {
+            "If" => {
+                let branches = ["then_branch", "else_branch"].map(|part| {
+                    let end = name(part);
+                    let nodes = vec![bent(&x.name, &end)];
+                    graph(part, body(part, Vec::new(), nodes, vec![declared(&end, &images)]))
+                });
+                let truth = self.truth();
+                self.node("If", &[&truth], branches.to_vec())
+            }
+            "Loop" => {
+                let mut turn = declared(&name("turn"), &[]);
+                let mut on = declared(&name("on"), &[]);
+                of_type(&mut turn, DType::I64);
+                of_type(&mut on, DType::Bool);
+                let kept = NodeProto {
+                    op_type: Some("Identity".to_owned()),
+                    input: vec![name("on")],
+                    output: vec![name("kept")],
+                    ..Default::default()
+                };
+                let mut stays = declared(&name("kept"), &[]);
+                of_type(&mut stays, DType::Bool);
+                let inputs = vec![turn, on, declared(&name("from"), &images)];
+                let nodes = vec![kept, bent(&name("from"), &name("to"))];
+                let outputs = vec![stays, declared(&name("to"), &images)];
+                let attrs = vec![graph("body", body("loop", inputs, nodes, outputs))];
+                let (turns, truth) = (self.fresh("i"), self.truth());
+                let turns =
+                    self.constant(tensor(&turns, DType::I64, &[], 2i64.to_le_bytes().to_vec()));
+                self.node("Loop", &[&turns, &truth, &x.name], attrs)
+            }
+            _ => {
+                let rows = &images[1..];
+                let inputs = vec![declared(&name("from"), rows)];
+                let nodes = vec![bent(&name("from"), &name("to"))];
+                let outputs = vec![declared(&name("to"), rows)];
+                let scanned = body("scan", inputs, nodes, outputs);
+                let attrs = vec![graph("body", scanned), attr_int("num_scan_inputs", 1)];
+                self.node("Scan", &[&x.name], attrs)
+            }
+        }
+    }
+
     /// A node of the operators that ONNX Runtime's optimiser fuses others into.
     pub fn fused(&mut self, kind: &str, inputs: &[&str], attrs: Vec<AttributeProto>) -> String {
         let name = self.node(kind, inputs, attrs);
@@ -247,6 +347,24 @@ impl Net {
         node.domain = Some(FUSED.to_owned());
         absent.iter().for_each(|number| node.output[*number].clear());
         node.output.clone()
+    }
+
+    /// A fused normalisation of a sum: what is normalised, and the sum.
+    pub fn skip_norm(&mut self, kind: &str, inputs: &[&str]) -> (String, String) {
+        let names = self.nodes(kind, inputs, 4, Vec::new());
+        let node = self.graph.node.last_mut().unwrap();
+        node.domain = Some(FUSED.to_owned());
+        // The statistics between them are for training only.
+        node.output[1..3].fill(String::new());
+        (names[0].clone(), names[3].clone())
+    }
+
+    /// A fused normalisation of embeddings.
+    pub fn embed_norm(&mut self, inputs: &[&str]) -> String {
+        // The second output, which counts tokens, must be there.
+        let names = self.nodes("EmbedLayerNormalization", inputs, 2, Vec::new());
+        self.graph.node.last_mut().unwrap().domain = Some(FUSED.to_owned());
+        names[0].clone()
     }
 
     /// Gives the last node another name.
@@ -281,7 +399,7 @@ impl Net {
         self.constant(tensor(&name, DType::F32, dims, data))
     }
 
-    fn bias(&mut self, length: usize) -> String {
+    pub fn bias(&mut self, length: usize) -> String {
         if !self.shared_zeros {
             let loud = if self.quiet { 0.0 } else { 0.3 };
             return self.reals(&[length], |chance| chance.real() * loud);
@@ -294,15 +412,31 @@ impl Net {
     }
 
     pub fn ints(&mut self, values: &[i64]) -> String {
+        self.ints_of(&[values.len()], values)
+    }
+
+    /// Whole numbers as a tensor of the given shape.
+    pub fn ints_of(&mut self, dims: &[usize], values: &[i64]) -> String {
         let data: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
         let name = self.fresh("i");
-        self.constant(tensor(&name, DType::I64, &[values.len()], data))
+        self.constant(tensor(&name, DType::I64, dims, data))
+    }
+
+    /// Input `input` of the node that writes `value`.
+    pub fn input_of(&self, value: &str, input: usize) -> String {
+        let writes = |node: &&NodeProto| node.output.iter().any(|output| output == value);
+        self.graph.node.iter().find(writes).unwrap().input[input].clone()
+    }
+
+    /// Token ids as ONNX Runtime's fused operators read them.
+    pub fn ids32(&mut self, dims: &[usize], ids: &[i32]) -> String {
+        let data: Vec<u8> = ids.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let name = self.fresh("i");
+        self.constant(tensor(&name, DType::I32, dims, data))
     }
 
     fn ints32(&mut self, values: &[i32]) -> String {
-        let data: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-        let name = self.fresh("i");
-        self.constant(tensor(&name, DType::I32, &[values.len()], data))
+        self.ids32(&[values.len()], values)
     }
 
     pub fn conv(

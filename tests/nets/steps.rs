@@ -3,10 +3,10 @@
 use blochd::onnx::attr_ints;
 
 use super::nets::{Image, Net, attr_int, attr_text};
-use super::transformer;
+use super::{fused, pointwise, transformer};
 
 /// How many kinds of pieces there are.
-pub const KINDS: usize = 27;
+pub const KINDS: usize = 34;
 
 /// Appends a piece of kind `kind`.
 pub fn step(net: &mut Net, x: &Image, kind: usize) -> Image {
@@ -34,10 +34,15 @@ pub fn step(net: &mut Net, x: &Image, kind: usize) -> Image {
         17 => attention(net, x),
         18 => through_sizes(net, x),
         19 => squeezed(net, x),
-        20 => normalised_by_hand(net, x),
+        20 => over_channels(net, x),
         21 => picked(net, x),
         22 => tied(net, x),
-        23..26 => transformer::piece(net, x, kind - 23),
+        23..=25 => transformer::piece(net, x, kind - 23),
+        27 | 28 => pointwise::piece(net, x),
+        29 => pointwise::instance_norm(net, x),
+        30 => pointwise::control_flow(net, x),
+        31 | 32 => fused::piece(net, x),
+        33 => fused::vision(net, x),
         _ => inverted_residual(net, x),
     }
 }
@@ -270,10 +275,12 @@ fn squeezed(net: &mut Net, x: &Image) -> Image {
     net.binary("Mul", x, &scale)
 }
 
-/// LayerNormalization over channels as exporters decompose it: the channels must stay.
-fn normalised_by_hand(net: &mut Net, x: &Image) -> Image {
+/// A Softmax over channels, which must stay, or over positions.
+fn over_channels(net: &mut Net, x: &Image) -> Image {
     let y = net.conv(x, 6, 1, 1, 1);
-    let name = net.node("Softmax", &[&y.name], vec![attr_int("axis", 1)]);
+    let kind = net.chance.pick(&["Softmax", "LogSoftmax"]);
+    let axis = if net.quiet { 1 } else { net.chance.pick(&[1, 3]) };
+    let name = net.node(kind, &[&y.name], vec![attr_int("axis", axis)]);
     net.binary("Sub", &y, &name)
 }
 

@@ -5,14 +5,15 @@
 
 use std::collections::BTreeMap;
 
-use blochd::coupling::{Coupling, Group, couple};
+use blochd::coupling::{Coupling, Group, Neutral, Norm, couple, norms};
+use blochd::onnx::proto::NodeProto;
 use blochd::onnx::{
     DType, Engine, Graph, Matrix, Model, Operator, OperatorKind, Patch, Session, Shapes, Tensor,
-    ValueType, operators, tensor, with_outputs,
+    Use, ValueType, operators, tensor, with_outputs,
 };
 use blochd::shell::engine::{Dim, EngineOptions, LiveSession, OrtEngine, Runtime, Search, init};
 use blochd::shell::places;
-use blochd::surgery::{Cut, apply};
+use blochd::surgery::{Cut, apply, gone};
 
 use super::nets::Chance;
 
@@ -127,8 +128,10 @@ impl Subject {
     pub fn cut(&self, chance: &mut Chance) -> Cut {
         let mut cut = Cut::default();
         for group in &self.coupling.groups {
-            if chance.below(4) > 0 {
-                let gone = 1 + chance.below(group.width - 1);
+            // Of one channel a normalisation that takes the mean off leaves nothing but rounding.
+            let least = if group.neutral == Neutral::Mean { group.width.min(3) } else { 1 };
+            if chance.below(4) > 0 && least < group.width {
+                let gone = 1 + chance.below(group.width - least);
                 let mut channels: Vec<usize> = (0..group.width).collect();
                 (0..gone).for_each(|at| channels.swap(at, at + chance.below(group.width - at)));
                 cut.removed.insert(group.id, channels[..gone].iter().copied().collect());
@@ -153,7 +156,33 @@ impl Subject {
                 rows.entry(producer.node).or_default().extend(gone);
             }
         }
-        self.with_zero_rows(&rows)
+        let model = self.with_zero_rows(&rows);
+        self.without_heads(&model, cut)
+    }
+
+    /// `model` in which attentions that project themselves do so by zeros for the heads that `cut` removes.
+    fn without_heads(&self, model: &Model, cut: &Cut) -> Model {
+        let graph = Graph::new(model);
+        let mut patch = Patch::default();
+        for (id, removed) in &cut.removed {
+            let group = &self.coupling.groups[id.0];
+            for producer in &group.producers {
+                if graph.op(producer.node) != "com.microsoft.Attention" {
+                    continue;
+                }
+                let weight = graph.input(producer.node, 1).unwrap();
+                let place = group.places.iter().find(|p| p.value == weight && p.axis == 1).unwrap();
+                let dims = graph.weight_dims(weight).unwrap();
+                let mut values = graph.floats(weight).unwrap();
+                for row in values.chunks_mut(dims[1]) {
+                    let gone = removed.iter().flat_map(|channel| &place.index[*channel]);
+                    gone.for_each(|column| row[*column as usize] = 0.0);
+                }
+                let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+                patch.constants.insert(weight.to_owned(), tensor(weight, DType::F32, &dims, bytes));
+            }
+        }
+        patch.apply(model).unwrap()
     }
 
     /// The dense model in which the operators at `nodes` compute nothing but zero.
@@ -238,7 +267,7 @@ impl Subject {
     }
 
     /// The constants and axes along which readers of a group sum over its channels.
-    fn heard(&self, group: &Group) -> Vec<(String, usize)> {
+    pub fn heard(&self, group: &Group) -> Vec<(String, usize)> {
         let linear = operators(&Graph::new(&self.model));
         let readers = linear.iter().filter(|o| group.consumers.iter().any(|c| c.node == o.node));
         let axis = |operator: &Operator| match operator.kind {
@@ -274,8 +303,85 @@ impl Subject {
         patch.apply(&self.model).unwrap()
     }
 
+    /// Normalisations along the channels of a group.
+    pub fn norms_of(&self, group: &Group) -> Vec<Norm> {
+        let along = |norm: &Norm| {
+            let last = self.shapes.get(&norm.output).map(|found| found.shape.len() - 1);
+            group.places.iter().any(|p| p.value == norm.output && Some(p.axis) == last)
+        };
+        norms(&Graph::new(&self.model)).into_iter().filter(along).collect()
+    }
+
+    /// Lets every normalisation see the channels of `cut` where it does not see them: as zero, or as the mean of
+    /// the others where it takes the mean off.
+    fn blinded(&self, cut: &Cut, patch: &mut Patch) {
+        let graph = Graph::new(&self.model);
+        let gone = gone(&self.coupling, cut).unwrap();
+        for norm in norms(&graph) {
+            let Some(found) = self.shapes.get(&norm.output) else { continue };
+            let last = found.shape.len() - 1;
+            let Some(gone) = gone.get(&(norm.output.clone(), last)) else { continue };
+            let width = found.shape[last].unwrap();
+            let share = 1.0 / (width - gone.len()) as f32;
+            let matrix = |from: usize, to: usize| match (gone.contains(&from), gone.contains(&to)) {
+                (true, _) => 0.0,
+                (false, true) if norm.centred => share,
+                (false, _) => f32::from(u8::from(from == to)),
+            };
+            let values: Vec<f32> =
+                (0..width * width).map(|at| matrix(at / width, at % width)).collect();
+            let bytes = blochd::onnx::values::float_bytes(found.dtype, &values).unwrap();
+            let name = format!("{}.seen", norm.output);
+            patch.constants.insert(name.clone(), tensor(&name, found.dtype, &[width; 2], bytes));
+            // What remains is the same for everybody, and nobody else hears what changes.
+            for term in norm.terms.iter().filter(|term| graph.weight(term).is_none()) {
+                let made = format!("{term}.seen");
+                if patch.insert.iter().any(|(_, node)| node.output[0] == made) {
+                    continue;
+                }
+                let mut first = usize::MAX;
+                for used in graph.uses(term) {
+                    let Use::Input { node, input } = used else { panic!("{term} {used:?}") };
+                    patch.inputs.insert((*node, *input), made.clone());
+                    first = first.min(*node);
+                }
+                let product = NodeProto {
+                    op_type: Some("MatMul".to_owned()),
+                    input: vec![term.clone(), name.clone()],
+                    output: vec![made],
+                    ..Default::default()
+                };
+                patch.insert.push((first, product));
+            }
+            // What the node adds itself.
+            let (node, op) = (norm.scale_at.0, graph.op(norm.scale_at.0));
+            let added = match op.as_str() {
+                "com.microsoft.SkipLayerNormalization" => 4..5,
+                "com.microsoft.SkipSimplifiedLayerNormalization" => 3..4,
+                "com.microsoft.EmbedLayerNormalization" => 2..5,
+                _ => 0..0,
+            };
+            for input in added {
+                let Some(value) = graph.input(node, input) else { continue };
+                let (dims, old) = (graph.weight_dims(value).unwrap(), graph.floats(value).unwrap());
+                let seen: Vec<f32> = old
+                    .chunks(width)
+                    .flat_map(|row| {
+                        let column = |to| (0..width).map(|from| row[from] * matrix(from, to)).sum();
+                        (0..width).map(column).collect::<Vec<f32>>()
+                    })
+                    .collect();
+                let dtype = graph.weight_dtype(value).unwrap();
+                let bytes = blochd::onnx::values::float_bytes(dtype, &seen).unwrap();
+                let name = format!("{}.input{input}.seen", norm.output);
+                patch.constants.insert(name.clone(), tensor(&name, dtype, &dims, bytes));
+                patch.inputs.insert((node, input), name);
+            }
+        }
+    }
+
     /// The dense model in which nobody hears the channels of `cut`: the readers' weights for them are
-    /// zero. What a cut model computes must be the same.
+    /// zero, and normalisations do not see them. What a cut model computes must be the same.
     pub fn silenced(&self, cut: &Cut) -> Model {
         let graph = Graph::new(&self.model);
         let linear = operators(&graph);
@@ -297,6 +403,7 @@ impl Subject {
             }
         }
         let mut patch = Patch::default();
+        self.blinded(cut, &mut patch);
         for (operator, matrix) in changed.into_values() {
             let made = operator.weight_tensor(&graph, &matrix).unwrap();
             let before = patch.constants.insert(operator.weight.clone(), made);
