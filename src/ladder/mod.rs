@@ -4,19 +4,25 @@
 pub mod allocate;
 mod bench;
 pub mod calibration;
+#[cfg(test)]
+mod fakes;
 mod felt;
 pub mod make;
 pub mod manifest;
+mod nest;
 pub mod plan;
 mod prices;
 pub mod quality;
 pub mod report;
+pub mod resume;
 mod rungs;
 pub mod score;
 mod search;
 pub mod segments;
 pub mod table;
 pub mod task;
+#[cfg(test)]
+mod tests;
 pub mod timing;
 
 pub use manifest::Manifest;

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::{Deserialize, Serialize};
+
 use super::allocate::{Choice, allocate, combine};
 use super::score::Scored;
 use crate::coupling::{Block, Coupling, Group, GroupId};
@@ -52,7 +54,7 @@ pub struct Known<'a> {
 }
 
 /// The channels to keep and the blocks to remove.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 pub struct Plan {
     /// Kept channels of every group that is cut.
     pub widths: BTreeMap<GroupId, usize>,

@@ -43,7 +43,8 @@ impl Agent {
             return;
         }
         let id = self.ladder_id(served);
-        if let Some(ladder) = self.store.ladder(&id) {
+        let ladder = self.store.ladder(&id).or_else(|| self.store.finished_ladder(&id));
+        if let Some(ladder) = ladder {
             tracing::info!(model = key.model, "its ladder was built before");
             self.note_build(id, BuildState::Done);
             return self.take_ladder(&key.model, ladder);
@@ -75,7 +76,8 @@ impl Agent {
     fn next_build(&mut self) {
         while self.building.is_none() {
             let Some(key) = self.builds.pop_front() else { return };
-            let threads = self.loader_for(&key.model).threads;
+            let loader = self.loader_for(&key.model);
+            let (threads, align) = (loader.threads, loader.alignment());
             let samples = self.samples_for(&key.model);
             let Some(served) = self.served.get(&key.model).filter(|s| s.key == key) else {
                 continue;
@@ -99,6 +101,7 @@ impl Agent {
                 method: served.config.ladder.method.to_string(),
                 seed: served.config.ladder.seed,
                 threads,
+                align,
                 floor: served.config.quality_floor,
                 timeout: self.config.build.timeout.into(),
                 memory: self.config.build.memory.map(|memory| memory.0),
