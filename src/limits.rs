@@ -254,9 +254,23 @@ pub const SELECTION_COLUMNS: usize = 4_800;
 /// times, and beyond that says nothing.
 pub const SELECTION_BLOCKS: usize = 8;
 
+/// Most bytes of cut variants of one part of a network that are loaded and timed at one time, dense not counted.
+pub const SEGMENT_BYTES: u64 = 256 << 20;
+
 /// Seconds for which one variant of a part of a network is timed: a median over some hundred runs of the
 /// small parts, a dozen of the large ones.
 pub const SEGMENT_SECONDS: f64 = 0.03;
+
+/// Engines whose latencies are kept beside one another: a box has one or two providers, at a few numbers of
+/// threads, before and after an update of the runtime.
+pub const LATENCY_ENGINES: usize = 8;
+
+/// Parts of networks whose latencies are kept for one engine, 0.3 KiB each: a network has some ten to a
+/// hundred that differ.
+pub const LATENCY_SEGMENTS: usize = 4096;
+
+/// How long measured latencies may wait to be written: what is lost when the box stops is measured again.
+pub const LATENCY_UNSAVED: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// Prices of a removed block at which the first plans of a rung are made, as shares of its own loss: all
 /// of it, as if nothing made up for it, down to nearly nothing.
@@ -279,6 +293,21 @@ pub const RATIO_GOOD_ENOUGH: f64 = 0.015;
 
 /// A rung whose measured ratio is further off (relatively) is not what was asked for.
 pub const RATIO_TOLERANCE: f64 = 0.06;
+
+/// How often a rung is planned anew whose ratio, measured once more after it was chosen, is not what was
+/// asked for: the first correction takes off what the choice was lucky by, the second what a step of the
+/// box's widths left over.
+pub const PROMISE_CORRECTIONS: usize = 2;
+
+/// Plans inside the last rung's that are built for a rung at most, beyond those that are tried anyway: a third
+/// of a search's builds.
+pub const NESTED_TRIALS: usize = 3;
+
+/// Error of a rung that nests in the one before, as a multiple of that of the best one, up to which it is
+/// taken: less cannot be told apart. The error is a mean over some hundred held-out samples at most, which is
+/// known to about a tenth where they differ by as much as they err, and it is weighed with the cube of two
+/// measured ratios, each uncertain by [`RATIO_GOOD_ENOUGH`]: another six per cent.
+pub const NESTED_ERROR: f64 = 1.1;
 
 /// Bisections that look for what can be reached above the quality floor.
 pub const FLOOR_BISECTIONS: usize = 3;

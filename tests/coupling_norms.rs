@@ -2,6 +2,8 @@
 //! channels are a group, what is left of a cut one computes what normalisations compute that do not see what went,
 //! and channels that are neutral go for nothing.
 
+#[path = "nets/counting.rs"]
+mod counting;
 #[path = "nets/mod.rs"]
 mod nets;
 #[path = "nets/subject.rs"]
@@ -20,6 +22,7 @@ use blochd::redundancy::selection::Method;
 use blochd::spectra::activations::Batch;
 use blochd::surgery::repair::{Mode, Repair};
 use blochd::surgery::{Cut, gone};
+use counting::Models;
 use nets::{Chance, Net, attr_int};
 use subject::{Subject, check_cut, difference, engine};
 
@@ -489,7 +492,7 @@ fn a_stream_with_a_mean_taken_off_is_offered_only_with_a_refit() {
             options: &options,
         };
         let mut table = LatencyTable::default();
-        let ladder = task.make(&mut table, &mut |_| {}, &mut |_, _| Ok(())).unwrap();
+        let ladder = task.make(None, &mut table, &mut Models::default()).unwrap();
         let declined = ladder.declined.iter().any(|held| held.width == WIDTH);
         assert_eq!(declined, repair != Mode::Refit, "{repair:?}: {:?}", ladder.declined);
     }

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use blochd::coupling::{blocks, couple};
 use blochd::ladder::plan::{Known, Plan};
-use blochd::ladder::quality::{agreement, outputs};
+use blochd::ladder::quality::{Judges, agreement, outputs};
 use blochd::ladder::score::Scorer;
 use blochd::onnx::{Graph, Model, Tensor, attr_ints};
 use blochd::redundancy::selection::Method;
@@ -335,7 +335,9 @@ fn what_stands_before_a_removed_block_takes_over_its_branch() {
         };
         let (repaired, _) = repair.run(cut.clone(), &mut |_, _| {}).unwrap();
         let wanted = outputs(&engine, &model, &batches).unwrap();
-        agreement(&wanted, &outputs(&engine, &repaired, &batches).unwrap(), |_| true).explained
+        let all = Judges::of(&batches, false, |_| true);
+        let found = outputs(&engine, &repaired, &all.batches).unwrap();
+        agreement(&wanted, &found, &all.counted).explained
     };
     let (with, without) = (explained(&stands_for), explained(&BTreeMap::new()));
     assert!(with > 0.999, "{with}");

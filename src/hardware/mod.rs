@@ -4,6 +4,7 @@
 //! Facts are incomplete by nature: what is absent or unreadable is `None` and never an error,
 //! because a box without a thermal zone is as good a box. `shell::probe` collects the texts.
 
+mod alignment;
 mod cgroup;
 mod device;
 mod host;
@@ -11,6 +12,7 @@ mod kernel;
 #[cfg(test)]
 mod tests;
 
+pub use alignment::alignment;
 pub use cgroup::{Groups, Throttling};
 pub use device::{Device, Health};
 pub use host::{Cpu, Host, Limits, Load, Memory, ThermalZone};

@@ -6,52 +6,105 @@ use std::collections::BTreeMap;
 use super::calibration::free_sizes;
 use super::manifest::{self, Figures, Rung};
 use super::plan::{Known, Plan, PlanError};
-use super::quality::{Agreement, Outputs, accuracy, agreement, outputs};
+use super::quality::{Agreement, Judges, Outputs, accuracy, agreement, outputs};
 use super::ranks::Into2;
 use super::report;
 use super::task::{Eval, LadderError, Task};
 use super::timing::{Candidate, Timings};
 use crate::limits;
 use crate::onnx::{Graph, Model, Tensor, share_equal};
-use crate::spectra::activations::Batch;
 use crate::surgery::repair::Repair;
 use crate::surgery::{self, Gone};
+
+/// A variant that is built and measured.
+#[derive(Debug, Clone)]
+pub struct Built {
+    pub rung: Rung,
+    pub plan: Plan,
+    pub model: Model,
+}
+
+/// What the search for a rung asks of whoever builds and measures variants.
+pub trait Workbench {
+    /// Dense's figures.
+    fn dense(&self) -> &Figures;
+
+    /// Ratio of a planned cut that is not repaired, measured on the whole model.
+    ///
+    /// # Errors
+    /// Where the cut is refused, or the runtime fails on it.
+    fn ratio_of(&self, plan: &Plan) -> Result<f64, LadderError>;
+
+    /// Carries a plan out, repairs it, and measures and judges what comes out.
+    ///
+    /// # Errors
+    /// Where the runtime fails on it, or refuses it.
+    fn build(
+        &self,
+        asked: f64,
+        plan: &Plan,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Built, LadderError>;
+
+    /// Measures a variant that was chosen once more, beside dense, in rounds on which no choice has depended:
+    /// of many variants the one that is chosen is also the one that was timed most luckily. Its
+    /// figures say from then on what it promises.
+    ///
+    /// # Errors
+    /// As [`Workbench::build`].
+    fn promise(&self, built: &mut Built) -> Result<(), LadderError>;
+
+    /// Lets layers of the variant that was chosen share weights where that costs it next to nothing.
+    ///
+    /// # Errors
+    /// As [`Workbench::build`].
+    fn share_weights(&self, built: &mut Built) -> Result<(), LadderError>;
+}
 
 /// Builds and measures variants against the dense model.
 pub struct Bench<'a> {
     pub(super) task: &'a Task<'a>,
     known: &'a Known<'a>,
-    held_out: &'a [Batch],
+    held_out: &'a Judges,
     dense_outputs: Outputs,
-    pub dense: Figures,
+    dense: Figures,
     /// Ratios of the plans that were measured so far.
     measured: RefCell<BTreeMap<Plan, f64>>,
 }
 
-/// A variant that is built and measured.
-pub struct Built {
-    pub rung: Rung,
-    pub model: Model,
-}
-
 impl<'a> Bench<'a> {
-    /// Measures dense.
+    /// Measures dense, unless its figures are `known_figures` from before.
     ///
     /// # Errors
     /// Where the runtime fails on it.
     pub fn new(
         task: &'a Task<'a>,
         known: &'a Known<'a>,
-        held_out: &'a [Batch],
+        held_out: &'a Judges,
+        known_figures: Option<Figures>,
     ) -> Result<Self, LadderError> {
-        let dense_outputs = outputs(task.engine, task.model, held_out)?;
+        let dense_outputs = outputs(task.engine, task.model, &held_out.batches)?;
         let (dense, measured) = (Figures::default(), RefCell::default());
         let mut bench = Self { task, known, held_out, dense_outputs, dense, measured };
-        let timings = bench.compare(task.model, task.options.seconds)?;
-        let latencies = (timings.percentile(0, 0.5), timings.percentile(0, 0.99));
-        let own = Agreement { quality: 1.0, explained: 1.0 };
-        bench.dense = bench.figures(task.model, latencies, 1.0, own)?;
+        bench.dense = match known_figures {
+            Some(dense) => dense,
+            None => bench.dense_figures()?,
+        };
         Ok(bench)
+    }
+
+    fn dense_figures(&self) -> Result<Figures, LadderError> {
+        let model = self.task.model;
+        let timings = self.compare(model, self.task.options.seconds)?;
+        let own = Agreement { quality: 1.0, explained: 1.0 };
+        let sized = self.sized(model, own)?;
+        Ok(Figures {
+            p50_us: timings.percentile(0, 0.5),
+            p99_us: timings.percentile(0, 0.99),
+            ratio: 1.0,
+            accuracy: self.accuracy(model)?,
+            ..sized
+        })
     }
 
     /// Latencies of dense (candidate 0) and `variant` in the same rounds.
@@ -66,28 +119,22 @@ impl<'a> Bench<'a> {
         Ok(Timings::take(&mut candidates, seconds)?)
     }
 
-    /// `ratio` of dense's own latencies: that is what a variant promises, measured side by side with dense
-    /// and so free of what disturbed the box at that moment.
-    pub(super) fn figures(
+    /// Figures of a model whose latency is not known yet.
+    pub(super) fn sized(
         &self,
         model: &Model,
-        (p50_us, p99_us): (f64, f64),
-        ratio: f64,
         agreement: Agreement,
     ) -> Result<Figures, LadderError> {
         let sizes = free_sizes(model, &self.task.samples.first);
         let shapes = self.task.engine.shapes(model, &sizes)?;
         let graph = Graph::new(model);
         Ok(Figures {
-            p50_us: p50_us * ratio,
-            p99_us: p99_us * ratio,
-            ratio,
             macs: report::macs(&graph, &shapes),
             params: report::parameters(&graph),
             bytes: model.inline_size()?,
             quality: agreement.quality,
             explained: agreement.explained,
-            accuracy: self.accuracy(model)?,
+            ..Figures::default()
         })
     }
 
@@ -97,63 +144,10 @@ impl<'a> Bench<'a> {
         Ok(accuracy(&outputs, labels))
     }
 
-    /// How a variant agrees with dense on the samples that no repair has seen.
+    /// Agreement with dense on the samples that no repair has seen.
     pub(super) fn judge(&self, model: &Model) -> Result<Agreement, LadderError> {
-        let found = outputs(self.task.engine, model, self.held_out)?;
-        Ok(agreement(&self.dense_outputs, &found, |_| true))
-    }
-
-    /// Measures a planned cut on the whole model, once.
-    pub(super) fn ratio_of(&self, plan: &Plan) -> Result<f64, LadderError> {
-        if let Some(known) = self.measured.borrow().get(plan) {
-            return Ok(*known);
-        }
-        let model = self.known.carry_out(plan)?;
-        let ratio = self.compare(&model, self.task.options.seconds * 0.4)?.ratio(1);
-        self.measured.borrow_mut().insert(plan.clone(), ratio);
-        Ok(ratio)
-    }
-
-    /// Carries a plan out, repairs it, and measures and judges what comes out.
-    ///
-    /// # Errors
-    /// Where the runtime fails on it, or refuses it.
-    pub(super) fn build(
-        &self,
-        asked: f64,
-        plan: &Plan,
-        progress: &mut dyn FnMut(usize, usize),
-    ) -> Result<Built, LadderError> {
-        let task = self.task;
-        let gone =
-            surgery::gone(self.known.coupling, &self.known.cut(plan)).map_err(PlanError::Cut)?;
-        let (repaired, repairs) = self.repaired(plan, &gone, progress)?;
-        let model = share_equal(&repaired)?.model;
-        let agreement = self.judge(&model)?;
-        let mut timings = self.compare(&model, task.options.seconds)?;
-        if (timings.ratio(1) / asked - 1.0).abs() > limits::RATIO_TOLERANCE {
-            // The cut was as fast as asked when it was planned: one of the two was disturbed.
-            timings = self.compare(&model, 2.0 * task.options.seconds)?;
-        }
-        let dense = (self.dense.p50_us, self.dense.p99_us);
-        let figures = self.figures(&model, dense, timings.ratio(1), agreement)?;
-        let rung = Rung {
-            name: format!("r{asked}"),
-            asked,
-            file: String::new(),
-            digest: model.digest()?,
-            figures,
-            cuts: report::cuts(self.known, plan),
-            bypassed: plan
-                .bypass
-                .iter()
-                .map(|b| self.known.graph.label(self.known.blocks[*b].add))
-                .collect(),
-            substituted: Vec::new(),
-            in_two: report::in_two(self.known, plan, &gone),
-            repairs,
-        };
-        Ok(Built { rung, model })
+        let found = outputs(self.task.engine, model, &self.held_out.batches)?;
+        Ok(agreement(&self.dense_outputs, &found, &self.held_out.counted))
     }
 
     fn repaired(
@@ -187,5 +181,165 @@ impl<'a> Bench<'a> {
             after: one.after,
         });
         Ok((model, repairs.collect()))
+    }
+}
+
+impl Workbench for Bench<'_> {
+    fn dense(&self) -> &Figures {
+        &self.dense
+    }
+
+    fn ratio_of(&self, plan: &Plan) -> Result<f64, LadderError> {
+        if let Some(known) = self.measured.borrow().get(plan) {
+            return Ok(*known);
+        }
+        let model = self.known.carry_out(plan)?;
+        let ratio = self.compare(&model, self.task.options.seconds * 0.4)?.ratio(1);
+        self.measured.borrow_mut().insert(plan.clone(), ratio);
+        Ok(ratio)
+    }
+
+    fn build(
+        &self,
+        asked: f64,
+        plan: &Plan,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Built, LadderError> {
+        let task = self.task;
+        let gone =
+            surgery::gone(self.known.coupling, &self.known.cut(plan)).map_err(PlanError::Cut)?;
+        let (repaired, repairs) = self.repaired(plan, &gone, progress)?;
+        let model = share_equal(&repaired)?.model;
+        let mut figures = self.sized(&model, self.judge(&model)?)?;
+        let mut timings = self.compare(&model, task.options.seconds)?;
+        if (timings.ratio(1) / asked - 1.0).abs() > limits::RATIO_TOLERANCE {
+            // The cut was as fast as asked when it was planned: one of the two was disturbed.
+            timings = self.compare(&model, 2.0 * task.options.seconds)?;
+        }
+        figures.take(&self.dense, timings.ratio(1));
+        let rung = Rung {
+            name: format!("r{asked}"),
+            asked,
+            file: String::new(),
+            digest: model.digest()?,
+            figures,
+            cuts: report::cuts(self.known, plan),
+            bypassed: plan
+                .bypass
+                .iter()
+                .map(|b| self.known.graph.label(self.known.blocks[*b].add))
+                .collect(),
+            substituted: Vec::new(),
+            in_two: report::in_two(self.known, plan, &gone),
+            repairs,
+            nested: None,
+        };
+        Ok(Built { rung, plan: plan.clone(), model })
+    }
+
+    fn promise(&self, built: &mut Built) -> Result<(), LadderError> {
+        let ratio = self.compare(&built.model, self.task.options.seconds)?.ratio(1);
+        let figures = &mut built.rung.figures;
+        figures.take(&self.dense, ratio);
+        figures.accuracy = self.accuracy(&built.model)?;
+        Ok(())
+    }
+
+    fn share_weights(&self, built: &mut Built) -> Result<(), LadderError> {
+        let before = built.rung.figures.clone();
+        if self.substitute(built)? {
+            // The operators and their sizes are the same, and so is the time that they take.
+            built.rung.figures.take(&self.dense, before.ratio);
+            built.rung.figures.accuracy = self.accuracy(&built.model)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::coupling::{blocks, couple};
+    use crate::ladder::calibration;
+    use crate::ladder::fakes::{FakeEngine, Layer, batched, real};
+    use crate::ladder::manifest::CalibrationSource;
+    use crate::ladder::task::Options;
+    use crate::onnx::{DType, Engine};
+    use crate::redundancy::selection::Method;
+    use crate::surgery::repair::{Mode, is_held_out};
+
+    const SAMPLES: usize = 40;
+
+    /// Samples that begin with their own number, from 1 on.
+    fn arrays() -> BTreeMap<String, Tensor> {
+        let values: Vec<f32> = (0..SAMPLES)
+            .flat_map(|n| [n as f32 + 1.0, real(3 * n as u64), real(3 * n as u64 + 1), 1.0])
+            .collect();
+        [("v0".to_owned(), Tensor::from_f32(&[SAMPLES, 4], &values))].into()
+    }
+
+    /// Agreement of a network with itself where it says something else of the samples that `spoils` tells.
+    fn agreement_where(batch: usize, spoils: fn(u32) -> bool) -> Agreement {
+        let layers = [Layer::product(4, 8), Layer::op("Relu"), Layer::product(8, 3)];
+        let model = batched(batch, 17, DType::F32, "v", 1, &layers);
+        let specs = calibration::inputs(&model).unwrap();
+        let from = CalibrationSource::File;
+        let samples = calibration::from_arrays(&specs, &arrays(), SAMPLES, from).unwrap();
+        assert_eq!(samples.count, SAMPLES);
+        let engine = FakeEngine::default();
+        let options = Options {
+            low_rank: false,
+            ratios: vec![0.5],
+            method: Method::Obs,
+            repair: Mode::None,
+            depth: false,
+            align: None,
+            trials: 0,
+            seed: 0,
+            floor: 0.0,
+            seconds: 0.0,
+        };
+        let task = Task {
+            engine: &engine,
+            model: &model,
+            samples: &samples,
+            eval: None,
+            options: &options,
+        };
+        let graph = Graph::new(&model);
+        let shapes = engine.shapes(&model, &BTreeMap::new()).unwrap();
+        let coupling = couple(&graph, &shapes);
+        let blocks = blocks(&graph, &coupling, &shapes);
+        let known = Known {
+            ranked: BTreeMap::new(),
+            graph: &graph,
+            shapes: &shapes,
+            coupling: &coupling,
+            blocks: &blocks,
+            scored: BTreeMap::new(),
+        };
+        let held_out = task.held_out();
+        let bench = Bench::new(&task, &known, &held_out, None).unwrap();
+        *engine.spoils.borrow_mut() = Some(Box::new(move |mark| spoils(mark as u32 - 1)));
+        bench.build(0.5, &Plan::default(), &mut |_, _| {}).unwrap().judged()
+    }
+
+    impl Built {
+        fn judged(&self) -> Agreement {
+            let Figures { quality, explained, .. } = self.rung.figures;
+            Agreement { quality, explained }
+        }
+    }
+
+    #[test]
+    fn no_sample_that_was_fitted_on_judges_whatever_the_batch() {
+        let own = Agreement { quality: 1.0, explained: 1.0 };
+        for batch in [0, 1, 4, 8] {
+            assert_eq!(agreement_where(batch, |_| false), own, "batch {batch}");
+            let fitted = agreement_where(batch, |sample| !is_held_out(sample));
+            assert_eq!(fitted, own, "batch {batch}");
+            let held_out = agreement_where(batch, is_held_out);
+            assert!(held_out.explained < 0.5, "batch {batch}: {held_out:?}");
+        }
     }
 }

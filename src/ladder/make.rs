@@ -4,31 +4,31 @@
 use std::collections::BTreeMap;
 
 use super::allocate::Choice;
-use super::bench::Bench;
+use super::bench::{Bench, Built, Workbench};
 use super::calibration::free_sizes;
 use super::manifest::{FrozenInfo, NotBuilt};
 use super::plan::{Known, group_choices, items, widths};
+use super::quality::Judges;
 use super::ranks::{RankChoices, candidates};
 use super::rungs::attempt;
 use super::score::Scorer;
 use super::table::{LatencyTable, Stopwatch};
-use super::task::{Event, Ladder, LadderError, Sink, Task};
+use super::task::{Event, Finished, Keeper, Ladder, LadderError, SoFar, Task};
 use crate::coupling::{Group, Neutral, blocks, couple};
-use crate::onnx::{ExecError, Graph, Shapes, Tensor, operators};
-use crate::spectra::activations::Batch;
+use crate::onnx::{ExecError, Graph, Shapes, operators};
 use crate::surgery::repair::{Mode, is_held_out};
 
 impl Task<'_> {
-    /// Makes the ladder. Finished rungs go to `sink` one by one, slowest first, so that an interrupted
-    /// build keeps what it has.
+    /// Makes the ladder. Finished rungs go to `keeper` one by one, slowest first, so that an interrupted
+    /// build keeps what it has; with what it kept `before`, a build goes on where it stopped.
     ///
     /// # Errors
-    /// Where the runtime fails on the dense model, or `sink` refuses.
+    /// Where the runtime fails on the dense model, or `keeper` cannot keep something.
     pub fn make(
         &self,
+        before: Option<SoFar>,
         table: &mut LatencyTable,
-        on: &mut dyn FnMut(Event),
-        sink: &mut Sink,
+        keeper: &mut dyn Keeper,
     ) -> Result<Ladder, LadderError> {
         let graph = Graph::new(self.model);
         let shapes = self.shapes()?;
@@ -42,40 +42,70 @@ impl Task<'_> {
             scored: BTreeMap::new(),
             ranked: BTreeMap::new(),
         };
+        if let Some(before) = &before {
+            before.finished.iter().for_each(|one| keeper.told(&Event::Rung(&one.rung)));
+            before.not_built.iter().for_each(|missed| keeper.told(&Event::NotBuilt(missed)));
+        }
         let mut declined = Vec::new();
-        let losses = self.score(&mut known, &mut declined, on);
-        let items = self.items(&known, &losses, table, &mut declined, on);
+        let losses = self.score(&mut known, &mut declined, keeper);
+        let items = self.items(&known, &losses, table, &mut declined, keeper);
         let held_out = self.held_out();
-        let bench = Bench::new(self, &known, &held_out)?;
-        let mut ladder = Ladder {
-            dense: bench.dense.clone(),
-            rungs: Vec::new(),
-            not_built: Vec::new(),
+        let dense = before.as_ref().map(|before| before.dense.clone());
+        let bench = Bench::new(self, &known, &held_out, dense)?;
+        let dense = bench.dense().clone();
+        let (finished, not_built) = (Vec::new(), Vec::new());
+        let mut so_far = before.unwrap_or(SoFar { dense, finished, not_built });
+        self.rungs(&bench, &items, &mut so_far, keeper)?;
+        Ok(Ladder {
+            dense: so_far.dense,
+            rungs: so_far.finished.into_iter().map(|one| one.rung).collect(),
+            not_built: so_far.not_built,
             coupling: coupling.clone(),
             declined,
-        };
+        })
+    }
+
+    /// Builds the rungs that are not there yet, slowest first.
+    fn rungs(
+        &self,
+        bench: &dyn Workbench,
+        items: &[Vec<Choice>],
+        so_far: &mut SoFar,
+        keeper: &mut dyn Keeper,
+    ) -> Result<(), LadderError> {
         let mut ratios = self.options.ratios.clone();
         ratios.sort_by(|a, b| b.total_cmp(a));
         for asked in ratios {
+            if so_far.settled(asked) {
+                continue;
+            }
             let stage = format!("building {asked}");
-            let mut progress = |done, total| on(Event::Progress { stage: &stage, done, total });
-            let attempt = attempt(&bench, asked, &items, ladder.rungs.last(), &mut progress);
-            let missed = match attempt {
-                Ok(Ok(mut built)) => {
-                    bench.substitute(&mut built)?;
-                    sink(&mut built.rung, &built.model).map_err(LadderError::Sink)?;
-                    on(Event::Rung(&built.rung));
-                    ladder.rungs.push(built.rung);
+            let mut progress =
+                |done, total| keeper.told(&Event::Progress { stage: &stage, done, total });
+            let slower = so_far.finished.last().map(|one| &one.step);
+            match attempt(bench, self.options, asked, items, slower, &mut progress) {
+                Ok(Ok((mut built, step))) => {
+                    bench.share_weights(&mut built)?;
+                    let Built { mut rung, model, .. } = built;
+                    keeper.rung(&mut rung, &model).map_err(LadderError::NotKept)?;
+                    so_far.finished.push(Finished { rung: rung.clone(), step });
+                    keeper.so_far(so_far).map_err(LadderError::NotKept)?;
+                    keeper.told(&Event::Rung(&rung));
                     continue;
                 }
-                Ok(Err(missed)) => missed,
+                Ok(Err(missed)) => so_far.not_built.push(missed),
                 // One plan that fails is no reason to lose the other rungs.
-                Err(error) => NotBuilt { asked, because: sentence(&error), reachable: None },
-            };
-            on(Event::NotBuilt(&missed));
-            ladder.not_built.push(missed);
+                Err(error) => {
+                    let because = sentence(&error);
+                    so_far.not_built.push(NotBuilt { asked, because, reachable: None });
+                }
+            }
+            keeper.so_far(so_far).map_err(LadderError::NotKept)?;
+            if let Some(missed) = so_far.not_built.last() {
+                keeper.told(&Event::NotBuilt(missed));
+            }
         }
-        Ok(ladder)
+        Ok(())
     }
 
     /// Sizes of all values for one request.
@@ -90,7 +120,7 @@ impl Task<'_> {
         &self,
         known: &mut Known,
         declined: &mut Vec<FrozenInfo>,
-        on: &mut dyn FnMut(Event),
+        keeper: &mut dyn Keeper,
     ) -> Vec<f64> {
         let mut scorer = Scorer::new(
             known.graph,
@@ -106,13 +136,14 @@ impl Task<'_> {
         }
         let groups = &known.coupling.groups;
         let mut losses = scorer.watch(groups, &mut |done, total| {
-            on(Event::Progress { stage: "watching dense", done, total });
+            keeper.told(&Event::Progress { stage: "watching dense", done, total });
         });
         if !self.options.depth {
             losses.fill(f64::INFINITY);
         }
         for (done, group) in groups.iter().enumerate() {
-            on(Event::Progress { stage: "ranking channels", done, total: groups.len() });
+            let total = groups.len();
+            keeper.told(&Event::Progress { stage: "ranking channels", done, total });
             if group.neutral == Neutral::Mean && self.options.repair != Mode::Refit {
                 let why = "a normalisation takes the mean of the channels off: only a refit of \
                            what reads them makes up for those that go";
@@ -136,7 +167,7 @@ impl Task<'_> {
         losses: &[f64],
         table: &mut LatencyTable,
         declined: &mut Vec<FrozenInfo>,
-        on: &mut dyn FnMut(Event),
+        keeper: &mut dyn Keeper,
     ) -> Vec<Vec<Choice>> {
         let mut watch = Stopwatch::new(
             self.engine,
@@ -149,10 +180,12 @@ impl Task<'_> {
         let total = known.coupling.groups.len() + known.blocks.len();
         let mut choices = BTreeMap::new();
         for (done, group) in known.coupling.groups.iter().enumerate() {
-            on(Event::Progress { stage: "timing cuts", done, total });
+            keeper.told(&Event::Progress { stage: "timing cuts", done, total });
             let Some(scored) = known.scored.get(&group.id) else { continue };
             let widths = widths(group, self.options.align);
-            match watch.group(group, &widths) {
+            let timed = watch.group(group, &widths);
+            keeper.timed(watch.table, false);
+            match timed {
                 Ok(savings) => {
                     let savings: Vec<(usize, f64)> = widths.into_iter().zip(savings).collect();
                     let offered = group_choices(group.id, group.width, scored, &savings);
@@ -164,12 +197,14 @@ impl Task<'_> {
         let mut removals = Vec::new();
         for (index, (block, loss)) in known.blocks.iter().zip(losses).enumerate() {
             let done = known.coupling.groups.len() + index;
-            on(Event::Progress { stage: "timing cuts", done, total });
+            keeper.told(&Event::Progress { stage: "timing cuts", done, total });
             let saving = loss.is_finite().then(|| watch.block(block).ok()).flatten();
+            keeper.timed(watch.table, false);
             removals.push(saving.map(|saving| (saving, *loss)));
         }
-        on(Event::Progress { stage: "timing cuts", done: total, total });
-        let ranks = self.rank_choices(known, &mut watch, declined, on);
+        keeper.told(&Event::Progress { stage: "timing cuts", done: total, total });
+        let ranks = self.rank_choices(known, &mut watch, declined, keeper);
+        keeper.timed(watch.table, true);
         items(choices, ranks, known.blocks, &removals)
     }
 
@@ -179,13 +214,14 @@ impl Task<'_> {
         known: &Known,
         watch: &mut Stopwatch,
         declined: &mut Vec<FrozenInfo>,
-        on: &mut dyn FnMut(Event),
+        keeper: &mut dyn Keeper,
     ) -> Vec<RankChoices> {
         let linear = operators(known.graph);
         let offered = candidates(known.graph, self.options.align);
         let mut found = Vec::new();
+        let total = known.ranked.len();
         for (done, (node, ranked)) in known.ranked.iter().enumerate() {
-            on(Event::Progress { stage: "timing ranks", done, total: known.ranked.len() });
+            keeper.told(&Event::Progress { stage: "timing ranks", done, total });
             let operator = linear.iter().find(|operator| operator.node == *node);
             let (Some(operator), Some(ranks)) = (operator, offered.get(node)) else { continue };
             match watch.ranks(operator, ranks) {
@@ -200,29 +236,16 @@ impl Task<'_> {
                     because: sentence(&error),
                 }),
             }
+            keeper.timed(watch.table, false);
         }
         found
     }
 
-    /// The calibration samples that no repair sees, in batches of their own.
-    fn held_out(&self) -> Vec<Batch> {
-        let mut first = 0u32;
-        let mut out = Vec::new();
-        for batch in &self.samples.batches {
-            let size = batch.values().next().and_then(|t| t.shape.first()).copied().unwrap_or(0);
-            let rows: Vec<usize> =
-                (0..size).filter(|row| is_held_out(first + *row as u32)).collect();
-            first += size as u32;
-            // A model with a fixed batch takes whole batches only; its held-out samples are counted
-            // within them.
-            if !rows.is_empty() {
-                let pick = |tensor: &Tensor| super::calibration::rows_of(tensor, &rows);
-                out.push(batch.iter().map(|(name, t)| (name.clone(), pick(t))).collect());
-            }
-        }
+    /// The calibration samples that no repair sees.
+    pub(super) fn held_out(&self) -> Judges {
         let fixed = super::calibration::inputs(self.model)
             .is_ok_and(|specs| specs.iter().any(|s| s.dims.first().is_some_and(Result::is_ok)));
-        if fixed { self.samples.batches.clone() } else { out }
+        Judges::of(&self.samples.batches, fixed, is_held_out)
     }
 }
 

@@ -76,7 +76,8 @@ pub struct Figures {
     pub p50_us: f64,
     /// Promised 99th percentile, microseconds: dense's, times `ratio`.
     pub p99_us: f64,
-    /// This variant's undisturbed latency (lower quartile of runs in turn with dense) divided by dense's.
+    /// This variant's undisturbed latency (lower quartile of runs in turn with dense) divided by dense's,
+    /// from rounds on which no choice depended.
     pub ratio: f64,
     /// Multiply-accumulate operations of one sample.
     pub macs: u64,
@@ -92,6 +93,15 @@ pub struct Figures {
     /// Top-1 accuracy on the labelled samples of `--eval`, 0 to 1.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub accuracy: Option<f64>,
+}
+
+impl Figures {
+    /// Takes `ratio` of dense's own latencies: that is what a variant promises, measured side by side with
+    /// dense and so free of what disturbed the box at that moment.
+    pub fn take(&mut self, dense: &Self, ratio: f64) {
+        self.ratio = ratio;
+        (self.p50_us, self.p99_us) = (dense.p50_us * ratio, dense.p99_us * ratio);
+    }
 }
 
 /// One faster variant.
@@ -119,6 +129,9 @@ pub struct Rung {
     pub substituted: Vec<Substituted>,
     /// What the repair did to each operator behind a cut.
     pub repairs: Vec<Repair>,
+    /// Whether everything that the rung before lost is gone here, too; nothing for the slowest rung.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub nested: Option<bool>,
 }
 
 /// An operator that was put in two: W ≈ B·A.

@@ -4,15 +4,19 @@
 pub mod allocate;
 mod bench;
 pub mod calibration;
+#[cfg(test)]
+mod fakes;
 mod felt;
 mod integers;
 pub mod make;
 pub mod manifest;
+mod nest;
 pub mod plan;
 mod prices;
 pub mod quality;
 pub mod ranks;
 pub mod report;
+pub mod resume;
 mod rungs;
 pub mod score;
 mod search;
@@ -21,6 +25,8 @@ mod shortcut;
 mod substitute;
 pub mod table;
 pub mod task;
+#[cfg(test)]
+mod tests;
 pub mod timing;
 
 pub use manifest::Manifest;

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::{Deserialize, Serialize};
+
 use super::allocate::{Choice, allocate, combine};
 use super::ranks::{Into2, RankChoices, Ranked};
 use super::score::Scored;
@@ -59,7 +61,7 @@ pub struct Known<'a> {
 }
 
 /// The channels to keep, the blocks to remove and the operators to put in two.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 pub struct Plan {
     /// Kept channels of every group that is cut.
     pub widths: BTreeMap<GroupId, usize>,

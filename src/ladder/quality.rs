@@ -3,11 +3,47 @@
 
 use std::collections::BTreeMap;
 
+use super::calibration::rows_of;
 use crate::onnx::{Engine, ExecError, Model, Tensor};
 use crate::spectra::activations::Batch;
 
 /// Outputs of a model on samples: for each graph output one tensor a batch.
 pub type Outputs = Vec<Vec<Tensor>>;
+
+/// Samples that judge variants, in batches as the model takes them.
+#[derive(Debug, Clone, Default)]
+pub struct Judges {
+    pub batches: Vec<Batch>,
+    /// For each batch, which of its samples count.
+    pub counted: Vec<Vec<bool>>,
+}
+
+impl Judges {
+    /// The samples for which `take` holds; they are numbered through all batches. Where the model takes
+    /// `whole` batches only, those that hold such a sample are run, and their other samples do not count.
+    pub fn of(batches: &[Batch], whole: bool, take: impl Fn(u32) -> bool) -> Self {
+        let mut judges = Self::default();
+        let mut first = 0u32;
+        for batch in batches {
+            let size = batch.values().next().and_then(|t| t.shape.first()).copied().unwrap_or(0);
+            let counted: Vec<bool> = (0..size).map(|row| take(first + row as u32)).collect();
+            first += size as u32;
+            let rows: Vec<usize> = (0..size).filter(|row| counted[*row]).collect();
+            if rows.is_empty() {
+                continue;
+            }
+            if whole {
+                judges.batches.push(batch.clone());
+                judges.counted.push(counted);
+            } else {
+                let picked = batch.iter().map(|(name, t)| (name.clone(), rows_of(t, &rows)));
+                judges.batches.push(picked.collect());
+                judges.counted.push(vec![true; rows.len()]);
+            }
+        }
+        judges
+    }
+}
 
 /// Agreement of a variant with dense.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -42,14 +78,15 @@ pub fn outputs(
     Ok(all)
 }
 
-/// Compares a variant's outputs with dense's on the same batches, over the samples for which `take` holds.
-/// A variant whose shapes differ or whose values are not finite agrees in nothing.
-pub fn agreement(dense: &Outputs, variant: &Outputs, take: impl Fn(u32) -> bool) -> Agreement {
+/// Compares a variant's outputs with dense's on the same batches, over the samples that are `counted` (see
+/// [`Judges::counted`]). Outputs of which a sample's share cannot be told from that of one that does not
+/// count are left out. A variant whose shapes differ or whose values are not finite agrees in nothing.
+pub fn agreement(dense: &Outputs, variant: &Outputs, counted: &[Vec<bool>]) -> Agreement {
     let nothing = Agreement { quality: 0.0, explained: f64::NEG_INFINITY };
     let mut classes: BTreeMap<bool, usize> = BTreeMap::new();
     let mut explained = Vec::new();
     for (index, (dense, variant)) in dense.iter().zip(variant).enumerate() {
-        let (Some(wanted), Some(found)) = (taken(dense, &take), taken(variant, &take)) else {
+        let (Some(wanted), Some(found)) = (taken(dense, counted), taken(variant, counted)) else {
             continue;
         };
         if wanted.width != found.width || wanted.values.len() != found.values.len() {
@@ -79,7 +116,10 @@ pub fn agreement(dense: &Outputs, variant: &Outputs, take: impl Fn(u32) -> bool)
 
 /// Share of samples whose highest score in the first output is at their label.
 pub fn accuracy(outputs: &Outputs, labels: &[i64]) -> Option<f64> {
-    let scores = taken(outputs.first()?, &|_| true)?;
+    let scores = outputs.first()?;
+    let all: Vec<Vec<bool>> =
+        scores.iter().map(|t| vec![true; t.shape.first().copied().unwrap_or(0)]).collect();
+    let scores = taken(scores, &all)?;
     if !scores.is_class_scores || scores.rows().count() != labels.len() || labels.is_empty() {
         return None;
     }
@@ -101,18 +141,26 @@ impl Values {
     }
 }
 
-fn taken(tensors: &[Tensor], take: &impl Fn(u32) -> bool) -> Option<Values> {
+/// What an output says of the samples that count; `None` where that cannot be told.
+fn taken(tensors: &[Tensor], counted: &[Vec<bool>]) -> Option<Values> {
     let shape = &tensors.first()?.shape;
     let is_class_scores = shape.len() == 2 && shape[1] >= 2;
     let width: usize = shape.get(1..)?.iter().product();
     let mut values = Vec::new();
-    let mut sample = 0;
-    for tensor in tensors {
-        for row in tensor.to_f32()?.chunks_exact(width.max(1)) {
-            if take(sample) {
-                values.extend_from_slice(row);
-            }
-            sample += 1;
+    for (tensor, counted) in tensors.iter().zip(counted) {
+        let found = tensor.to_f32()?;
+        if counted.iter().all(|counts| *counts) {
+            values.extend_from_slice(&found);
+            continue;
+        }
+        // The first axis holds the samples, each with as many rows as every other.
+        if tensor.shape.first()? % counted.len() != 0 {
+            return None;
+        }
+        let share = found.len() / counted.len();
+        for (rows, _) in found.chunks_exact(share.max(1)).zip(counted).filter(|(_, takes)| **takes)
+        {
+            values.extend_from_slice(rows);
         }
     }
     Some(Values { width, values, is_class_scores })
@@ -161,19 +209,43 @@ mod tests {
     #[test]
     fn a_model_agrees_with_itself_and_not_with_one_that_says_nan() {
         let dense = scores(&[[1.0, 2.0, 0.0], [5.0, 2.0, 0.0], [0.0, 0.0, 1.0]]);
-        let same = agreement(&dense, &dense, |_| true);
+        let all = [vec![true; 3]];
+        let same = agreement(&dense, &dense, &all);
         assert_eq!((same.quality, same.explained), (1.0, 1.0));
         let nan = scores(&[[1.0, f32::NAN, 0.0], [5.0, 2.0, 0.0], [0.0, 0.0, 1.0]]);
-        assert_eq!(agreement(&dense, &nan, |_| true).quality, 0.0);
+        assert_eq!(agreement(&dense, &nan, &all).quality, 0.0);
     }
 
     #[test]
     fn counts_only_the_samples_that_are_taken() {
         let dense = scores(&[[1.0, 2.0, 0.0], [5.0, 2.0, 0.0]]);
         let other = scores(&[[9.0, 2.0, 0.0], [5.0, 2.0, 0.0]]);
-        assert_eq!(agreement(&dense, &other, |sample| sample == 1).quality, 1.0);
-        assert_eq!(agreement(&dense, &other, |sample| sample == 0).quality, 0.0);
+        assert_eq!(agreement(&dense, &other, &[vec![false, true]]).quality, 1.0);
+        assert_eq!(agreement(&dense, &other, &[vec![true, false]]).quality, 0.0);
         assert_eq!(accuracy(&other, &[1, 0]), Some(0.5));
         assert_eq!(accuracy(&other, &[1]), None, "labels for other samples than these");
+    }
+
+    #[test]
+    fn an_output_that_does_not_tell_its_samples_apart_is_left_out() {
+        // Five detections of four samples, of which one counts.
+        let found = |first: f32| -> Outputs {
+            vec![vec![Tensor::from_f32(&[5, 1], &[first, 2.0, 3.0, 4.0, 5.0])]]
+        };
+        let counted = [vec![true, false, false, false]];
+        let nothing = agreement(&found(1.0), &found(1.0), &counted);
+        assert_eq!((nothing.quality, nothing.explained), (0.0, f64::NEG_INFINITY));
+        // With all of them it does not matter whose is whose.
+        assert_eq!(agreement(&found(1.0), &found(1.0), &[vec![true; 4]]).quality, 1.0);
+    }
+
+    #[test]
+    fn a_sample_takes_all_of_its_rows_with_it() {
+        let rows = |second: f32| -> Outputs {
+            vec![vec![Tensor::from_f32(&[4, 1], &[1.0, 2.0, second, second])]]
+        };
+        let (first, last) = ([vec![true, false]], [vec![false, true]]);
+        assert_eq!(agreement(&rows(3.0), &rows(9.0), &first).explained, 1.0);
+        assert!(agreement(&rows(3.0), &rows(9.0), &last).explained < 0.0);
     }
 }

@@ -1,29 +1,30 @@
 //! Builds the rung that a ladder is asked for, or says why there is none and what can be reached instead.
 
 use super::allocate::Choice;
-use super::bench::{Bench, Built};
-use super::manifest::{Figures, NotBuilt, Rung};
+use super::bench::{Built, Workbench};
+use super::manifest::{Figures, NotBuilt};
 use super::plan::plan;
 use super::prices::Prices;
-use super::search::{Search, find_plan, most};
-use super::task::LadderError;
+use super::search::{Search, find_plan, most, promised};
+use super::task::{LadderError, Options, Step};
 use crate::limits;
 
-/// Builds the rung for `asked`, or says why not and what can be reached. `slower` is the last rung
-/// that was built.
+/// Builds the rung for `asked`, or says why not and what can be reached. `slower` is where the search for
+/// the last rung that was built ended.
 ///
 /// # Errors
 /// Where the runtime fails on what was planned, or refuses it.
 pub fn attempt(
-    bench: &Bench,
+    bench: &dyn Workbench,
+    options: &Options,
     asked: f64,
     items: &[Vec<Choice>],
-    slower: Option<&Rung>,
+    slower: Option<&Step>,
     progress: &mut dyn FnMut(usize, usize),
-) -> Result<Result<Built, NotBuilt>, LadderError> {
-    let floor = bench.task.options.floor;
+) -> Result<Result<(Built, Step), NotBuilt>, LadderError> {
+    let floor = options.floor;
     let missed = |because: String, reachable| Ok(Err(NotBuilt { asked, because, reachable }));
-    let mut search = Search::new(asked, items);
+    let mut search = Search::new(asked, items, slower);
     for removed in limits::REMOVED_PRICES {
         if search.is_over() {
             break;
@@ -34,14 +35,13 @@ pub fn attempt(
         let because = "all cuts that are sound together do not save so much time".to_owned();
         return missed(because, fastest(bench, items)?);
     };
-    for trial in 0..bench.task.options.trials as u64 {
-        let Some((_, prices)) = search.best.as_ref().filter(|_| !search.is_over()) else {
-            break;
-        };
-        let seed = bench.task.options.seed ^ asked.to_bits() ^ trial;
-        search.price(bench, prices.near(seed), progress)?;
+    let seed = options.seed ^ asked.to_bits();
+    for trial in 0..options.trials as u64 {
+        let Some(best) = search.best.as_ref().filter(|_| !search.is_over()) else { break };
+        let prices = best.prices.near(seed ^ trial);
+        search.price(bench, prices, progress)?;
     }
-    let Some((built, _)) = search.best else {
+    let Some(chosen) = search.choose(bench, seed, progress)? else {
         let (nearest, ratio) = nearest;
         let because = if ratio > asked && plan(items, most(items)) == Some(nearest) {
             "all cuts that are sound together do not save so much time".to_owned()
@@ -50,11 +50,15 @@ pub fn attempt(
         };
         return missed(because, Some(ratio));
     };
-    let Figures { ratio, quality, .. } = built.rung.figures;
-    let slower = slower.map_or(1.0, |rung| rung.figures.ratio);
+    let chosen = promised(bench, asked, chosen, items, progress)?;
+    let Figures { ratio, quality, .. } = *chosen.figures();
+    let slower = slower.map_or(1.0, |step| step.ratio);
     // Comparisons that are false for NaN: such a variant is never taken.
     if quality >= floor && ratio < slower {
-        return Ok(Ok(built));
+        let mut built = chosen.built;
+        built.rung.nested = search.nests(&built.plan);
+        let step = Step { plan: built.plan.clone(), needed: chosen.needed, ratio };
+        return Ok(Ok((built, step)));
     }
     if quality >= floor {
         let because = format!(
@@ -63,18 +67,19 @@ pub fn attempt(
         return missed(because, None);
     }
     let because = format!("its quality would be {quality:.3}, below the floor of {floor}");
-    missed(because, reachable(bench, asked, items, slower)?)
+    missed(because, reachable(bench, floor, asked, items, slower)?)
 }
 
 /// The ratio of the plan that saves the most.
-fn fastest(bench: &Bench, items: &[Vec<Choice>]) -> Result<Option<f64>, LadderError> {
+fn fastest(bench: &dyn Workbench, items: &[Vec<Choice>]) -> Result<Option<f64>, LadderError> {
     let Some(candidate) = plan(items, most(items)) else { return Ok(None) };
     Ok(Some(bench.ratio_of(&candidate)?))
 }
 
 /// The lowest ratio above `failed` whose quality is at the floor, by bisection.
 fn reachable(
-    bench: &Bench,
+    bench: &dyn Workbench,
+    floor: f64,
     failed: f64,
     items: &[Vec<Choice>],
     slower: f64,
@@ -86,7 +91,7 @@ fn reachable(
         let middle = f64::midpoint(low, high);
         let Some(found) = find_plan(bench, middle, items, None)? else { break };
         let built = bench.build(middle, &found.plan, &mut |_, _| {})?;
-        if built.rung.figures.quality >= bench.task.options.floor {
+        if built.rung.figures.quality >= floor {
             (high, reached) = (middle, Some(found.ratio));
         } else {
             low = middle;

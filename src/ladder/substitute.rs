@@ -37,15 +37,18 @@ struct Offer {
 
 impl Bench<'_> {
     /// Lets layers of a rung read the weights of others that say nearly the same, one after the other, the
-    /// nearest first. What costs too much quality is left as it was.
+    /// nearest first. What costs too much quality is left as it was. Returns whether any does; its figures then
+    /// lack latency and accuracy.
     ///
     /// # Errors
     /// Where the runtime fails on a variant.
-    pub(super) fn substitute(&self, built: &mut Built) -> Result<(), LadderError> {
+    pub(super) fn substitute(&self, built: &mut Built) -> Result<bool, LadderError> {
         let task = self.task;
         let mut known = Activations::new(task.engine, &task.samples.batches);
         // Where its layers cannot be compared the rung stays as it is.
-        let Ok(offers) = offers(&built.model, &mut known, task.options.seed) else { return Ok(()) };
+        let Ok(offers) = offers(&built.model, &mut known, task.options.seed) else {
+            return Ok(false);
+        };
         let before = built.rung.figures.clone();
         let mut taken: BTreeSet<String> = BTreeSet::new();
         let mut gone: BTreeSet<String> = BTreeSet::new();
@@ -73,13 +76,12 @@ impl Bench<'_> {
             }
         }
         if gone.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
-        let latencies = (self.dense.p50_us, self.dense.p99_us);
-        built.rung.figures = self.figures(&model, latencies, before.ratio, agreement)?;
+        built.rung.figures = self.sized(&model, agreement)?;
         built.rung.digest = model.digest()?;
         built.model = model;
-        Ok(())
+        Ok(true)
     }
 }
 

@@ -1,9 +1,11 @@
 //! What a ladder is made from, what is asked of it, what is told while it is made, and what comes out.
 
+use serde::{Deserialize, Serialize};
+
 use super::calibration::Samples;
 use super::manifest::{Figures, FrozenInfo, NotBuilt, Rung};
-use super::plan::PlanError;
-use super::table::TableError;
+use super::plan::{Plan, PlanError};
+use super::table::{LatencyTable, TableError};
 use crate::coupling::Coupling;
 use crate::onnx::{Engine, ExecError, Model, OnnxError};
 use crate::redundancy::selection::Method;
@@ -64,11 +66,65 @@ pub enum LadderError {
     #[error(transparent)]
     Repair(#[from] RepairError),
     #[error("{0}")]
-    Sink(String),
+    NotKept(String),
 }
 
-/// Takes a finished rung and its model; an error stops the work.
-pub type Sink<'a> = dyn FnMut(&mut Rung, &Model) -> Result<(), String> + 'a;
+/// What the making of a ladder asks of its surroundings.
+pub trait Keeper {
+    /// Hears what happens.
+    fn told(&mut self, event: &Event);
+
+    /// Keeps a finished rung's model and fills in the name of its file.
+    ///
+    /// # Errors
+    /// Where it cannot be kept; the work stops.
+    fn rung(&mut self, rung: &mut Rung, model: &Model) -> Result<(), String>;
+
+    /// Keeps how far the ladder is, for [`Task::make`] to go on there.
+    ///
+    /// # Errors
+    /// As [`Keeper::rung`].
+    fn so_far(&mut self, so_far: &SoFar) -> Result<(), String>;
+
+    /// Hears that something was timed, and whether that was `all`: the table is worth keeping.
+    fn timed(&mut self, table: &LatencyTable, all: bool);
+}
+
+/// How far a ladder is: what need not be done again. It holds for one model, engine, set of samples and
+/// set of options only (see [`super::resume::conditions`]).
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct SoFar {
+    /// The dense model's own figures, from which every rung's promise is taken.
+    pub dense: Figures,
+    /// Finished rungs, slowest first.
+    pub finished: Vec<Finished>,
+    pub not_built: Vec<NotBuilt>,
+}
+
+impl SoFar {
+    /// Whether a ratio that was asked for is done with.
+    pub fn settled(&self, asked: f64) -> bool {
+        self.finished.iter().any(|one| one.rung.asked == asked)
+            || self.not_built.iter().any(|missed| missed.asked == asked)
+    }
+}
+
+/// A finished rung, and where the search for a faster one begins.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Finished {
+    pub rung: Rung,
+    pub step: Step,
+}
+
+/// Where a rung's search ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Step {
+    pub plan: Plan,
+    /// What the plan was asked to save by the latency table, microseconds.
+    pub needed: f64,
+    /// The ratio that the rung promises.
+    pub ratio: f64,
+}
 
 /// A finished ladder, without what only the shell knows (files, versions).
 #[derive(Debug, Clone)]

@@ -15,4 +15,5 @@ pub mod slot;
 pub mod spectra_cache;
 pub mod store;
 pub mod supply;
+pub mod unfinished;
 pub mod watch;

@@ -157,6 +157,8 @@ pub struct Sampler<'a> {
     batches: Vec<Planes>,
     /// The positions of each sample, through all batches.
     positions: Vec<Vec<usize>>,
+    /// Samples in each batch.
+    sizes: Vec<usize>,
 }
 
 impl<'a> Sampler<'a> {
@@ -179,7 +181,17 @@ impl<'a> Sampler<'a> {
         let batches: Vec<Planes> = pairs.collect::<Option<_>>()?;
         let sizes = batches.iter().flat_map(|b| std::iter::repeat_n(b.positions, b.samples));
         let positions = sizes.map(|size| draw(&mut rng, size, per_sample)).collect();
-        Some(Self { geometry, batches, positions })
+        let sizes = batches.iter().map(|batch| batch.samples).collect();
+        Some(Self { geometry, batches, positions, sizes })
+    }
+
+    /// Numbers rows by the samples that the model was given, `sizes` in each batch, where the operator's first
+    /// axis holds something else: behind a flattening, every token of every sample.
+    #[must_use]
+    pub fn of_samples(mut self, sizes: &[usize]) -> Self {
+        let own = self.batches.iter().map(|batch| batch.samples);
+        self.sizes = own.enumerate().map(|(i, n)| sizes.get(i).copied().unwrap_or(n)).collect();
+        self
     }
 
     /// The rows of group `group` (0 for an operator without groups).
@@ -195,12 +207,17 @@ impl<'a> Sampler<'a> {
             y: Vec::with_capacity(count * outputs),
             sample: Vec::with_capacity(count),
         };
-        let samples = self.batches.iter().flat_map(|b| (0..b.samples).map(move |s| (b, s)));
-        for (number, ((batch, sample), positions)) in samples.zip(&self.positions).enumerate() {
-            for position in positions {
-                batch.push(g, group, sample, *position, &mut rows);
-                rows.sample.push(number as u32);
+        let mut positions = self.positions.iter();
+        let mut first = 0;
+        for (batch, size) in self.batches.iter().zip(&self.sizes) {
+            for (entry, positions) in (0..batch.samples).zip(&mut positions) {
+                let number = first + entry * size / batch.samples;
+                for position in positions {
+                    batch.push(g, group, entry, *position, &mut rows);
+                    rows.sample.push(number as u32);
+                }
             }
+            first += size;
         }
         rows
     }
@@ -344,4 +361,22 @@ fn unravel(index: usize, sizes: &[usize]) -> Vec<usize> {
         rest /= sizes[axis];
     }
     at
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_token_of_a_sample_has_its_samples_number() {
+        let geometry = Geometry::pointwise(2, 1, 1);
+        let tokens = |count: usize| Tensor::from_f32(&[count, 1], &vec![1.0; count]);
+        // Two batches of two samples with three tokens each, flattened.
+        let values = [tokens(6), tokens(6)];
+        let sampler = Sampler::new(&geometry, &values, &values, 100, 1).unwrap();
+        let rows = sampler.of_samples(&[2, 2]).rows(0);
+        assert_eq!(rows.sample, [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]);
+        let sampler = Sampler::new(&geometry, &values, &values, 100, 1).unwrap();
+        assert_eq!(sampler.rows(0).sample, (0..12).collect::<Vec<_>>());
+    }
 }

@@ -131,6 +131,12 @@ impl Repair<'_> {
         Ok((model, report))
     }
 
+    /// Samples in each batch.
+    fn sizes(&self) -> Vec<usize> {
+        let size = |batch: &Batch| batch.values().next().and_then(|t| t.shape.first()).copied();
+        self.batches.iter().map(|batch| size(batch).unwrap_or(1)).collect()
+    }
+
     fn operator(
         &self,
         model: &Model,
@@ -197,7 +203,9 @@ impl Repair<'_> {
         let mut worst: Option<Refit> = None;
         let sampler =
             Sampler::new(&geometry, x, &target.wanted, limit, self.seed ^ operator.node as u64);
-        let Some(sampler) = sampler else { return Ok(None) };
+        let Some(sampler) = sampler.map(|sampler| sampler.of_samples(&self.sizes())) else {
+            return Ok(None);
+        };
         for g in 0..group {
             let rows = sampler.rows(g);
             let affine = Affine {

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use blochd::ladder::calibration::{Samples, free_sizes, rows_of};
-use blochd::ladder::manifest::CalibrationSource;
+use blochd::ladder::manifest::{CalibrationSource, Rung};
 use blochd::ladder::report::macs;
 use blochd::ladder::table::LatencyTable;
-use blochd::ladder::task::{Ladder, Options, Task};
+use blochd::ladder::task::{Event, Keeper, Ladder, Options, SoFar, Task};
 use blochd::onnx::{Engine, ExecError, Graph, Model, Session, Shapes, Tensor};
 use blochd::redundancy::selection::Method;
 use blochd::shell::engine::OrtEngine;
@@ -78,6 +78,25 @@ pub fn options(ratio: f64) -> Options {
     }
 }
 
+/// Keeps the rungs' models and nothing else.
+#[derive(Default)]
+pub struct Models(pub Vec<Model>);
+
+impl Keeper for Models {
+    fn told(&mut self, _: &Event) {}
+
+    fn rung(&mut self, _: &mut Rung, model: &Model) -> Result<(), String> {
+        self.0.push(model.clone());
+        Ok(())
+    }
+
+    fn so_far(&mut self, _: &SoFar) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn timed(&mut self, _: &LatencyTable, _: bool) {}
+}
+
 /// The ladder of a model from 200 random samples, and the rungs' models.
 pub fn ladder(model: &Model, options: &Options) -> (Ladder, Vec<Model>) {
     let subject = Subject::new(model.clone(), &[("free0", 200)], 5);
@@ -94,12 +113,7 @@ pub fn ladder(model: &Model, options: &Options) -> (Ladder, Vec<Model>) {
     };
     let engine = Counting(engine());
     let task = Task { engine: &engine, model, samples: &samples, eval: None, options };
-    let mut models = Vec::new();
-    let ladder = task
-        .make(&mut LatencyTable::default(), &mut |_| {}, &mut |_, model| {
-            models.push(model.clone());
-            Ok(())
-        })
-        .unwrap();
-    (ladder, models)
+    let mut models = Models::default();
+    let ladder = task.make(None, &mut LatencyTable::default(), &mut models).unwrap();
+    (ladder, models.0)
 }

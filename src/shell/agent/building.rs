@@ -60,6 +60,12 @@ impl Agent {
             });
             return;
         }
+        // The agent may have ended between the end of a build and its being taken into place.
+        if let Some(ladder) = self.store.finished_ladder(&id) {
+            tracing::info!(model = key.model, "its ladder was built before");
+            self.note_build(id, BuildState::Done);
+            return self.take_ladder(&key.model, ladder);
+        }
         self.queue_build(key, id);
     }
 
@@ -134,7 +140,8 @@ impl Agent {
     fn next_build(&mut self) {
         while self.building.is_none() {
             let Some(key) = self.builds.pop_front() else { return };
-            let threads = self.loader_for(&key.model).threads;
+            let loader = self.loader_for(&key.model);
+            let (threads, align) = (loader.threads, loader.alignment());
             let samples = self.samples_for(&key.model);
             let Some(served) = self.served.get(&key.model).filter(|s| s.key == key) else {
                 continue;
@@ -164,6 +171,7 @@ impl Agent {
                 method: served.config.ladder.method.to_string(),
                 seed: served.config.ladder.seed,
                 threads,
+                align,
                 floor: served.config.quality_floor,
                 timeout: self.config.build.timeout.into(),
                 memory: Memory::or_part(self.config.build.memory, limits::BUILD_MEMORY_PARTS),

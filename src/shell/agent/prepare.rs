@@ -47,6 +47,11 @@ impl Loader {
         self.engine().identity()
     }
 
+    /// Channels in which the provider's cores work, where that is known.
+    pub fn alignment(&self) -> Option<usize> {
+        self.engine().provider().alignment()
+    }
+
     /// Reads, tries and loads a dense model.
     pub async fn prepare(self, path: PathBuf) -> Result<Box<Prepared>, Unfit> {
         let (file, loader) = (path.clone(), self.clone());

@@ -25,6 +25,9 @@ pub struct BuildJob {
     pub method: String,
     pub seed: u64,
     pub threads: usize,
+    /// Channels in which the execution provider's cores work; without it, the latencies that the build
+    /// measures decide.
+    pub align: Option<usize>,
     /// No rung is built below this agreement with dense.
     pub floor: f64,
     pub timeout: Duration,
@@ -60,6 +63,9 @@ impl BuildJob {
         ];
         for (name, value) in options {
             arguments.extend([name.to_owned(), value]);
+        }
+        if let Some(align) = self.align {
+            arguments.extend(["--align".to_owned(), align.to_string()]);
         }
         if let Some((path, source)) = &self.samples {
             arguments.extend(["--calibration".to_owned(), text(path)]);
@@ -103,4 +109,37 @@ pub async fn build(
         Ok(())
     };
     run(program, &job.arguments(), &bounds, wish, &mut line).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_provider_works_in_is_asked_of_the_build_and_nothing_where_it_is_not_known() {
+        let job = |align| BuildJob {
+            model: "m.onnx".into(),
+            out: "out".into(),
+            runtime: "ort".into(),
+            state_dir: "state".into(),
+            samples: None,
+            most_samples: 1,
+            ratios: vec![0.5],
+            method: "obs".into(),
+            seed: 0,
+            threads: 1,
+            align,
+            floor: 0.5,
+            timeout: Duration::from_secs(1),
+            memory: Memory::Bytes(1 << 30),
+            nice: 0,
+        };
+        let given = |align| {
+            let arguments = job(align).arguments();
+            let at = arguments.iter().position(|argument| argument == "--align")?;
+            arguments.get(at + 1).cloned()
+        };
+        assert_eq!(given(Some(16)).as_deref(), Some("16"));
+        assert_eq!(given(None), None);
+    }
 }

@@ -22,6 +22,7 @@ pub use error::{Looked, RuntimeError, Unusable};
 pub use library::{Located, Origin, Search, inspect, locate};
 pub use session::{Cancel, Dim, EngineOptions, LiveSession, ValueInfo};
 
+use crate::hardware;
 use crate::onnx::{Engine, ExecError, Model, Session, Shapes};
 
 /// What runs the operators of a model.
@@ -30,6 +31,13 @@ pub enum Provider {
     /// ONNX Runtime's own kernels on the CPU.
     #[default]
     Cpu,
+}
+
+impl Provider {
+    /// Number of channels in which its cores work; see [`hardware::alignment`].
+    pub fn alignment(self) -> Option<usize> {
+        hardware::alignment(&self.to_string())
+    }
 }
 
 impl fmt::Display for Provider {
@@ -137,6 +145,11 @@ impl OrtEngine {
             if threads == 1 { "" } else { "s" },
         );
         Self { runtime: runtime.clone(), options, identity }
+    }
+
+    /// What runs the operators.
+    pub fn provider(&self) -> Provider {
+        self.options.provider
     }
 
     /// Loads a model for running, as its concrete type.

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use crate::ladder::Manifest;
 use crate::ladder::manifest::{MANIFEST_FILE, MANIFEST_FORMAT};
 use crate::limits;
+use crate::shell::unfinished::{UNFINISHED_FILE, Unfinished};
 use crate::units::Digest;
 
-use super::records::{Ladder, LadderId};
+use super::records::{BuildState, Ladder, LadderId};
 use super::seal::{self, Damage};
 use super::{Disk, LADDERS, Store, StoreError, is_hidden};
 
@@ -33,7 +34,7 @@ impl Store {
     }
 
     /// Ends what a crash interrupted: a ladder that had made place for its successor comes back
-    /// where the successor did not arrive; half-built ones go.
+    /// where the successor did not arrive; half-built ones whose build does not wait to go on, go.
     pub(super) fn recover_ladders(&mut self) -> Result<(), StoreError> {
         let dir = self.root.join(LADDERS);
         for path in self.disk.list(&dir).unwrap_or_default() {
@@ -41,6 +42,9 @@ impl Store {
                 continue;
             }
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if name.strip_prefix(".building-").is_some_and(|folder| self.is_open(folder)) {
+                continue;
+            }
             let place = name.strip_prefix(".former-").map(|folder| dir.join(folder));
             match place.filter(|place| self.disk.list(place).is_err()) {
                 Some(place) => {
@@ -57,15 +61,44 @@ impl Store {
         Ok(())
     }
 
-    /// An empty folder to build a ladder in; what an interrupted build left there is gone.
+    /// Whether the ladder of that folder waits to be built.
+    fn is_open(&self, folder: &str) -> bool {
+        self.builds.iter().any(|(id, record)| {
+            let waits = matches!(record.build, BuildState::Queued | BuildState::Building);
+            waits && id.folder() == folder
+        })
+    }
+
+    /// A folder to build a ladder in. What an interrupted build finished there is left for the next one to
+    /// go on from (it looks whether the files are whole and the conditions the same); all else is gone.
     ///
     /// # Errors
     /// Where it cannot be made.
     pub fn begin_ladder(&mut self, id: &LadderId) -> Result<PathBuf, StoreError> {
         let path = self.building_dir(id);
-        self.did("remove", &path, self.disk.remove(&path))?;
-        self.did("make", &path, self.disk.make_dir(&path))?;
+        let record = self.disk.read(&path.join(UNFINISHED_FILE)).ok();
+        match record.and_then(|bytes| seal::open::<Unfinished>(&bytes).ok()) {
+            Some(unfinished) => {
+                for file in self.did("list", &path, self.disk.list(&path))? {
+                    let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                    if name != UNFINISHED_FILE && !unfinished.files.contains_key(&name) {
+                        self.did("remove", &file, self.disk.remove(&file))?;
+                    }
+                }
+            }
+            None => {
+                self.did("remove", &path, self.disk.remove(&path))?;
+                self.did("make", &path, self.disk.make_dir(&path))?;
+            }
+        }
         Ok(path)
+    }
+
+    /// Takes a ladder into place that was whole when the agent stopped: a build writes its manifest last.
+    pub fn finished_ladder(&mut self, id: &LadderId) -> Option<Ladder> {
+        self.disk.read(&self.building_dir(id).join(MANIFEST_FILE)).ok()?;
+        let taken = self.commit_ladder(id);
+        taken.inspect_err(|error| tracing::warn!("a build is done again: {error}")).ok()
     }
 
     /// Takes what was built into place, after a look at whether it is a ladder of that model.
@@ -151,6 +184,7 @@ impl Store {
             let removed = self
                 .disk
                 .remove(&self.ladder_dir(&id))
+                .and_then(|()| self.disk.remove(&self.building_dir(&id)))
                 .and_then(|()| self.disk.remove(&self.root.join(super::BUILDS).join(id.folder())));
             match removed {
                 Ok(()) => drop(self.builds.remove(&id)),

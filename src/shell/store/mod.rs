@@ -20,7 +20,7 @@ mod disk;
 mod faulty;
 mod ladders;
 mod records;
-mod seal;
+pub(super) mod seal;
 #[cfg(test)]
 mod tests;
 
@@ -133,7 +133,6 @@ impl Store {
             store.did("make", &path, store.disk.make_dir(&path))?;
         }
         store.did("sync", root, store.disk.sync_dir(root))?;
-        store.recover_ladders()?;
         if let Some(quarantine) = store.load(&root.join(QUARANTINE)) {
             store.quarantine = quarantine;
         }
@@ -148,6 +147,7 @@ impl Store {
                 store.builds.insert(id, record);
             }
         }
+        store.recover_ladders()?;
         Ok(store)
     }
 

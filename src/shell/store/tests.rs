@@ -6,6 +6,9 @@ use crate::ladder::Manifest;
 use crate::ladder::manifest::{
     Calibration, CalibrationSource, Figures, MANIFEST_FILE, MANIFEST_FORMAT, Rung, Source,
 };
+use crate::ladder::plan::Plan;
+use crate::ladder::task::{self, Finished, SoFar};
+use crate::shell::unfinished::{UNFINISHED_FILE, Unfinished};
 use crate::units::Version;
 
 fn root() -> &'static Path {
@@ -51,6 +54,7 @@ fn manifest(seed: u64) -> Manifest {
             in_two: vec![],
             substituted: vec![],
             repairs: vec![],
+            nested: None,
         }],
         not_built: vec![],
         groups: vec![],
@@ -237,6 +241,99 @@ fn what_is_no_ladder_of_the_model_does_not_replace_one() {
         assert!(store.commit_ladder(&id()).is_err(), "{what}");
         assert_eq!(store.ladder(&id()).unwrap().manifest.seed, 1, "{what}");
     }
+}
+
+/// What a child leaves that is stopped in the middle: one finished rung that its record names, and half of
+/// another.
+fn child_is_stopped(disk: &FaultyDisk, dir: &Path) {
+    let rung = dir.join("r0.5.onnx");
+    let Rung { file, .. } = manifest(1).rungs[0].clone();
+    let step = task::Step { plan: Plan::default(), needed: 1.0, ratio: 0.5 };
+    let rungs = manifest(1).rungs.into_iter();
+    let so_far = SoFar {
+        dense: figures(1.0),
+        finished: rungs.map(|rung| Finished { rung, step: step.clone() }).collect(),
+        not_built: vec![],
+    };
+    let files = [(file, Digest::of(b"the rung's weights"))].into();
+    let unfinished = Unfinished { conditions: Digest::of(b"a"), samples: 1, so_far, files };
+    disk.write(&rung, b"the rung's weights").unwrap();
+    disk.sync_file(&rung).unwrap();
+    let record = dir.join(UNFINISHED_FILE);
+    disk.write(&record, &seal::seal(&unfinished).unwrap()).unwrap();
+    disk.sync_file(&record).unwrap();
+    disk.sync_dir(dir).unwrap();
+    disk.write(&dir.join("r0.25.onnx"), b"half of").unwrap();
+    disk.write(&dir.join(".temporary"), b"half of").unwrap();
+    disk.sync_dir(dir).unwrap();
+}
+
+#[test]
+fn an_interrupted_build_keeps_what_it_finished_and_nothing_else() {
+    let files = |disk: &FaultyDisk, dir: &Path| -> Vec<String> {
+        let names = disk.list(dir).unwrap().into_iter();
+        names.map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect()
+    };
+    let building = LadderRecord { build: BuildState::Building, ..Default::default() };
+    let failed = BuildState::Failed { reason: "it crashed".into() };
+    for seed in 0..24 {
+        let disk = FaultyDisk::default();
+        let mut store = Store::open_on(Arc::new(disk.clone()), root()).unwrap();
+        store.put_build(id(), building.clone()).unwrap();
+        let dir = store.begin_ladder(&id()).unwrap();
+        child_is_stopped(&disk, &dir);
+        let disk = disk.after_crash(seed);
+        let mut store = Store::open_on(Arc::new(disk.clone()), root()).unwrap();
+        assert_eq!(store.ladder(&id()), None, "what is unfinished is no ladder");
+        assert_eq!(store.begin_ladder(&id()).unwrap(), dir);
+        assert_eq!(files(&disk, &dir), [UNFINISHED_FILE, "r0.5.onnx"]);
+        // The next child goes on and finishes.
+        disk.write(&dir.join(MANIFEST_FILE), &serde_json::to_vec(&manifest(1)).unwrap()).unwrap();
+        let built = store.commit_ladder(&id()).unwrap();
+        assert_eq!(files(&disk, &built.folder), ["manifest.json", "r0.5.onnx", "seal"]);
+        // A build that is given up leaves nothing.
+        let dir = store.begin_ladder(&id()).unwrap();
+        child_is_stopped(&disk, &dir);
+        let record = LadderRecord { build: failed.clone(), ..Default::default() };
+        store.put_build(id(), record).unwrap();
+        let disk = disk.after_crash(seed);
+        let mut store = Store::open_on(Arc::new(disk.clone()), root()).unwrap();
+        assert!(disk.list(&dir).is_err());
+        assert!(store.ladder(&id()).is_some());
+    }
+}
+
+#[test]
+fn a_ladder_that_was_whole_when_the_agent_stopped_is_taken() {
+    let disk = FaultyDisk::default();
+    let mut store = Store::open_on(Arc::new(disk.clone()), root()).unwrap();
+    let building = LadderRecord { build: BuildState::Building, ..Default::default() };
+    store.put_build(id(), building).unwrap();
+    let dir = store.begin_ladder(&id()).unwrap();
+    child_is_stopped(&disk, &dir);
+    let mut store = Store::open_on(Arc::new(disk.after_crash(1)), root()).unwrap();
+    assert_eq!(store.finished_ladder(&id()), None, "it was not whole");
+    let manifest = dir.join(MANIFEST_FILE);
+    disk.write(&manifest, &serde_json::to_vec(&super::tests::manifest(1)).unwrap()).unwrap();
+    disk.sync_file(&manifest).unwrap();
+    disk.sync_dir(&dir).unwrap();
+    let disk = disk.after_crash(2);
+    let mut store = Store::open_on(Arc::new(disk.clone()), root()).unwrap();
+    let taken = store.finished_ladder(&id()).unwrap();
+    assert_eq!(store.ladder(&id()), Some(taken));
+}
+
+#[test]
+fn half_a_record_of_an_interrupted_build_counts_for_nothing() {
+    let disk = FaultyDisk::default();
+    let mut store = Store::open_on(Arc::new(disk.clone()), root()).unwrap();
+    let dir = store.begin_ladder(&id()).unwrap();
+    child_is_stopped(&disk, &dir);
+    let record = disk.read(&dir.join(UNFINISHED_FILE)).unwrap();
+    disk.remove(&dir.join(UNFINISHED_FILE)).unwrap();
+    disk.write(&dir.join(UNFINISHED_FILE), &record[..record.len() / 2]).unwrap();
+    assert_eq!(store.begin_ladder(&id()).unwrap(), dir);
+    assert_eq!(disk.list(&dir).unwrap(), [] as [std::path::PathBuf; 0]);
 }
 
 #[test]

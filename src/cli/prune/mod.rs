@@ -1,32 +1,36 @@
 //! `blochd prune`: makes the ladder of one model.
 
+mod keeping;
+mod shown;
+
 use std::collections::BTreeMap;
-use std::io::{IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, anyhow};
 use blochd::ladder::calibration::{self, Samples, free_sizes};
-use blochd::ladder::manifest::{Calibration, CalibrationSource, MANIFEST_FORMAT, Rung, Source};
-use blochd::ladder::table::LatencyTable;
-use blochd::ladder::task::{Eval, Event, LadderError, Options, Task};
-use blochd::ladder::{Manifest, manifest, report};
+use blochd::ladder::manifest::{Calibration, CalibrationSource, MANIFEST_FORMAT, Source};
+use blochd::ladder::resume::conditions;
+use blochd::ladder::task::{Eval, Ladder, LadderError, Options, Task};
+use blochd::ladder::{Manifest, report};
 use blochd::limits;
 use blochd::onnx::{DType, Engine, Model};
 use blochd::redundancy::selection::Method;
-use blochd::shell::engine::{self, EngineOptions, OrtEngine, Search};
+use blochd::shell::engine::{self, EngineOptions, OrtEngine, Provider, Search};
 use blochd::shell::probe::HostProbe;
-use blochd::shell::{files, models, places};
+use blochd::shell::unfinished::{self, Unfinished};
+use blochd::shell::{models, places};
 use blochd::surgery::repair::Mode;
-use blochd::units::is_latency_ratio;
+use blochd::units::{Digest, is_latency_ratio};
 use clap::{Args, ValueEnum};
-use indicatif::{ProgressBar, ProgressStyle};
-use serde_json::json;
 
 use super::{Code, Failure, OrFail};
+use keeping::Keeping;
+use shown::{Shown, print_table};
 
 /// Make a ladder of faster variants of a model, without training.
 ///
-/// Writes one ONNX file a rung and `manifest.json` into the output folder. Exit code 0 when it is
+/// Writes one ONNX file a rung and `manifest.json` into the output folder. Where it was interrupted, the
+/// same command goes on with the rungs that are finished there. Exit code 0 when the manifest is
 /// written (it says which rungs could not be built, and why), 65 when the model or the samples are not
 /// usable, 69 without ONNX Runtime, 74 when a file cannot be read or written.
 #[derive(Debug, Args)]
@@ -66,7 +70,8 @@ pub struct Prune {
     /// Never put an operator in two of lower rank.
     #[arg(long)]
     no_low_rank: bool,
-    /// Keep channels in multiples of this. Without: what the measured latencies favour.
+    /// Keep channels in multiples of this. Without: what the execution provider's cores work in, or what
+    /// the measured latencies favour.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=4096))]
     align: Option<u64>,
     /// Least agreement with dense, 0 to 1: no rung is built below it.
@@ -159,12 +164,22 @@ impl Prune {
         let options =
             EngineOptions { intra_op_threads: self.threads.max(1), ..EngineOptions::default() };
         let engine = OrtEngine::new(&runtime, options);
-        let samples = self.affordable(&engine, &model, self.samples(&model, self.samples)?)?;
         let eval = self.eval(&model)?;
+        let given = self.samples(&model, self.samples)?;
+        let options = self.options(engine.provider());
+        let dense = model.digest().code(Code::Data)?;
+        let conditions =
+            conditions(&dense, &Engine::identity(&engine), &options, &given, eval.as_ref());
         std::fs::create_dir_all(&self.out)
             .with_context(|| format!("cannot make the folder {}", self.out.display()))
             .code(Code::Io)?;
-        let options = self.options();
+        let begun = unfinished::read(&self.out, &conditions);
+        let before = begun.as_ref().map(|begun| begun.samples);
+        let samples = self.affordable(&engine, &model, given, before)?;
+        // What was fitted on other samples is no part of the same ladder.
+        let begun = begun.filter(|begun| begun.samples == samples.count);
+        let before = begun.as_ref().map(|begun| begun.so_far.clone());
+        let unfinished = begun.unwrap_or_else(|| Unfinished::new(conditions, samples.count));
         let task = Task {
             engine: &engine,
             model: &model,
@@ -172,45 +187,16 @@ impl Prune {
             eval: eval.as_ref(),
             options: &options,
         };
-        let table_path = state.join("latency.json");
-        let mut table = read_table(&table_path);
-        let mut shown = Shown::new(self.progress, self.json);
+        let shown = Shown::new(self.progress, self.json);
+        let mut keeping = Keeping::new(shown, &self.out, unfinished, state.join("latency.json"));
+        let mut table = keeping.table();
         let ladder = task
-            .make(&mut table, &mut |event| shown.event(&event), &mut |rung, model| {
-                save_rung(&self.out, rung, model)
-            })
+            .make(before, &mut table, &mut keeping)
             .map_err(|error| self.failure(&model, error))?;
-        shown.finish();
-        // The table only saves time: a state directory that cannot be written is no failure.
-        if let Err(error) = write_table(&table_path, &table) {
-            eprintln!("blochd: latencies are not kept for the next time: {error:#}");
-        }
-        let manifest = Manifest {
-            format: MANIFEST_FORMAT,
-            blochd: env!("CARGO_PKG_VERSION").to_owned(),
-            source: Source {
-                file: self
-                    .model
-                    .file_name()
-                    .map(|name| name.to_string_lossy().into_owned())
-                    .unwrap_or_default(),
-                digest: model.digest().code(Code::Data)?,
-            },
-            engine: Engine::identity(&engine),
-            method: options.method.name().to_owned(),
-            seed: self.seed,
-            calibration: Calibration { source: samples.source, samples: samples.count },
-            dense: ladder.dense,
-            rungs: ladder.rungs,
-            not_built: ladder.not_built,
-            groups: report::groups(&ladder.coupling),
-            frozen: report::frozen(&ladder.coupling).into_iter().chain(ladder.declined).collect(),
-        };
+        keeping.shown.finish();
+        let manifest = self.manifest(&task, dense, ladder);
         let text = serde_json::to_string_pretty(&manifest).code(Code::Software)?;
-        let path = self.out.join(manifest::MANIFEST_FILE);
-        files::replace(&path, &[text.clone().into()])
-            .with_context(|| format!("cannot write {}", path.display()))
-            .code(Code::Io)?;
+        keeping.finish(&text).code(Code::Io)?;
         if self.json {
             println!("{text}");
         } else if self.progress != ProgressArg::Json {
@@ -219,7 +205,27 @@ impl Prune {
         Ok(())
     }
 
-    fn options(&self) -> Options {
+    fn manifest(&self, task: &Task, digest: Digest, ladder: Ladder) -> Manifest {
+        let file = self.model.file_name();
+        let file = file.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        Manifest {
+            format: MANIFEST_FORMAT,
+            blochd: env!("CARGO_PKG_VERSION").to_owned(),
+            source: Source { file, digest },
+            engine: task.engine.identity(),
+            method: task.options.method.name().to_owned(),
+            seed: self.seed,
+            calibration: Calibration { source: task.samples.source, samples: task.samples.count },
+            dense: ladder.dense,
+            rungs: ladder.rungs,
+            not_built: ladder.not_built,
+            groups: report::groups(&ladder.coupling),
+            frozen: report::frozen(&ladder.coupling).into_iter().chain(ladder.declined).collect(),
+        }
+    }
+
+    fn options(&self, provider: Provider) -> Options {
+        let align = self.align.map(|align| align as usize);
         Options {
             ratios: self.ratios.clone(),
             method: match self.method {
@@ -236,7 +242,7 @@ impl Prune {
             },
             depth: !self.no_depth,
             low_rank: !self.no_low_rank,
-            align: self.align.map(|align| align as usize),
+            align: align.or_else(|| provider.alignment()),
             seed: self.seed,
             floor: self.floor,
             trials: self.trials,
@@ -247,7 +253,7 @@ impl Prune {
     /// The runtime refused the model on these samples, or a rung could not be written. Where the sizes of the
     /// samples were assumed, says which.
     fn failure(&self, model: &Model, error: LadderError) -> Failure {
-        if let LadderError::Sink(why) = error {
+        if let LadderError::NotKept(why) = error {
             return Failure { code: Code::Io, error: anyhow!(why) };
         }
         let error = anyhow::Error::from(error);
@@ -268,12 +274,14 @@ impl Prune {
         Failure { code: Code::Data, error: error.context(what) }
     }
 
-    /// Fewer samples where the box has no memory for the network's values on all of them.
+    /// Fewer samples where the box has no memory for the network's values on all of them; as many as
+    /// `before`, where an interrupted build made do with so few.
     fn affordable(
         &self,
         engine: &OrtEngine,
         model: &Model,
         samples: Samples,
+        before: Option<usize>,
     ) -> Result<Samples, Failure> {
         let sizes = free_sizes(model, &samples.first);
         let shapes = Engine::shapes(engine, model, &sizes)
@@ -281,6 +289,9 @@ impl Prune {
         let request = samples.first.values().find_map(|t| t.shape.first().copied()).unwrap_or(1);
         let memory = HostProbe::new().host().memory_available() / limits::ACTIVATION_SHARE;
         let most = Samples::affordable(&shapes, request, memory);
+        if let Some(before) = before.filter(|before| *before <= most && *before < samples.count) {
+            return self.samples(model, before);
+        }
         if most >= samples.count {
             return Ok(samples);
         }
@@ -339,135 +350,5 @@ impl Prune {
             .code(Code::Data),
             found => Ok(Some(Eval { samples, labels: found.flatten() })),
         }
-    }
-}
-
-fn save_rung(out: &Path, rung: &mut Rung, model: &Model) -> Result<(), String> {
-    rung.file = format!("{}.onnx", rung.name);
-    models::save(model, &out.join(&rung.file)).map_err(|error| error.to_string())
-}
-
-/// How many of the outputs that may not be cut the table names.
-const FROZEN_SHOWN: usize = 8;
-
-/// A table of another engine or format is as good as none.
-fn read_table(path: &Path) -> LatencyTable {
-    let text = std::fs::read_to_string(path).unwrap_or_default();
-    serde_json::from_str(&text).unwrap_or_default()
-}
-
-fn write_table(path: &Path, table: &LatencyTable) -> anyhow::Result<()> {
-    if let Some(dir) = path.parent() {
-        std::fs::create_dir_all(dir)?;
-    }
-    files::replace(path, &[serde_json::to_vec(table)?.into()])?;
-    Ok(())
-}
-
-/// Shows what happens while a ladder is made.
-struct Shown {
-    bar: Option<ProgressBar>,
-    json: bool,
-}
-
-impl Shown {
-    fn new(progress: ProgressArg, quiet: bool) -> Self {
-        let bar = (progress == ProgressArg::Auto && !quiet && std::io::stderr().is_terminal())
-            .then(|| {
-                let style = ProgressStyle::with_template("{msg:24} {bar:32} {pos}/{len} {elapsed}");
-                let bar = ProgressBar::new(1);
-                bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-                bar
-            });
-        Self { bar, json: progress == ProgressArg::Json }
-    }
-
-    fn event(&mut self, event: &Event) {
-        if self.json {
-            let line = match event {
-                Event::Progress { stage, done, total } => {
-                    json!({"event": "progress", "stage": stage, "done": done, "total": total})
-                }
-                Event::Rung(rung) => json!({
-                    "event": "rung", "name": rung.name, "asked": rung.asked, "file": rung.file,
-                    "ratio": rung.figures.ratio, "quality": rung.figures.quality,
-                }),
-                Event::NotBuilt(missed) => json!({
-                    "event": "not_built", "asked": missed.asked, "because": missed.because,
-                    "reachable": missed.reachable,
-                }),
-            };
-            println!("{line}");
-            // The reader on the other side of the pipe wants to know now. A closed pipe is its business.
-            let _ = std::io::stdout().flush();
-        }
-        if let (Some(bar), Event::Progress { stage, done, total }) = (&self.bar, event) {
-            bar.set_message((*stage).to_owned());
-            bar.set_length(*total as u64);
-            bar.set_position(*done as u64);
-        }
-    }
-
-    fn finish(&self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
-    }
-}
-
-fn print_table(manifest: &Manifest) {
-    let percent = |value: f64| format!("{:.1} %", 100.0 * value);
-    println!(
-        "{:<8} {:>6} {:>10} {:>10} {:>8} {:>8} {:>9} {:>9}  cut",
-        "rung", "ratio", "p50", "p99", "MACs", "params", "agreement", "accuracy"
-    );
-    let row = |name: &str, figures: &manifest::Figures, cut: String| {
-        let share = |part: u64, whole: u64| format!("{:.2}", part as f64 / whole.max(1) as f64);
-        println!(
-            "{:<8} {:>6.3} {:>7.0} us {:>7.0} us {:>8} {:>8} {:>9} {:>9}  {cut}",
-            name,
-            figures.ratio,
-            figures.p50_us,
-            figures.p99_us,
-            share(figures.macs, manifest.dense.macs),
-            share(figures.params, manifest.dense.params),
-            percent(figures.quality),
-            figures.accuracy.map(percent).unwrap_or_else(|| "-".to_owned()),
-        );
-    };
-    row("dense", &manifest.dense, String::new());
-    for rung in &manifest.rungs {
-        let removed: usize = rung.cuts.iter().map(|cut| cut.width - cut.kept).sum();
-        let mut cut = format!(
-            "{removed} channels of {} groups, {} blocks",
-            rung.cuts.len(),
-            rung.bypassed.len()
-        );
-        if !rung.in_two.is_empty() {
-            cut.push_str(&format!(", {} operators of low rank", rung.in_two.len()));
-        }
-        if !rung.substituted.is_empty() {
-            cut.push_str(&format!(", {} layers share weights", rung.substituted.len()));
-        }
-        row(&rung.name, &rung.figures, cut);
-    }
-    for missed in &manifest.not_built {
-        let reachable = missed
-            .reachable
-            .map(|ratio| format!("; {ratio:.3} can be reached"))
-            .unwrap_or_default();
-        println!("r{:<7} not built: {}{reachable}", missed.asked, missed.because);
-    }
-    if manifest.calibration.source == CalibrationSource::Synthetic {
-        println!(
-            "No samples were given: these rungs are fitted on made-up noise. Give --calibration \
-             for rungs that hold on real data."
-        );
-    }
-    for frozen in manifest.frozen.iter().take(FROZEN_SHOWN) {
-        println!("may not be cut: {} ({} channels): {}", frozen.what, frozen.width, frozen.because);
-    }
-    if manifest.frozen.len() > FROZEN_SHOWN {
-        println!("… and {} more; the manifest names them.", manifest.frozen.len() - FROZEN_SHOWN);
     }
 }
