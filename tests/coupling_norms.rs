@@ -2,8 +2,8 @@
 //! channels are a group, what is left of a cut one computes what normalisations compute that do not see what went,
 //! and channels that are neutral go for nothing.
 
-#[path = "nets/counting.rs"]
-mod counting;
+#[path = "nets/models.rs"]
+mod models;
 #[path = "nets/mod.rs"]
 mod nets;
 #[path = "nets/subject.rs"]
@@ -22,7 +22,7 @@ use blochd::redundancy::selection::Method;
 use blochd::spectra::activations::Batch;
 use blochd::surgery::repair::{Mode, Repair};
 use blochd::surgery::{Cut, gone};
-use counting::Models;
+use models::Models;
 use nets::{Chance, Net, attr_int};
 use subject::{Subject, check_cut, difference, engine};
 

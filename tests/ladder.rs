@@ -144,6 +144,7 @@ fn subject() -> &'static Subject {
 
 fn options(ratios: &[f64]) -> Options {
     Options {
+        low_rank: true,
         ratios: ratios.to_vec(),
         method: Method::Obs,
         repair: Mode::Refit,

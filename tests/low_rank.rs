@@ -3,6 +3,8 @@
 
 #[path = "nets/counting.rs"]
 mod counting;
+#[path = "nets/models.rs"]
+mod models;
 #[path = "nets/mod.rs"]
 mod nets;
 #[path = "nets/subject.rs"]

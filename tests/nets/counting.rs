@@ -5,16 +5,17 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use blochd::ladder::calibration::{Samples, free_sizes, rows_of};
-use blochd::ladder::manifest::{CalibrationSource, Rung};
+use blochd::ladder::manifest::CalibrationSource;
 use blochd::ladder::report::macs;
 use blochd::ladder::table::LatencyTable;
-use blochd::ladder::task::{Event, Keeper, Ladder, Options, SoFar, Task};
+use blochd::ladder::task::{Ladder, Options, Task};
 use blochd::onnx::{Engine, ExecError, Graph, Model, Session, Shapes, Tensor};
 use blochd::redundancy::selection::Method;
 use blochd::shell::engine::OrtEngine;
 use blochd::spectra::activations::Batch;
 use blochd::surgery::repair::Mode;
 
+use super::models::Models;
 use super::subject::{Subject, engine};
 
 /// Nanoseconds for every node that computes something.
@@ -76,25 +77,6 @@ pub fn options(ratio: f64) -> Options {
         floor: 0.5,
         seconds: 0.01,
     }
-}
-
-/// Keeps the rungs' models and nothing else.
-#[derive(Default)]
-pub struct Models(pub Vec<Model>);
-
-impl Keeper for Models {
-    fn told(&mut self, _: &Event) {}
-
-    fn rung(&mut self, _: &mut Rung, model: &Model) -> Result<(), String> {
-        self.0.push(model.clone());
-        Ok(())
-    }
-
-    fn so_far(&mut self, _: &SoFar) -> Result<(), String> {
-        Ok(())
-    }
-
-    fn timed(&mut self, _: &LatencyTable, _: bool) {}
 }
 
 /// The ladder of a model from 200 random samples, and the rungs' models.
