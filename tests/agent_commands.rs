@@ -75,7 +75,7 @@ fn what_is_unloaded_while_it_loads_is_not_served_when_that_ends() {
     let shown = indexed(&home, "mlp", "1").unwrap();
     assert_eq!(shown, ("UNAVAILABLE".to_owned(), "unloaded on request".to_owned()));
     agent.eventually("its loading has ended", |_| {
-        home.log().contains("not served: unloaded on request")
+        home.log().contains("what was loaded is wanted no longer")
     });
     assert!(agent.model("mlp").is_null() && agent.infer("mlp").is_err());
     assert_eq!(indexed(&home, "mlp", "1").unwrap(), shown);

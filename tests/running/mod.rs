@@ -9,6 +9,7 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use blochd::shell::engine::{Search, library};
@@ -136,8 +137,14 @@ impl Home {
     }
 }
 
+/// A port that nobody else takes before the agent does: below those that the kernel hands out, another one for
+/// every call, and each process begins elsewhere.
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static CALLS: AtomicU32 = AtomicU32::new(0);
+    let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
+    let call =
+        || std::process::id().wrapping_mul(64).wrapping_add(CALLS.fetch_add(1, Ordering::Relaxed));
+    std::iter::repeat_with(|| 20_000 + (call() % 12_000) as u16).find(free).unwrap()
 }
 
 /// The processes that a process started and that are still there.
@@ -301,7 +308,7 @@ impl Load {
         let thread = std::thread::spawn(move || {
             let client = patient_client();
             let (mut answered, mut failed) = (0, Vec::new());
-            while !stopped.load(std::sync::atomic::Ordering::Relaxed) {
+            while !stopped.load(Ordering::Relaxed) {
                 match infer_with(&client, http, &name, &request) {
                     Ok(_) => answered += 1,
                     Err(error) => failed.push(error),
@@ -314,7 +321,7 @@ impl Load {
 
     /// Requests answered, and the words of those that failed.
     pub fn finish(self) -> (usize, Vec<String>) {
-        self.stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        self.stop.store(true, Ordering::Relaxed);
         self.thread.join().unwrap()
     }
 }

@@ -344,6 +344,9 @@ impl Agent {
                 if self.underway.ends(&key, load) {
                     self.depends(&key, &path, external);
                     self.prepared(key, path, outcome);
+                } else {
+                    let (model, version) = (&key.model, key.version);
+                    tracing::info!(model, %version, "what was loaded is wanted no longer");
                 }
             }
             Event::LadderFound { key, id, found } => self.ladder_found(&key, id, found),
