@@ -254,7 +254,8 @@ pub const SELECTION_COLUMNS: usize = 4_800;
 /// times, and beyond that says nothing.
 pub const SELECTION_BLOCKS: usize = 8;
 
-/// Most bytes of cut variants of one part of a network that are loaded and timed at one time, dense not counted.
+/// Most bytes of cut variants of one part of a network that are loaded and timed at one time, dense not
+/// counted.
 pub const SEGMENT_BYTES: u64 = 256 << 20;
 
 /// Seconds for which one variant of a part of a network is timed: a median over some hundred runs of the

@@ -285,7 +285,8 @@ fn equal_tensors_of_a_rung_are_held_once() {
 fn the_refit_explains_more_than_statistics_do_on_the_same_cuts() {
     // One rung, so that nothing hangs on the one before; what is asked and offered is the same.
     let at = |repair| {
-        let asked = Options { repair, trials: 0, depth: false, ..options(&[0.6]) };
+        let more = Options { low_rank: false, depth: false, ..options(&[0.6]) };
+        let asked = Options { repair, trials: 0, ..more };
         let ladder = make(&asked, None, &mut Kept::default()).unwrap();
         ladder.rungs.into_iter().next().unwrap()
     };

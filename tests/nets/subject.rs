@@ -332,7 +332,7 @@ impl Subject {
                 (0..width * width).map(|at| matrix(at / width, at % width)).collect();
             let bytes = blochd::onnx::values::float_bytes(found.dtype, &values).unwrap();
             let name = format!("{}.seen", norm.output);
-            patch.constants.insert(name.clone(), tensor(&name, found.dtype, &[width; 2], bytes));
+            let seen = tensor(&name, found.dtype, &[width; 2], bytes);
             // What remains is the same for everybody, and nobody else hears what changes.
             for term in norm.terms.iter().filter(|term| graph.weight(term).is_none()) {
                 let made = format!("{term}.seen");
@@ -345,6 +345,8 @@ impl Subject {
                     patch.inputs.insert((*node, *input), made.clone());
                     first = first.min(*node);
                 }
+                // ONNX Runtime refuses constants that nobody reads: some norms add up constants alone.
+                patch.constants.insert(name.clone(), seen.clone());
                 let product = NodeProto {
                     op_type: Some("MatMul".to_owned()),
                     input: vec![term.clone(), name.clone()],
