@@ -13,7 +13,7 @@
 //! variant is asked only for the requests that it would be too slow for, not for those that the faster
 //! one in service does not answer in time either.
 //!
-//! A rung that takes longer than it promised goes back at once; see [`promise`].
+//! A rung that takes longer than it promised goes back at once; see `promise.rs`.
 
 mod estimate;
 mod policy;
