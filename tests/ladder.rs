@@ -298,7 +298,8 @@ fn the_refit_explains_more_than_statistics_do_on_the_same_cuts() {
     };
     assert_eq!(plan(&refit), plan(&statistics));
     let explained = [&refit, &statistics].map(|rung| rung.figures.explained);
-    assert!(explained[0] > explained[1] + 0.02, "{explained:?}");
+    // What is left unexplained: statistics repair every operator that they can, too.
+    assert!(5.0 * (1.0 - explained[0]) < 1.0 - explained[1], "{explained:?}");
     assert!(refit.figures.accuracy > statistics.figures.accuracy);
     assert!(refit.repairs.iter().any(|one| one.kind == "refit" && one.after < one.before));
 }
