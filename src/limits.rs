@@ -175,7 +175,7 @@ pub const BLOCK_NODES: usize = 256;
 
 /// Most bytes of one value that are kept over all calibration samples. A value that would take more is known
 /// of the first samples only: it is large since each sample has many positions, which are rows enough.
-pub const VALUE_BYTES: usize = 64 << 20;
+pub const VALUE_BYTES: usize = 32 << 20;
 
 /// Samples of which every value is known, however large it is: enough to fit on some and judge by others.
 pub const VALUE_SAMPLES: usize = 20;
@@ -189,8 +189,12 @@ pub const ROWS_PER_UNKNOWN: usize = 10;
 /// the documentation come from 128 and stand without it.
 pub const FEW_SAMPLES: usize = 32;
 
-/// Most bytes of such rows at a time.
-pub const FIT_BYTES: usize = 512 << 20;
+/// Most bytes that all such rows together would take: of an operator with more than some 1,800 columns fewer
+/// are drawn, still half a dozen an unknown up to 2,300 and thousands in any case.
+pub const FIT_BYTES: usize = 128 << 20;
+
+/// Most bytes of such rows that are held: more are made from the values again whenever they are asked for.
+pub const HELD_ROWS_BYTES: usize = 32 << 20;
 
 // ---- ladder ----
 

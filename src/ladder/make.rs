@@ -156,6 +156,7 @@ impl Task<'_> {
                 }
                 Err(error) => declined.push(decline(group, sentence(&error))),
             }
+            scorer.forget_but(&groups[done + 1..]);
         }
         known.ranked = scorer.ranked;
         losses

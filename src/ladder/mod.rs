@@ -11,6 +11,7 @@ mod integers;
 pub mod make;
 pub mod manifest;
 mod nest;
+mod packed;
 pub mod plan;
 mod prices;
 pub mod quality;

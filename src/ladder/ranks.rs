@@ -11,7 +11,7 @@ use crate::coupling::{Coupling, GroupId};
 use crate::limits;
 use crate::onnx::{Graph, Model, NodeId, Operator, Patch, operators};
 use crate::spectra::moments::Moments;
-use crate::spectra::rows::Rows;
+use crate::spectra::rows::RowSource;
 use crate::surgery::low_rank::{Factors, can_split, output_axis, split, writer};
 use crate::surgery::repair::is_held_out;
 use crate::surgery::whitened::Whitened;
@@ -71,7 +71,7 @@ impl Ranked {
         (graph, operator): (&Graph, &Operator),
         weight: &Mat<f64>,
         weights: &[f64],
-        rows: &Rows,
+        rows: &dyn RowSource,
         scale: f64,
         most: usize,
     ) -> Option<Self> {

@@ -6,6 +6,7 @@ use faer::linalg::solvers::Solve;
 use faer::{Mat, Side};
 
 use super::manifest::{Certificate, FrozenInfo, GroupCut, GroupInfo, LowRank};
+use super::packed::Packed;
 use super::plan::{Known, Plan};
 use super::ranks::Split;
 use super::score::{Scored, response_distance};
@@ -116,18 +117,19 @@ fn certificates(scored: &Scored, removed: &BTreeSet<usize>, width: usize) -> Vec
 
 /// Relative root-mean-square error of each removed channel when all kept ones stand in for it:
 /// √(1 − c·C_KK⁻¹·c / C_ii).
-fn residuals(covariance: &Mat<f64>, kept: &[usize], removed: &BTreeSet<usize>) -> Vec<f64> {
+fn residuals(covariance: &Packed<f64>, kept: &[usize], removed: &BTreeSet<usize>) -> Vec<f64> {
     let n = kept.len();
-    let mean = kept.iter().map(|k| covariance[(*k, *k)]).sum::<f64>() / n.max(1) as f64;
+    let mean = kept.iter().map(|k| covariance.at(*k, *k)).sum::<f64>() / n.max(1) as f64;
     let tiny = 1e-6 * mean.max(f64::MIN_POSITIVE);
-    let block =
-        Mat::from_fn(n, n, |i, j| covariance[(kept[i], kept[j])] + if i == j { tiny } else { 0.0 });
+    let block = Mat::from_fn(n, n, |i, j| {
+        covariance.at(kept[i], kept[j]) + if i == j { tiny } else { 0.0 }
+    });
     let Ok(factor) = block.llt(Side::Lower) else { return Vec::new() };
     let gone: Vec<usize> = removed.iter().copied().collect();
-    let cross = Mat::from_fn(n, gone.len(), |i, j| covariance[(kept[i], gone[j])]);
+    let cross = Mat::from_fn(n, gone.len(), |i, j| covariance.at(kept[i], gone[j]));
     let solved = factor.solve(&cross);
     let left = |(j, channel): (usize, &usize)| {
-        let own = covariance[(*channel, *channel)];
+        let own = covariance.at(*channel, *channel);
         let explained: f64 = (0..n).map(|i| cross[(i, j)] * solved[(i, j)]).sum();
         if own > 0.0 { (1.0 - explained / own).max(0.0).sqrt() } else { 0.0 }
     };

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use faer::Mat;
 
 use super::felt::{Felt, variances};
+use super::packed::Packed;
 use super::ranks::Ranked;
 use crate::coupling::{Block, Consumer, Group};
 use crate::limits;
@@ -15,7 +16,8 @@ use crate::redundancy::selection::{
 use crate::spectra::State;
 use crate::spectra::activations::{Activations, Batch};
 use crate::spectra::moments::Moments;
-use crate::spectra::rows::{Geometry, sample};
+use crate::spectra::rows::Geometry;
+use crate::spectra::sampler::Sampler;
 use crate::spectra::tiny::batch;
 use crate::surgery::refit::{Affine, refit};
 use crate::surgery::repair::{is_held_out, rows_wanted};
@@ -27,7 +29,7 @@ pub struct Scored {
     /// Order of removal, and the loss after each.
     pub selection: Selection,
     /// Covariance of the channels as their first reader sees them (taps averaged), width × width.
-    pub covariance: Option<Mat<f64>>,
+    pub covariance: Option<Packed<f64>>,
     /// Spectral states of the channels; `None` where all weights are zero.
     pub states: Vec<Option<State>>,
 }
@@ -60,13 +62,33 @@ pub enum Unmeasured {
     NotFinite,
 }
 
-/// A reader, or a block of its columns.
+/// What selection needs of a reader, or of a block of its columns. Held of all readers at once, so in f32: the
+/// ridge of the selection is far above what that rounds away.
 #[derive(Debug, Clone)]
 struct Seen {
     /// The first of its columns.
     first: usize,
-    /// Without the columns that belong to a group.
-    reader: Reader,
+    weight: Mat<f32>,
+    covariance: Packed<f32>,
+    scale: f64,
+}
+
+impl Seen {
+    /// `columns` are those of the whole operator that each channel of a group feeds.
+    fn reader(&self, columns: &[Vec<usize>]) -> Reader {
+        let within = self.first..self.first + self.covariance.side();
+        let own = |all: &Vec<usize>| {
+            let own = all.iter().filter(|column| within.contains(*column));
+            own.map(|column| column - self.first).collect()
+        };
+        let (rows, cols) = (self.weight.nrows(), self.weight.ncols());
+        Reader {
+            weight: Mat::from_fn(rows, cols, |i, j| f64::from(self.weight[(i, j)])),
+            covariance: self.covariance.whole(),
+            columns: columns.iter().map(own).collect(),
+            scale: self.scale,
+        }
+    }
 }
 
 /// The dense network, its operators by node, and what was seen of it on the calibration samples.
@@ -129,7 +151,16 @@ impl<'a> Scorer<'a> {
                 }
             }
         }
+        self.known.clear();
         losses
+    }
+
+    /// Forgets the readers that none of `groups`, which are still to be ranked, needs.
+    pub fn forget_but(&mut self, groups: &[Group]) {
+        let read = |node: &NodeId| {
+            groups.iter().any(|group| group.consumers.iter().any(|reader| reader.node == *node))
+        };
+        self.seen.retain(|node, _| read(node));
     }
 
     fn model(&self) -> &'a Model {
@@ -147,15 +178,8 @@ impl<'a> Scorer<'a> {
             let unknown = || self.unmeasured(consumer.node, Unmeasured::NoValues);
             let seen = self.seen.get(&consumer.node).ok_or_else(unknown)?;
             let columns = self.columns(consumer, group.width);
-            let blocks = seen.as_ref().map_err(Clone::clone)?.iter().map(|seen| {
-                let within = seen.first..seen.first + seen.reader.covariance.ncols();
-                let own = |all: &Vec<usize>| {
-                    let own = all.iter().filter(|column| within.contains(*column));
-                    own.map(|column| column - seen.first).collect()
-                };
-                Reader { columns: columns.iter().map(own).collect(), ..seen.reader.clone() }
-            });
-            let blocks: Vec<Reader> = blocks.collect();
+            let seen = seen.as_ref().map_err(Clone::clone)?;
+            let blocks: Vec<Reader> = seen.iter().map(|seen| seen.reader(&columns)).collect();
             covariance.get_or_insert_with(|| channel_covariance(&blocks, group.width));
             readers.extend(blocks);
         }
@@ -283,20 +307,15 @@ impl<'a> Scorer<'a> {
         let unknown = || self.unmeasured(node, Unmeasured::NoValues);
         let values = self.known.get(&operator.input).zip(self.known.get(&operator.output));
         let (x, y) = values.ok_or_else(unknown)?;
-        let rows = sample(&geometry, x, y, 0, rows_wanted(columns), self.seed ^ node as u64);
-        let rows = rows.ok_or_else(|| self.unmeasured(node, Unmeasured::Geometry))?;
+        let sampler = Sampler::new(&geometry, x, y, rows_wanted(columns), self.seed ^ node as u64);
+        let sampler = sampler.ok_or_else(|| self.unmeasured(node, Unmeasured::Geometry))?;
         let Ok(matrix) = operator.matrix(self.graph) else { return Err(unknown()) };
         let parts = (0..columns).step_by(block).map(|first| {
-            let rows = match block < columns {
-                true => &rows.of_columns(first..columns.min(first + block)),
-                false => &rows,
-            };
-            Some((first, Moments::of(rows, |s| !is_held_out(s))?))
+            let rows = sampler.drawn_columns(0, first..columns.min(first + block));
+            Some((first, Moments::of(&rows, |s| !is_held_out(s))?))
         });
         let parts: Option<Vec<(usize, Moments)>> = parts.collect();
         let parts = parts.ok_or_else(unknown)?;
-        // They are large, and only low rank asks for them again.
-        let rows = self.in_two.contains_key(&node).then_some(rows);
         let yy = parts.first().map_or(&[][..], |(_, moments)| &moments.yy);
         let (norm, scale) = self.heard(&operator, &sink, yy)?;
         // A Gemm may scale its product.
@@ -305,7 +324,8 @@ impl<'a> Scorer<'a> {
         if !scale.is_finite() || !parts.iter().all(|(_, moments)| finite(moments)) {
             return Err(self.unmeasured(node, Unmeasured::NotFinite));
         }
-        if let (Some(rows), Some(most)) = (&rows, self.in_two.get(&node)) {
+        if let Some(most) = self.in_two.get(&node) {
+            let rows = &*sampler.source(0);
             let weight = Mat::from_fn(matrix.rows, matrix.cols, |i, j| {
                 f64::from(matrix.data[i * matrix.cols + j]) * norm[i]
             });
@@ -315,17 +335,14 @@ impl<'a> Scorer<'a> {
         }
         let count = parts.len() as f64;
         let seen = parts.into_iter().map(|(first, moments)| {
-            let weight = Mat::from_fn(matrix.rows, moments.mean_x.len(), |i, j| {
-                f64::from(matrix.data[i * matrix.cols + first + j]) * norm[i] * factor
+            let width = moments.mean_x.len();
+            let weight = Mat::from_fn(matrix.rows, width, |i, j| {
+                (f64::from(matrix.data[i * matrix.cols + first + j]) * norm[i] * factor) as f32
             });
+            let shrunk = moments.shrunk();
+            let covariance = Packed::from_fn(width, |i, j| shrunk[(i, j)] as f32);
             // Each block makes up for its own losses alone, and ‖Σ e_b‖² ≤ count · Σ ‖e_b‖².
-            let reader = Reader {
-                weight,
-                covariance: moments.shrunk(),
-                columns: Vec::new(),
-                scale: scale / count,
-            };
-            Seen { first, reader }
+            Seen { first, weight, covariance, scale: scale / count }
         });
         Ok(seen.collect())
     }
@@ -405,9 +422,10 @@ fn unexplained(
         })
         .collect();
     let geometry = Geometry::pointwise(after.first()?.shape.len(), channels, channels);
-    let rows = sample(&geometry, before, &branch?, 0, rows_wanted(channels), seed)?;
-    let fit = Moments::of(&rows, |s| !is_held_out(s))?;
-    let check = Moments::of(&rows, is_held_out)?;
+    let sampler = Sampler::new(&geometry, before, &branch?, rows_wanted(channels), seed)?;
+    let rows = sampler.source(0);
+    let fit = Moments::of(&*rows, |s| !is_held_out(s))?;
+    let check = Moments::of(&*rows, is_held_out)?;
     let nothing = Affine { weight: Mat::zeros(channels, channels), bias: vec![0.0; channels] };
     let map = refit(nothing, &fit, &check).affine;
     Some(check.errors(map.weight.as_ref(), &map.bias))
@@ -430,10 +448,10 @@ pub fn spectral_distance(a: &Option<State>, b: &Option<State>) -> f64 {
 }
 
 /// arccos|corr| of two channels.
-pub fn response_distance(covariance: &Mat<f64>, i: usize, j: usize) -> f64 {
-    let norm = (covariance[(i, i)] * covariance[(j, j)]).sqrt();
+pub fn response_distance(covariance: &Packed<f64>, i: usize, j: usize) -> f64 {
+    let norm = (covariance.at(i, i) * covariance.at(j, j)).sqrt();
     if norm > 0.0 {
-        (covariance[(i, j)].abs() / norm).min(1.0).acos()
+        (covariance.at(i, j).abs() / norm).min(1.0).acos()
     } else {
         std::f64::consts::FRAC_PI_2
     }
@@ -452,9 +470,9 @@ fn block(columns: usize, taps: usize) -> usize {
 
 /// Covariance of whole channels: the mean over the places where a channel feeds its reader, which may stand in
 /// blocks. Channels that share no block count as if they had nothing in common.
-fn channel_covariance(blocks: &[Reader], width: usize) -> Mat<f64> {
+fn channel_covariance(blocks: &[Reader], width: usize) -> Packed<f64> {
     let places = |i: usize| blocks.iter().map(|block| block.columns[i].len()).sum::<usize>();
-    Mat::from_fn(width, width, |i, j| {
+    Packed::from_fn(width, |i, j| {
         let pairs = blocks.iter().flat_map(|block| {
             let pairs = block.columns[i].iter().zip(&block.columns[j]);
             pairs.map(|(a, b)| block.covariance[(*a, *b)])

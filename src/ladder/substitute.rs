@@ -16,7 +16,8 @@ use crate::onnx::{
 };
 use crate::spectra::activations::Activations;
 use crate::spectra::moments::Moments;
-use crate::spectra::rows::{Geometry, sample};
+use crate::spectra::rows::Geometry;
+use crate::spectra::sampler::Sampler;
 use crate::surgery::low_rank::writer;
 use crate::surgery::repair::{is_held_out, rows_wanted, set_bias};
 
@@ -155,8 +156,9 @@ fn measured(
         return Ok(None);
     };
     let limit = rows_wanted(other.row_len());
-    let rows = sample(&geometry, x, y, 0, limit, seed ^ other.node as u64);
-    let moments = |take: fn(u32) -> bool| rows.as_ref().and_then(|rows| Moments::of(rows, take));
+    let sampler = Sampler::new(&geometry, x, y, limit, seed ^ other.node as u64);
+    let rows = sampler.as_ref().map(|sampler| sampler.source(0));
+    let moments = |take: fn(u32) -> bool| rows.as_ref().and_then(|rows| Moments::of(&**rows, take));
     let (Some(fit), Some(check)) = (moments(|s| !is_held_out(s)), moments(is_held_out)) else {
         return Ok(None);
     };

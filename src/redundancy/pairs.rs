@@ -6,7 +6,8 @@ use super::analysis::{AnalyzeError, Calibrated, LayerReport, Progress};
 use super::layer_pairs::{Identical, LayerPair, compare_rows};
 use crate::limits;
 use crate::onnx::{ExecError, Graph, Matrix, OnnxError, Operator, Tensor, with_outputs};
-use crate::spectra::rows::{Geometry, Rows, sample};
+use crate::spectra::rows::{Geometry, Rows};
+use crate::spectra::sampler::Sampler;
 use crate::spectra::{Layer, State, wasserstein2};
 
 /// What two layers must have in common to be compared.
@@ -150,8 +151,9 @@ fn rows_of(
                 return Err(ExecError { doing, reason }.into());
             };
             let (x, y) = (std::slice::from_ref(x), std::slice::from_ref(y));
-            let Some(more) = sample(geometry, x, y, 0, per_batch, number as u64) else { continue };
-            append(rows.entry(*index).or_default(), more);
+            let sampler = Sampler::new(geometry, x, y, per_batch, number as u64);
+            let Some(sampler) = sampler else { continue };
+            append(rows.entry(*index).or_default(), sampler.rows(0));
         }
     }
     Ok(rows)

@@ -157,7 +157,10 @@ impl Downdated {
             return None;
         }
         (0..n).for_each(|i| ridged[(i, i)] += RIDGE * mean);
-        let inverse = ridged.llt(Side::Lower).ok()?.inverse();
+        let factor = ridged.llt(Side::Lower).ok()?;
+        // Wide ones take hundreds of megabytes, and the factor is as large.
+        drop(ridged);
+        let inverse = factor.inverse();
         Some(Self { weight: reader.weight, inverse, columns: reader.columns, scale: reader.scale })
     }
 

@@ -146,6 +146,11 @@ impl<'e> Activations<'e> {
         self.known.remove(value);
     }
 
+    /// Forgets everything, the graph inputs too: nothing can be computed any more.
+    pub fn clear(&mut self) {
+        self.known.clear();
+    }
+
     /// Forgets what is not needed to compute everything that node `first` and those behind it read.
     ///
     /// A value that nobody behind reads may still be what such a value is computed from: were it forgotten,

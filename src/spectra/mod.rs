@@ -18,6 +18,7 @@ pub mod moments;
 mod reduction;
 pub mod response;
 pub mod rows;
+pub mod sampler;
 pub mod singular;
 mod state;
 #[cfg(test)]

@@ -11,7 +11,7 @@
 use faer::linalg::matmul::{matmul, triangular};
 use faer::{Accum, Mat, MatRef, Par};
 
-use super::rows::Rows;
+use super::rows::RowSource;
 use crate::limits;
 
 /// Largest share of a covariance that is taken for chance: a shrunk one keeps its inverse.
@@ -38,35 +38,38 @@ pub struct Moments {
 }
 
 impl Moments {
-    /// Moments of the rows for which `take` holds of their sample's number; `None` without such rows.
-    pub fn of(rows: &Rows, take: impl Fn(u32) -> bool) -> Option<Self> {
-        let chosen: Vec<usize> = (0..rows.count()).filter(|row| take(rows.sample[*row])).collect();
+    /// Moments of the rows for which `take` holds of their sample's number; `None` without such rows. Of rows
+    /// that are made when they are asked for, few are there at a time; each is asked for twice.
+    pub fn of(rows: &dyn RowSource, take: impl Fn(u32) -> bool) -> Option<Self> {
+        let numbers = rows.samples();
+        let chosen: Vec<usize> = (0..numbers.len()).filter(|row| take(numbers[*row])).collect();
         if chosen.is_empty() {
             return None;
         }
-        let (mean_x, x) = centred(&rows.x, rows.inputs, &chosen);
-        let (mean_y, y) = centred(&rows.y, rows.outputs, &chosen);
-        let count = chosen.len();
-        let (n, m) = (rows.inputs, rows.outputs);
-        let scale = 1.0 / count as f64;
-        let yy: Vec<f64> = (0..m)
-            .map(|j| (0..count).map(|i| f64::from(y[i * m + j]).powi(2)).sum::<f64>() * scale)
-            .collect();
-        let x = MatRef::from_row_major_slice(&x, count, n);
-        let y = MatRef::from_row_major_slice(&y, count, m);
-        let (xx, chance) = if samples(&rows.sample).count() < limits::FEW_SAMPLES {
-            let of: Vec<u32> = chosen.iter().map(|row| rows.sample[*row]).collect();
-            by_sample(x, samples(&of))
+        let mut sums = Sums::about_means(rows, &chosen);
+        let n = rows.inputs();
+        let mut xx = Mat::<f64>::zeros(n, n);
+        let chance = if samples(numbers).count() < limits::FEW_SAMPLES {
+            by_sample(&mut sums, numbers, &chosen, &mut xx)
         } else {
-            (gram(x, scale), 0.0)
+            sums.add(&chosen, &mut xx);
+            mirror(&mut xx);
+            0.0
         };
-        Some(Self { rows: count, mean_x, mean_y, xx, yx: cross(y, x, scale), yy, chance })
+        let Sums { mean_x, mean_y, yx, yy, .. } = sums;
+        Some(Self { rows: chosen.len(), mean_x, mean_y, xx, yx, yy, chance })
     }
 
     /// The covariance of x with the share off the diagonal taken away that is chance.
-    pub fn shrunk(&self) -> Mat<f64> {
-        let keep = |i: usize, j: usize| if i == j { 1.0 } else { 1.0 - self.chance };
-        Mat::from_fn(self.xx.nrows(), self.xx.ncols(), |i, j| self.xx[(i, j)] * keep(i, j))
+    pub fn shrunk(mut self) -> Mat<f64> {
+        if self.chance > 0.0 {
+            let keep = |i: usize, j: usize| if i == j { 1.0 } else { 1.0 - self.chance };
+            let (rows, columns) = (self.xx.nrows(), self.xx.ncols());
+            for j in 0..columns {
+                (0..rows).for_each(|i| self.xx[(i, j)] *= keep(i, j));
+            }
+        }
+        self.xx
     }
 
     /// What a regression on x adds to the diagonal of its covariance so that it is one on the shrunk moments:
@@ -129,38 +132,103 @@ impl Moments {
 /// Means of `wanted` (chosen rows × outputs, row-major) and its cross-covariance with the x of the `chosen`
 /// rows, whose means are `mean_x`; outputs × inputs.
 pub fn cross_moments(
-    rows: &Rows,
+    rows: &dyn RowSource,
     chosen: &[usize],
     wanted: &[f32],
     mean_x: &[f64],
 ) -> (Vec<f64>, Mat<f64>) {
-    let (count, n, m) = (chosen.len(), rows.inputs, rows.outputs);
-    let all: Vec<usize> = (0..count).collect();
-    let (mean, wanted) = centred(wanted, m, &all);
-    let mut x = Vec::with_capacity(count * n);
-    for row in chosen {
-        let row = &rows.x[row * n..][..n];
-        x.extend(row.iter().zip(mean_x).map(|(value, mean)| (f64::from(*value) - mean) as f32));
+    let (n, m) = (rows.inputs(), rows.outputs());
+    let scale = 1.0 / chosen.len().max(1) as f64;
+    let mut mean = vec![0.0; m];
+    wanted.chunks_exact(m.max(1)).for_each(|row| add(&mut mean, row));
+    mean.iter_mut().for_each(|mean| *mean *= scale);
+    let mut total = Mat::<f64>::zeros(m, n);
+    let mut part = Mat::<f32>::zeros(m, n);
+    let (mut x, mut y) = (Vec::new(), Vec::new());
+    let stretches = chosen.chunks(STRETCH).zip(wanted.chunks((STRETCH * m).max(1)));
+    for (stretch, wanted) in stretches {
+        (x.clear(), y.clear());
+        stretch.iter().for_each(|row| rows.push_x(*row, &mut x));
+        y.extend_from_slice(wanted);
+        (centre(&mut x, mean_x), centre(&mut y, &mean));
+        let x = MatRef::from_row_major_slice(&x, stretch.len(), n);
+        let y = MatRef::from_row_major_slice(&y, stretch.len(), m);
+        add_cross(&mut total, &mut part, y, x, scale);
     }
-    let x = MatRef::from_row_major_slice(&x, count, n);
-    let wanted = MatRef::from_row_major_slice(&wanted, count, m);
-    (mean, cross(wanted, x, 1.0 / count.max(1) as f64))
+    (mean, total)
 }
 
-/// Means in f64 and the centred rows in f32.
-fn centred(values: &[f32], width: usize, chosen: &[usize]) -> (Vec<f64>, Vec<f32>) {
-    let mut mean = vec![0.0f64; width];
-    for row in chosen {
-        let row = &values[row * width..][..width];
-        mean.iter_mut().zip(row).for_each(|(mean, value)| *mean += f64::from(*value));
+fn add(sums: &mut [f64], row: &[f32]) {
+    sums.iter_mut().zip(row).for_each(|(sum, value)| *sum += f64::from(*value));
+}
+
+/// Subtracts the means from rows.
+fn centre(rows: &mut [f32], mean: &[f64]) {
+    for row in rows.chunks_exact_mut(mean.len().max(1)) {
+        row.iter_mut()
+            .zip(mean)
+            .for_each(|(value, mean)| *value = (f64::from(*value) - mean) as f32);
     }
-    mean.iter_mut().for_each(|mean| *mean /= chosen.len() as f64);
-    let mut out = Vec::with_capacity(chosen.len() * width);
-    for row in chosen {
-        let row = &values[row * width..][..width];
-        out.extend(row.iter().zip(&mean).map(|(value, mean)| (f64::from(*value) - mean) as f32));
+}
+
+/// The sums of rows about their means, of which a stretch is held at a time.
+struct Sums<'r> {
+    rows: &'r dyn RowSource,
+    mean_x: Vec<f64>,
+    mean_y: Vec<f64>,
+    yx: Mat<f64>,
+    yy: Vec<f64>,
+    /// One over the number of rows in all.
+    scale: f64,
+    xx_part: Mat<f32>,
+    yx_part: Mat<f32>,
+}
+
+impl<'r> Sums<'r> {
+    fn about_means(rows: &'r dyn RowSource, chosen: &[usize]) -> Self {
+        let (n, m) = (rows.inputs(), rows.outputs());
+        let (mut mean_x, mut mean_y) = (vec![0.0f64; n], vec![0.0f64; m]);
+        let (mut x, mut y) = (Vec::with_capacity(n), Vec::with_capacity(m));
+        for row in chosen {
+            (x.clear(), y.clear());
+            (rows.push_x(*row, &mut x), rows.push_y(*row, &mut y));
+            (add(&mut mean_x, &x), add(&mut mean_y, &y));
+        }
+        let count = chosen.len() as f64;
+        mean_x.iter_mut().chain(&mut mean_y).for_each(|mean| *mean /= count);
+        Self {
+            rows,
+            mean_x,
+            mean_y,
+            yx: Mat::zeros(m, n),
+            yy: vec![0.0; m],
+            scale: 1.0 / count,
+            xx_part: Mat::zeros(n, n),
+            yx_part: Mat::zeros(m, n),
+        }
     }
-    (mean, out)
+
+    /// Adds the chosen rows to the sums, and their share of the covariance of x to the lower half of `xx`.
+    fn add(&mut self, chosen: &[usize], xx: &mut Mat<f64>) {
+        let (n, m) = (self.mean_x.len(), self.mean_y.len());
+        let held = chosen.len().min(STRETCH);
+        let (mut x, mut y) = (Vec::with_capacity(held * n), Vec::with_capacity(held * m));
+        for stretch in chosen.chunks(STRETCH) {
+            (x.clear(), y.clear());
+            for row in stretch {
+                (self.rows.push_x(*row, &mut x), self.rows.push_y(*row, &mut y));
+            }
+            (centre(&mut x, &self.mean_x), centre(&mut y, &self.mean_y));
+            for row in y.chunks_exact(m.max(1)) {
+                let squares = row.iter().map(|value| f64::from(*value).powi(2));
+                self.yy.iter_mut().zip(squares).for_each(|(sum, y)| *sum += y * self.scale);
+            }
+            let x = MatRef::from_row_major_slice(&x, stretch.len(), n);
+            let y = MatRef::from_row_major_slice(&y, stretch.len(), m);
+            add_gram(xx, &mut self.xx_part, x, self.scale);
+            add_cross(&mut self.yx, &mut self.yx_part, y, x, self.scale);
+        }
+    }
 }
 
 /// The stretches of rows that belong to one sample each.
@@ -172,30 +240,28 @@ fn samples(of: &[u32]) -> impl Iterator<Item = std::ops::Range<usize>> {
     })
 }
 
-/// The covariance of centred rows, and the share of it off the diagonal that is chance, from how far the
-/// samples differ. They bring about equally many rows.
-fn by_sample(
-    x: MatRef<'_, f32>,
-    samples: impl Iterator<Item = std::ops::Range<usize>>,
-) -> (Mat<f64>, f64) {
-    let n = x.ncols();
-    let mut total = Mat::<f64>::zeros(n, n);
+/// Adds the chosen rows sample by sample; `xx` becomes their covariance, and what comes back is the share of it
+/// off the diagonal that is chance, from how far the samples differ. They bring about equally many rows.
+fn by_sample(sums: &mut Sums, numbers: &[u32], chosen: &[usize], xx: &mut Mat<f64>) -> f64 {
+    let n = xx.ncols();
+    let of: Vec<u32> = chosen.iter().map(|row| numbers[*row]).collect();
     // Σ w² and Σ w²·‖C_s‖² with w the sample's share of the rows.
     let (mut weights, mut squares) = (0.0, 0.0);
-    for rows in samples {
-        let own = gram(x.subrows(rows.start, rows.len()), 1.0 / x.nrows() as f64);
-        weights += (rows.len() as f64 / x.nrows() as f64).powi(2);
+    for rows in samples(&of) {
+        let mut own = Mat::<f64>::zeros(n, n);
+        sums.add(&chosen[rows.clone()], &mut own);
+        mirror(&mut own);
+        weights += (rows.len() as f64 * sums.scale).powi(2);
         squares += off_diagonal(&own);
-        total += own;
+        *xx += own;
     }
-    let whole = off_diagonal(&total);
+    let whole = off_diagonal(xx);
     let variance = (squares - weights * whole) / (1.0 - weights);
-    let chance = if variance > 0.0 && whole > 0.0 && variance.is_finite() {
+    if variance > 0.0 && whole > 0.0 && variance.is_finite() {
         (variance / whole).min(MOST_CHANCE)
     } else {
         0.0
-    };
-    (total, chance)
+    }
 }
 
 /// Sum of squares off the diagonal.
@@ -204,57 +270,54 @@ fn off_diagonal(matrix: &Mat<f64>) -> f64 {
     (0..matrix.ncols()).map(column).sum()
 }
 
-/// Rows that are multiplied in f32 before their product is added up in f64: short enough that f32 loses
-/// nothing that the ridge does not already hide.
+/// Rows that are held, and multiplied in f32 before their product is added up in f64: short enough that f32
+/// loses nothing that the ridge does not already hide.
 const STRETCH: usize = 2048;
 
-/// xᵀ·x · scale, both halves filled.
-fn gram(x: MatRef<'_, f32>, scale: f64) -> Mat<f64> {
+/// Adds xᵀ·x · scale to the lower half of `total`; `part` is room for the product of a stretch.
+fn add_gram(total: &mut Mat<f64>, part: &mut Mat<f32>, x: MatRef<'_, f32>, scale: f64) {
     let n = x.ncols();
-    let mut total = Mat::<f64>::zeros(n, n);
-    let mut part = Mat::<f32>::zeros(n, n);
-    for start in (0..x.nrows()).step_by(STRETCH) {
-        let piece = x.subrows(start, STRETCH.min(x.nrows() - start));
-        triangular::matmul(
-            part.as_mut(),
-            triangular::BlockStructure::TriangularLower,
-            Accum::Replace,
-            piece.transpose(),
-            triangular::BlockStructure::Rectangular,
-            piece,
-            triangular::BlockStructure::Rectangular,
-            1.0f32,
-            Par::Seq,
-        );
-        for j in 0..n {
-            for i in j..n {
-                total[(i, j)] += f64::from(part[(i, j)]) * scale;
-            }
-        }
-    }
+    triangular::matmul(
+        part.as_mut(),
+        triangular::BlockStructure::TriangularLower,
+        Accum::Replace,
+        x.transpose(),
+        triangular::BlockStructure::Rectangular,
+        x,
+        triangular::BlockStructure::Rectangular,
+        1.0f32,
+        Par::Seq,
+    );
     for j in 0..n {
-        for i in 0..j {
-            total[(i, j)] = total[(j, i)];
+        for i in j..n {
+            total[(i, j)] += f64::from(part[(i, j)]) * scale;
         }
     }
-    total
 }
 
-/// yᵀ·x · scale.
-fn cross(y: MatRef<'_, f32>, x: MatRef<'_, f32>, scale: f64) -> Mat<f64> {
-    let mut total = Mat::<f64>::zeros(y.ncols(), x.ncols());
-    let mut part = Mat::<f32>::zeros(y.ncols(), x.ncols());
-    for start in (0..x.nrows()).step_by(STRETCH) {
-        let length = STRETCH.min(x.nrows() - start);
-        let (x, y) = (x.subrows(start, length), y.subrows(start, length));
-        matmul(part.as_mut(), Accum::Replace, y.transpose(), x, 1.0f32, Par::Seq);
-        for j in 0..total.ncols() {
-            for i in 0..total.nrows() {
-                total[(i, j)] += f64::from(part[(i, j)]) * scale;
-            }
+/// Copies the lower half over the upper one.
+fn mirror(matrix: &mut Mat<f64>) {
+    for j in 0..matrix.ncols() {
+        for i in 0..j {
+            matrix[(i, j)] = matrix[(j, i)];
         }
     }
-    total
+}
+
+/// Adds yᵀ·x · scale to `total`.
+fn add_cross(
+    total: &mut Mat<f64>,
+    part: &mut Mat<f32>,
+    y: MatRef<'_, f32>,
+    x: MatRef<'_, f32>,
+    scale: f64,
+) {
+    matmul(part.as_mut(), Accum::Replace, y.transpose(), x, 1.0f32, Par::Seq);
+    for j in 0..total.ncols() {
+        for i in 0..total.nrows() {
+            total[(i, j)] += f64::from(part[(i, j)]) * scale;
+        }
+    }
 }
 
 #[cfg(test)]
@@ -263,6 +326,7 @@ mod tests {
     use rand_chacha::ChaCha8Rng;
 
     use super::*;
+    use crate::spectra::rows::Rows;
 
     const INPUTS: usize = 12;
     const PER_SAMPLE: usize = 20;
@@ -313,7 +377,7 @@ mod tests {
             let moments = Moments::of(&rows, |_| true).unwrap();
             assert!((0.0..1.0).contains(&moments.chance), "{}", moments.chance);
             plain += distance(&moments.xx, &known());
-            shrunk += distance(&moments.shrunk(), &known());
+            shrunk += distance(&moments.clone().shrunk(), &known());
         }
         assert!(shrunk < 0.75 * plain, "{shrunk} against {plain}");
     }
@@ -352,8 +416,8 @@ mod tests {
         // A part of them is held out: it is the samples there are that count.
         let moments = Moments::of(&enough, |sample| sample % 5 != 0).unwrap();
         assert_eq!(moments.chance, 0.0);
-        assert_eq!(moments.shrunk(), moments.xx);
         assert_eq!(moments.chance_ridge(0), 0.0);
+        assert_eq!(moments.clone().shrunk(), moments.xx);
         let few = rows(limits::FEW_SAMPLES as u32 - 1, rng);
         assert!(Moments::of(&few, |_| true).unwrap().chance > 0.0);
         assert_eq!(Moments::of(&few, |sample| sample == 4).unwrap().chance, 0.0, "one sample");

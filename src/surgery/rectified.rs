@@ -11,7 +11,7 @@ use faer::{Accum, Mat, MatRef, Par, Side};
 
 use super::refit::{Affine, Refit, RefitKind, ridged, statistics};
 use crate::spectra::moments::{Moments, cross_moments};
-use crate::spectra::rows::Rows;
+use crate::spectra::rows::RowSource;
 
 /// Alternations. Most of the gain comes with the first two.
 const STEPS: usize = 4;
@@ -32,14 +32,15 @@ pub struct Gate {
 pub fn refit_rectified(
     start: Refit,
     current: &Affine,
-    rows: &Rows,
+    rows: &dyn RowSource,
     gate: &Gate,
     fit: &Moments,
     held_out: impl Fn(u32) -> bool,
 ) -> Refit {
+    let samples = rows.samples();
     let (check, fitted): (Vec<usize>, Vec<usize>) =
-        (0..rows.count()).partition(|row| held_out(rows.sample[*row]));
-    let heard = Heard { rows, gate };
+        (0..samples.len()).partition(|row| held_out(samples[*row]));
+    let heard = Heard::of(rows, gate);
     let loudness = heard.variance(&check).max(f64::MIN_POSITIVE);
     let error = |said: &Mat<f32>| heard.error(said, &check) / loudness;
     let before = error(&predict(rows, current));
@@ -65,7 +66,7 @@ pub fn refit_rectified(
     }
     let Some(matrix) = ridge.and_then(|ridge| ridged(fit, ridge)) else { return best };
     let Ok(factor) = matrix.llt(Side::Lower) else { return best };
-    let mut anchor = Mat::<f64>::zeros(rows.outputs, rows.inputs);
+    let mut anchor = Mat::<f64>::zeros(rows.outputs(), rows.inputs());
     let weight = current.weight.as_ref();
     matmul(anchor.as_mut(), Accum::Replace, weight, fit.xx.as_ref(), 1.0, Par::Seq);
     for _ in 0..STEPS {
@@ -88,32 +89,57 @@ pub fn refit_rectified(
     best
 }
 
+/// Rows that are held and multiplied at a time.
+const STRETCH: usize = 2048;
+
 /// W·x + b of every row, rows × outputs.
-fn predict(rows: &Rows, affine: &Affine) -> Mat<f32> {
-    let (count, n, m) = (rows.count(), rows.inputs, rows.outputs);
+fn predict(rows: &dyn RowSource, affine: &Affine) -> Mat<f32> {
+    let (count, n, m) = (rows.samples().len(), rows.inputs(), rows.outputs());
     let weight = Mat::from_fn(m, n, |i, j| affine.weight[(i, j)] as f32);
     let mut said = Mat::from_fn(count, m, |_, j| affine.bias[j] as f32);
-    let x = MatRef::from_row_major_slice(&rows.x, count, n);
-    matmul(said.as_mut(), Accum::Add, x, weight.transpose(), 1.0f32, Par::Seq);
+    let mut x = Vec::with_capacity(count.min(STRETCH) * n);
+    for first in (0..count).step_by(STRETCH) {
+        let length = STRETCH.min(count - first);
+        x.clear();
+        (first..first + length).for_each(|row| rows.push_x(row, &mut x));
+        let x = MatRef::from_row_major_slice(&x, length, n);
+        let into = said.as_mut().subrows_mut(first, length);
+        matmul(into, Accum::Add, x, weight.transpose(), 1.0f32, Par::Seq);
+    }
     said
 }
 
 struct Heard<'a> {
-    rows: &'a Rows,
+    /// The wanted outputs, rows × outputs.
+    y: Vec<f32>,
+    outputs: usize,
     gate: &'a Gate,
+}
+
+impl<'a> Heard<'a> {
+    fn of(rows: &dyn RowSource, gate: &'a Gate) -> Self {
+        Self { y: wanted(rows), outputs: rows.outputs(), gate }
+    }
+}
+
+/// The wanted outputs of all rows, rows × outputs.
+pub fn wanted(rows: &dyn RowSource) -> Vec<f32> {
+    let mut y = Vec::with_capacity(rows.samples().len() * rows.outputs());
+    (0..rows.samples().len()).for_each(|row| rows.push_y(row, &mut y));
+    y
 }
 
 impl Heard<'_> {
     /// (wanted output, what the rectifier reads then, scale) of one element.
     fn at(&self, row: usize, output: usize) -> (f32, f32, f32) {
-        let index = row * self.rows.outputs + output;
-        (self.rows.y[index], self.gate.after[index], self.gate.scale[output])
+        let index = row * self.outputs + output;
+        (self.y[index], self.gate.after[index], self.gate.scale[output])
     }
 
     /// Sum over `chosen` rows of the squared error behind the rectifier, in units of the operator's output.
     fn error(&self, said: &Mat<f32>, chosen: &[usize]) -> f64 {
         let mut sum = 0.0;
-        for output in 0..self.rows.outputs {
+        for output in 0..self.outputs {
             for row in chosen {
                 let (y, after, scale) = self.at(*row, output);
                 let said = said[(*row, output)];
@@ -130,7 +156,7 @@ impl Heard<'_> {
     /// Sum over `chosen` rows of the squared deviation of the wanted values from their mean.
     fn variance(&self, chosen: &[usize]) -> f64 {
         let mut sum = 0.0;
-        for output in 0..self.rows.outputs {
+        for output in 0..self.outputs {
             let values = chosen.iter().map(|row| {
                 let (y, after, scale) = self.at(*row, output);
                 f64::from(if scale == 0.0 { y } else { after.max(0.0) / scale })
@@ -143,9 +169,9 @@ impl Heard<'_> {
 
     /// The nearest values to what is said that are right, chosen rows × outputs, row-major.
     fn wanted(&self, said: &Mat<f32>, chosen: &[usize]) -> Vec<f32> {
-        let mut wanted = Vec::with_capacity(chosen.len() * self.rows.outputs);
+        let mut wanted = Vec::with_capacity(chosen.len() * self.outputs);
         for row in chosen {
-            wanted.extend((0..self.rows.outputs).map(|output| {
+            wanted.extend((0..self.outputs).map(|output| {
                 let (y, after, scale) = self.at(*row, output);
                 let said = said[(*row, output)];
                 if scale == 0.0 || after > 0.0 {
@@ -164,6 +190,7 @@ impl Heard<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spectra::rows::Rows;
     use crate::surgery::refit::refit;
 
     fn held_out(sample: u32) -> bool {
@@ -199,7 +226,7 @@ mod tests {
             (as_it_was.after - plain.after).abs() < 1e-3,
             "nothing to gain without a rectifier"
         );
-        let linear = Heard { rows: &rows, gate: &gate };
+        let linear = Heard::of(&rows, &gate);
         let chosen: Vec<usize> = (0..rows.count()).collect();
         let heard = |affine: &Affine| {
             linear.error(&predict(&rows, affine), &chosen) / linear.variance(&chosen)
@@ -221,7 +248,7 @@ mod tests {
         let plain = refit(current.clone(), &fit, &check);
         let gate = Gate { after, scale: vec![-2.0] };
         let start = refit_rectified(plain.clone(), &current, &rows, &gate, &fit, held_out);
-        let heard = Heard { rows: &rows, gate: &gate };
+        let heard = Heard::of(&rows, &gate);
         let check: Vec<usize> = (0..rows.count()).step_by(5).collect();
         let bent = heard.error(&predict(&rows, &plain.affine), &check) / heard.variance(&check);
         assert!(start.after < 0.4 * bent, "{} against {bent}", start.after);

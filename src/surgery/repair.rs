@@ -11,7 +11,7 @@ use faer::Mat;
 
 use super::aim::{Aim, Wanted, aim, plus};
 use super::cut::Gone;
-use super::rectified::{Gate, refit_rectified};
+use super::rectified::{Gate, refit_rectified, wanted};
 use super::refit::{Affine, Refit, match_statistics, refit};
 use super::statistics;
 use crate::limits;
@@ -21,7 +21,8 @@ use crate::onnx::{
 };
 use crate::spectra::activations::{Activations, Batch};
 use crate::spectra::moments::Moments;
-use crate::spectra::rows::{Geometry, Rows, Sampler};
+use crate::spectra::rows::{Geometry, RowSource};
+use crate::spectra::sampler::Sampler;
 
 /// Every fifth sample is not fitted on; it decides whether a fit is kept.
 pub const HELD_OUT: u32 = 5;
@@ -207,7 +208,8 @@ impl Repair<'_> {
             return Ok(None);
         };
         for g in 0..group {
-            let rows = sampler.rows(g);
+            let rows = sampler.source(g);
+            let rows = &*rows;
             let affine = Affine {
                 weight: Mat::from_fn(per_group, current.cols, |i, j| {
                     f64::from(current.data[(g * per_group + i) * current.cols + j])
@@ -215,8 +217,8 @@ impl Repair<'_> {
                 bias: bias[g * per_group..][..per_group].iter().map(|b| f64::from(*b)).collect(),
             };
             // The alternation moves the bias.
-            let gate = target.gate(&sampler, pruned, &rows, g).filter(|_| can_shift);
-            let Some(found) = self.fit(affine, &rows, gate, can_shift) else { return Ok(None) };
+            let gate = target.gate(&sampler, pruned, rows, g).filter(|_| can_shift);
+            let Some(found) = self.fit(affine, rows, gate, can_shift) else { return Ok(None) };
             for i in 0..per_group {
                 new.data.extend((0..current.cols).map(|j| found.affine.weight[(i, j)] as f32));
             }
@@ -245,7 +247,7 @@ impl Repair<'_> {
     fn fit(
         &self,
         current: Affine,
-        rows: &Rows,
+        rows: &dyn RowSource,
         gate: Option<Gate>,
         can_shift: bool,
     ) -> Option<Refit> {
@@ -355,7 +357,7 @@ impl Target {
         &self,
         sampler: &Sampler,
         pruned: &Activations,
-        rows: &Rows,
+        rows: &dyn RowSource,
         group: usize,
     ) -> Option<Gate> {
         let aim = self.aim.as_ref()?;
@@ -363,7 +365,7 @@ impl Target {
             Some(name) => Some(sampler.outputs_of(pruned.get(name)?, group)?),
             None => None,
         };
-        aim.gate(&rows.y, added.as_deref(), group * rows.outputs, rows.outputs)
+        aim.gate(&wanted(rows), added.as_deref(), group * rows.outputs(), rows.outputs())
     }
 }
 
