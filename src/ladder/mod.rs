@@ -7,9 +7,11 @@ pub mod calibration;
 #[cfg(test)]
 mod fakes;
 mod felt;
+pub mod importance;
 mod integers;
 pub mod make;
 pub mod manifest;
+mod merging;
 mod nest;
 pub mod plan;
 mod prices;

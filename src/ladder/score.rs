@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use faer::Mat;
 
 use super::felt::{Felt, variances};
+use super::importance::Importances;
 use super::ranks::Ranked;
 use crate::coupling::{Block, Consumer, Group};
 use crate::limits;
@@ -30,6 +31,10 @@ pub struct Scored {
     pub covariance: Option<Mat<f64>>,
     /// Spectral states of the channels; `None` where all weights are zero.
     pub states: Vec<Option<State>>,
+    /// Into which channel each is merged when it goes; nothing where channels just go.
+    pub into: Vec<usize>,
+    /// Covariance of the channels as each reader sees them, where that is asked for.
+    pub by_reader: BTreeMap<NodeId, Mat<f64>>,
 }
 
 /// Why the channels of a group cannot be ranked.
@@ -37,6 +42,8 @@ pub struct Scored {
 pub enum Unranked {
     #[error("no operator sums over it, so that nothing can make up for a loss")]
     Unread,
+    #[error("no importances are given for it")]
+    NotGiven,
     #[error("what {reader:?} makes of it cannot be measured: {because}")]
     Unmeasured { reader: String, because: Unmeasured },
     #[error(transparent)]
@@ -75,6 +82,10 @@ pub struct Scorer<'a> {
     pub blocks: &'a [Block],
     pub method: Method,
     pub seed: u64,
+    /// What the caller brings, for [`Method::Scores`].
+    pub importances: Option<&'a Importances>,
+    /// Whether the channels' covariance is kept as each reader sees it.
+    pub by_reader: bool,
     /// Operators that might be put in two, with the highest rank that is offered: they are watched too.
     pub in_two: BTreeMap<NodeId, usize>,
     /// Those of them that can be, once they were watched.
@@ -104,7 +115,20 @@ impl<'a> Scorer<'a> {
         let operators = operators(graph).into_iter().map(|op| (op.node, op)).collect();
         let known = Activations::new(engine, batches);
         let (in_two, ranked, seen) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self { graph, blocks, method, seed, in_two, ranked, operators, known, seen }
+        let (importances, by_reader) = (None, false);
+        Self {
+            graph,
+            blocks,
+            method,
+            seed,
+            importances,
+            by_reader,
+            in_two,
+            ranked,
+            operators,
+            known,
+            seen,
+        }
     }
 
     /// Runs the dense network once, front to back, and remembers of every reader of `groups` what ranking
@@ -141,27 +165,18 @@ impl<'a> Scorer<'a> {
     /// # Errors
     /// Where a reader of the group is not known: its losses would count as none.
     pub fn score(&self, group: &Group) -> Result<Scored, Unranked> {
-        let mut readers = Vec::new();
-        let mut covariance = None;
-        for consumer in &group.consumers {
-            let unknown = || self.unmeasured(consumer.node, Unmeasured::NoValues);
-            let seen = self.seen.get(&consumer.node).ok_or_else(unknown)?;
-            let columns = self.columns(consumer, group.width);
-            let blocks = seen.as_ref().map_err(Clone::clone)?.iter().map(|seen| {
-                let within = seen.first..seen.first + seen.reader.covariance.ncols();
-                let own = |all: &Vec<usize>| {
-                    let own = all.iter().filter(|column| within.contains(*column));
-                    own.map(|column| column - seen.first).collect()
-                };
-                Reader { columns: columns.iter().map(own).collect(), ..seen.reader.clone() }
-            });
-            let blocks: Vec<Reader> = blocks.collect();
-            covariance.get_or_insert_with(|| channel_covariance(&blocks, group.width));
-            readers.extend(blocks);
-        }
+        let readers = self.readers(group)?;
         if readers.is_empty() {
             return Err(Unranked::Unread);
         }
+        let of = |(node, blocks): &(NodeId, Vec<Reader>)| {
+            (*node, channel_covariance(blocks, group.width))
+        };
+        let covariance = readers.first().map(|first| of(first).1);
+        let asked = if self.by_reader { &readers[..] } else { &[] };
+        let by_reader = asked.iter().map(of).collect();
+        let readers: Vec<Reader> = readers.into_iter().flat_map(|(_, blocks)| blocks).collect();
+        let given = self.importances.and_then(|all| all.get(&group.name));
         let states = self.states(group);
         let at_once = (group.width / limits::SELECTION_STEPS).max(1);
         let selection = match self.method {
@@ -184,8 +199,32 @@ impl<'a> Scorer<'a> {
                 });
                 along(&order, readers)
             }
+            Method::Scores => {
+                along(&by_score(&given.ok_or(Unranked::NotGiven)?.importance), readers)
+            }
         };
-        Ok(Scored { selection, covariance, states })
+        let into = given.map(|given| given.into.clone()).unwrap_or_default();
+        Ok(Scored { selection, covariance, states, into, by_reader })
+    }
+
+    /// The readers of a group that was watched, each in its blocks of columns.
+    fn readers(&self, group: &Group) -> Result<Vec<(NodeId, Vec<Reader>)>, Unranked> {
+        let mut readers = Vec::new();
+        for consumer in &group.consumers {
+            let unknown = || self.unmeasured(consumer.node, Unmeasured::NoValues);
+            let seen = self.seen.get(&consumer.node).ok_or_else(unknown)?;
+            let columns = self.columns(consumer, group.width);
+            let blocks = seen.as_ref().map_err(Clone::clone)?.iter().map(|seen| {
+                let within = seen.first..seen.first + seen.reader.covariance.ncols();
+                let own = |all: &Vec<usize>| {
+                    let own = all.iter().filter(|column| within.contains(*column));
+                    own.map(|column| column - seen.first).collect()
+                };
+                Reader { columns: columns.iter().map(own).collect(), ..seen.reader.clone() }
+            });
+            readers.push((consumer.node, blocks.collect()));
+        }
+        Ok(readers)
     }
 
     /// Loss of removing a residual block: the variance that its branch adds and that no linear map of the
