@@ -42,8 +42,7 @@ METHODS = {
     "folding+ridge": ("folding + channel ridge (GRAIL-like) + statistics", "scores", "ridge"),
     "magnitude+refit": ("magnitude + *blochd's refit*", "magnitude", "refit"),
 }
-# Those in which chance plays no part besides the samples, so that without samples all seeds see the same. None:
-# blochd's made-up samples come from the seed.
+# Without samples there is no gradient. (All others use those that blochd makes up, from its seed.)
 NEEDS_SAMPLES = ("taylor",)
 
 

@@ -65,9 +65,12 @@ class Rules:
 
     def folding(self):
         """Model folding: Ward's tree over the weights that make the channels. What is merged first goes first,
-        into the one of the two that is nearer to their mean."""
-        made = {}
+        into the one of the two that is nearer to their mean. Attention heads are not merged: the mean of two
+        heads' queries and keys attends to what neither does. They go by their norm."""
+        made = self.group_norm()
         for group in self.groups:
+            if any(len(index) > 1 for place in group["places"] for index in place["index"]):
+                continue
             writes = [place for place in self.places(group) if not place["read"]]
             writes = writes or [place for place in group["places"] if not place["read"]]
             points = np.concatenate([channels(self.constant(place), place) for place in writes], 1)
