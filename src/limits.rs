@@ -250,6 +250,9 @@ pub const TIMING_ROUNDS_MAX: usize = 400;
 /// Most rescorings of a group while its channels are ranked: wide groups lose several channels at a time.
 pub const SELECTION_STEPS: usize = 96;
 
+/// Largest file of importances that is read: a number of twenty digits for each channel of the widest networks.
+pub const IMPORTANCE_BYTES: usize = 64 << 20;
+
 /// Most input columns of an operator whose whole covariance takes part in ranking: it and its inverse hold the
 /// square of this in f64.
 pub const SELECTION_COLUMNS: usize = 4_800;

@@ -134,6 +134,44 @@ fn every_sound_model_is_analysed_and_pruned_or_the_reason_is_told() {
 }
 
 #[test]
+fn wrong_importances_are_refused_by_name() {
+    let commands = Commands::new();
+    let dense = model("fixtures/vgg_chain.onnx");
+    let list = commands.dir.path().join("groups.json");
+    let done = commands.run("prune", &dense, &["--groups", list.to_str().unwrap()]);
+    assert!(done.status.success(), "{}", words(&done));
+    let listed: Value = serde_json::from_str(&fs::read_to_string(&list).unwrap()).unwrap();
+    let (name, width) = (&listed[0]["name"], listed[0]["width"].as_u64().unwrap());
+    let given = commands.dir.path().join("scores.json");
+    let out = commands.out().display().to_string();
+    let prune = |method: &str, scores: &Path| {
+        let more = ["--out", &out, "--scores", scores.to_str().unwrap(), "--method", method];
+        commands.run("prune", &dense, &more)
+    };
+    let numbers = vec!["0.5"; width as usize].join(",");
+    for (text, code, problem) in [
+        ("{".to_owned(), 65, "EOF"),
+        (r#"{"x": {"importance": [1e999]}}"#.to_owned(), 65, "out of range"),
+        (r#"{"x": {"weights": [1]}}"#.to_owned(), 65, "unknown field"),
+        (r#"{"no such": {"importance": [1]}}"#.to_owned(), 65, "no group \"no such\""),
+        (format!(r#"{{{name}: {{"importance": [1]}}}}"#), 65, "1 numbers are given"),
+        (format!(r#"{{{name}: {{"importance": [{numbers}], "into": [1]}}}}"#), 65, "\"into\""),
+    ] {
+        fs::write(&given, &text).unwrap();
+        let done = prune("scores", &given);
+        let words = words(&done);
+        assert_eq!(done.status.code(), Some(code), "{text}: {words}");
+        assert!(words.contains(problem) && words.contains("scores.json"), "{text}: {words}");
+    }
+    let nowhere = prune("scores", Path::new("/no/such.json"));
+    assert_eq!(nowhere.status.code(), Some(74), "{}", words(&nowhere));
+    let other = prune("magnitude", &given);
+    assert_eq!(other.status.code(), Some(78), "{}", words(&other));
+    let without = commands.run("prune", &dense, &["--out", &out, "--method", "scores"]);
+    assert_eq!(without.status.code(), Some(2), "{}", words(&without));
+}
+
+#[test]
 fn wrong_samples_are_refused_by_name() {
     let commands = Commands::new();
     let dense = model("digits_mobile.onnx");

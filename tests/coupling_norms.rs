@@ -476,6 +476,7 @@ fn a_stream_with_a_mean_taken_off_is_offered_only_with_a_refit() {
             low_rank: false,
             ratios: Vec::new(),
             method: Method::Obs,
+            importances: BTreeMap::new(),
             repair,
             depth: false,
             align: None,

@@ -147,6 +147,7 @@ fn options(ratios: &[f64]) -> Options {
         low_rank: true,
         ratios: ratios.to_vec(),
         method: Method::Obs,
+        importances: BTreeMap::new(),
         repair: Mode::Refit,
         depth: true,
         align: None,

@@ -27,7 +27,9 @@ use blochd::coupling::{
 };
 use blochd::onnx::{Graph, Model, Patch, Use, operators};
 use blochd::shell::models;
+use blochd::surgery::merge::{Merge, merge};
 use blochd::surgery::{Cut, CutError, apply, gone};
+use faer::Mat;
 use nets::{Chance, Image, Net, attr_int};
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
@@ -45,6 +47,22 @@ fn random_net(kinds: &[usize], seed: u64, quiet: bool) -> Model {
     let out = steps::head(&mut net, &image);
     net.output(&out);
     net.model()
+}
+
+/// The model in which channel `gone` of a group is merged into channel `twin`.
+fn merged(subject: &Subject, group: &Group, gone: usize, twin: usize) -> Model {
+    let kept: Vec<usize> = (0..group.width).filter(|channel| *channel != gone).collect();
+    let is_own =
+        |row: usize, channel: usize| kept[row] == channel || (kept[row] == twin && channel == gone);
+    let shares = |twins: f64| {
+        Mat::from_fn(kept.len(), group.width, |row, channel| match is_own(row, channel) {
+            true if kept[row] == twin => twins,
+            own => f64::from(u8::from(own)),
+        })
+    };
+    let read = group.consumers.iter().map(|consumer| (consumer.node, shares(1.0))).collect();
+    let one = Merge { kept: kept.clone(), written: Some(shares(0.5)), read };
+    merge(&subject.model, &subject.coupling, &[(group.id, one)].into()).unwrap()
 }
 
 /// A network of operator set 9.
@@ -138,9 +156,12 @@ proptest! {
         }
         let cut = Cut { removed: [(group.id, [gone].into())].into() };
         let folded = subject.folded(&group, gone, twin);
-        let cut_model = apply(&folded, &subject.coupling, &subject.shapes, &cut).unwrap();
-        let error = difference(&subject.run(&cut_model), &subject.run(&subject.model));
-        prop_assert!(error < 2e-4, "{error} {gone} {twin} {group:?}\n{}", listing(&subject.model));
+        let merged = merged(&subject, &group, gone, twin);
+        for one in [folded, merged] {
+            let cut_model = apply(&one, &subject.coupling, &subject.shapes, &cut).unwrap();
+            let error = difference(&subject.run(&cut_model), &subject.run(&subject.model));
+            prop_assert!(error < 2e-4, "{error} {gone} {twin} {group:?}\n{}", listing(&subject.model));
+        }
     }
 
     #[test]

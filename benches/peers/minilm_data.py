@@ -9,8 +9,8 @@ writes into OUT:
 
 - `minilm.onnx`: all-MiniLM-L6-v2 (Apache-2.0; 6 layers, 12 heads, width 384), node by node as torch.onnx
   2.3 exports a BERT at operator set 17: Reshape targets computed by Shape/Gather/Concat, GELU by Erf.
-- `calibration.npz` (128 sentences) and `evaluation.npz` (200 others), arrays named as the model's inputs,
-  padded or cut to 32 tokens.
+- `calibration.npz` (three times 128 sentences, one part a seed) and `evaluation.npz` (200 others), arrays named
+  as the model's inputs, padded or cut to 32 tokens.
 
 `foreign.py` prunes it and prints what is left.
 """
@@ -28,7 +28,7 @@ from tokenizers import Tokenizer
 from sentences import sentences
 
 LENGTH = 32
-CALIBRATION, EVALUATION = 128, 200
+CALIBRATION, EVALUATION, SEEDS = 128, 200, 3
 LAYERS, HEADS, WIDTH = 6, 12, 384
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -192,8 +192,9 @@ def main():
     tokenizer.enable_padding(length=LENGTH)
     found = sentences()
     print(len(found), "sentences, as", found[0])
-    np.savez(out / "calibration.npz", **encoded(tokenizer, found[:CALIBRATION]))
     rest = found[CALIBRATION : CALIBRATION + EVALUATION]
+    more = found[CALIBRATION + EVALUATION :][: (SEEDS - 1) * CALIBRATION]
+    np.savez(out / "calibration.npz", **encoded(tokenizer, found[:CALIBRATION] + more))
     np.savez(out / "evaluation.npz", **encoded(tokenizer, rest))
     (out / "evaluation.txt").write_text("\n".join(rest) + "\n")
 

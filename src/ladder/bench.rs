@@ -165,7 +165,7 @@ impl<'a> Bench<'a> {
             mode: self.task.options.repair,
             seed: self.task.options.seed,
         };
-        let (mut model, mut done) = repair.run(self.known.narrowed(plan)?, progress)?;
+        let (mut model, mut done) = repair.run(self.known.merged(plan)?, progress)?;
         if !plan.ranks.is_empty() {
             // Factors of weights that are repaired already, and then the second ones once more.
             let in_two = self.known.put_in_two(plan, model, Into2::Factors)?;
@@ -291,6 +291,7 @@ mod tests {
             low_rank: false,
             ratios: vec![0.5],
             method: Method::Obs,
+            importances: BTreeMap::new(),
             repair: Mode::None,
             depth: false,
             align: None,

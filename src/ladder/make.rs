@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use super::allocate::Choice;
 use super::bench::{Bench, Built, Workbench};
 use super::calibration::free_sizes;
+use super::importance::check;
 use super::manifest::{FrozenInfo, NotBuilt};
 use super::plan::{Known, group_choices, items, widths};
 use super::quality::Judges;
@@ -23,7 +24,8 @@ impl Task<'_> {
     /// build keeps what it has; with what it kept `before`, a build goes on where it stopped.
     ///
     /// # Errors
-    /// Where the runtime fails on the dense model, or `keeper` cannot keep something.
+    /// Where the runtime fails on the dense model, importances are not of it, or `keeper` cannot keep
+    /// something.
     pub fn make(
         &self,
         before: Option<SoFar>,
@@ -33,6 +35,7 @@ impl Task<'_> {
         let graph = Graph::new(self.model);
         let shapes = self.shapes()?;
         let coupling = couple(&graph, &shapes);
+        check(&self.options.importances, &coupling)?;
         let blocks = blocks(&graph, &coupling, &shapes);
         let mut known = Known {
             graph: &graph,
@@ -130,6 +133,8 @@ impl Task<'_> {
             self.options.method,
             self.options.seed,
         );
+        scorer.importances = Some(&self.options.importances);
+        scorer.by_reader = self.options.repair == Mode::Ridge;
         if self.options.low_rank {
             let ranks = candidates(known.graph, self.options.align).into_iter();
             scorer.in_two = ranks.filter_map(|(node, r)| Some((node, *r.last()?))).collect();

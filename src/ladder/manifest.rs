@@ -22,7 +22,7 @@ pub struct Manifest {
     pub source: Source,
     /// Device, execution provider and runtime version on which all latencies were measured.
     pub engine: String,
-    /// How channels were selected: `obs`, `response`, `spectral`, `magnitude` or `random`.
+    /// How channels were selected: `obs`, `response`, `spectral`, `magnitude`, `random` or `scores`.
     pub method: String,
     /// Seed of everything that chance decides.
     pub seed: u64,

@@ -32,15 +32,15 @@ impl<T: Copy> Packed<T> {
     }
 }
 
-impl Packed<f32> {
+impl<T: Copy + Into<f64>> Packed<T> {
     /// Both halves, in f64.
     pub fn whole(&self) -> Mat<f64> {
         let mut whole = Mat::zeros(self.side, self.side);
         let mut values = self.lower.iter();
         for j in 0..self.side {
             for (i, value) in (j..self.side).zip(&mut values) {
-                whole[(i, j)] = f64::from(*value);
-                whole[(j, i)] = f64::from(*value);
+                whole[(i, j)] = (*value).into();
+                whole[(j, i)] = (*value).into();
             }
         }
         whole

@@ -168,8 +168,12 @@ impl Known<'_> {
     /// # Errors
     /// Where the cut is refused.
     pub fn narrowed(&self, plan: &Plan) -> Result<Model, PlanError> {
-        let dense = self.graph.model();
-        let cut = surgery::apply(dense, self.coupling, self.shapes, &self.cut(plan))?;
+        self.narrowed_of(self.graph.model(), plan)
+    }
+
+    /// The same of a model that has the dense one's nodes and sizes.
+    pub(super) fn narrowed_of(&self, model: &Model, plan: &Plan) -> Result<Model, PlanError> {
+        let cut = surgery::apply(model, self.coupling, self.shapes, &self.cut(plan))?;
         if plan.bypass.is_empty() {
             return Ok(cut);
         }

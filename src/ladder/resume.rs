@@ -64,6 +64,7 @@ mod tests {
             low_rank: false,
             ratios: vec![0.5],
             method: Method::Obs,
+            importances: BTreeMap::new(),
             repair: Mode::Refit,
             depth: true,
             align: None,
@@ -78,6 +79,10 @@ mod tests {
         let base = || conditions(&dense, "cpu", &options, &samples(1.0), None);
         assert_eq!(base(), base());
         let eval_of = |one: Eval| conditions(&dense, "cpu", &options, &samples(1.0), Some(&one));
+        let given = Options {
+            importances: [("g".to_owned(), Default::default())].into(),
+            ..options.clone()
+        };
         let slower = Options { ratios: vec![0.6], ..options.clone() };
         let seeded = Options { seed: 1, ..options.clone() };
         let live = Samples { source: CalibrationSource::Live, ..samples(1.0) };
@@ -86,6 +91,7 @@ mod tests {
             conditions(&Digest::of(b"other"), "cpu", &options, &samples(1.0), None),
             conditions(&dense, "npu", &options, &samples(1.0), None),
             conditions(&dense, "cpu", &slower, &samples(1.0), None),
+            conditions(&dense, "cpu", &given, &samples(1.0), None),
             conditions(&dense, "cpu", &seeded, &samples(1.0), None),
             conditions(&dense, "cpu", &options, &samples(2.0), None),
             conditions(&dense, "cpu", &options, &live, None),

@@ -5,8 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use faer::Mat;
 
 use super::felt::{Felt, variances};
+use super::importance::Importances;
 use super::packed::Packed;
 use super::ranks::Ranked;
+use super::seen::{Seen, block, channel_covariance};
 use crate::coupling::{Block, Consumer, Group};
 use crate::limits;
 use crate::onnx::{Engine, ExecError, Graph, Model, NodeId, Operator, Tensor, operators};
@@ -32,6 +34,10 @@ pub struct Scored {
     pub covariance: Option<Packed<f64>>,
     /// Spectral states of the channels; `None` where all weights are zero.
     pub states: Vec<Option<State>>,
+    /// Into which channel each is merged when it goes; nothing where channels just go.
+    pub into: Vec<usize>,
+    /// Covariance of the channels as each reader sees them, where that is asked for.
+    pub by_reader: BTreeMap<NodeId, Packed<f64>>,
 }
 
 /// Why the channels of a group cannot be ranked.
@@ -39,6 +45,8 @@ pub struct Scored {
 pub enum Unranked {
     #[error("no operator sums over it, so that nothing can make up for a loss")]
     Unread,
+    #[error("no importances are given for it")]
+    NotGiven,
     #[error("what {reader:?} makes of it cannot be measured: {because}")]
     Unmeasured { reader: String, because: Unmeasured },
     #[error(transparent)]
@@ -62,41 +70,16 @@ pub enum Unmeasured {
     NotFinite,
 }
 
-/// What selection needs of a reader, or of a block of its columns. Held of all readers at once, so in f32: the
-/// ridge of the selection is far above what that rounds away.
-#[derive(Debug, Clone)]
-struct Seen {
-    /// The first of its columns.
-    first: usize,
-    weight: Mat<f32>,
-    covariance: Packed<f32>,
-    scale: f64,
-}
-
-impl Seen {
-    /// `columns` are those of the whole operator that each channel of a group feeds.
-    fn reader(&self, columns: &[Vec<usize>]) -> Reader {
-        let within = self.first..self.first + self.covariance.side();
-        let own = |all: &Vec<usize>| {
-            let own = all.iter().filter(|column| within.contains(*column));
-            own.map(|column| column - self.first).collect()
-        };
-        let (rows, cols) = (self.weight.nrows(), self.weight.ncols());
-        Reader {
-            weight: Mat::from_fn(rows, cols, |i, j| f64::from(self.weight[(i, j)])),
-            covariance: self.covariance.whole(),
-            columns: columns.iter().map(own).collect(),
-            scale: self.scale,
-        }
-    }
-}
-
 /// The dense network, its operators by node, and what was seen of it on the calibration samples.
 pub struct Scorer<'a> {
     pub graph: &'a Graph<'a>,
     pub blocks: &'a [Block],
     pub method: Method,
     pub seed: u64,
+    /// What the caller brings, for [`Method::Scores`].
+    pub importances: Option<&'a Importances>,
+    /// Whether the channels' covariance is kept as each reader sees it.
+    pub by_reader: bool,
     /// Operators that might be put in two, with the highest rank that is offered: they are watched too.
     pub in_two: BTreeMap<NodeId, usize>,
     /// Those of them that can be, once they were watched.
@@ -126,7 +109,20 @@ impl<'a> Scorer<'a> {
         let operators = operators(graph).into_iter().map(|op| (op.node, op)).collect();
         let known = Activations::new(engine, batches);
         let (in_two, ranked, seen) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self { graph, blocks, method, seed, in_two, ranked, operators, known, seen }
+        let (importances, by_reader) = (None, false);
+        Self {
+            graph,
+            blocks,
+            method,
+            seed,
+            importances,
+            by_reader,
+            in_two,
+            ranked,
+            operators,
+            known,
+            seen,
+        }
     }
 
     /// Runs the dense network once, front to back, and remembers of every reader of `groups` what ranking
@@ -172,20 +168,18 @@ impl<'a> Scorer<'a> {
     /// # Errors
     /// Where a reader of the group is not known: its losses would count as none.
     pub fn score(&self, group: &Group) -> Result<Scored, Unranked> {
-        let mut readers = Vec::new();
-        let mut covariance = None;
-        for consumer in &group.consumers {
-            let unknown = || self.unmeasured(consumer.node, Unmeasured::NoValues);
-            let seen = self.seen.get(&consumer.node).ok_or_else(unknown)?;
-            let columns = self.columns(consumer, group.width);
-            let seen = seen.as_ref().map_err(Clone::clone)?;
-            let blocks: Vec<Reader> = seen.iter().map(|seen| seen.reader(&columns)).collect();
-            covariance.get_or_insert_with(|| channel_covariance(&blocks, group.width));
-            readers.extend(blocks);
-        }
+        let readers = self.readers(group)?;
         if readers.is_empty() {
             return Err(Unranked::Unread);
         }
+        let of = |(node, blocks): &(NodeId, Vec<Reader>)| {
+            (*node, channel_covariance(blocks, group.width))
+        };
+        let covariance = readers.first().map(|first| of(first).1);
+        let asked = if self.by_reader { &readers[..] } else { &[] };
+        let by_reader = asked.iter().map(of).collect();
+        let readers: Vec<Reader> = readers.into_iter().flat_map(|(_, blocks)| blocks).collect();
+        let given = self.importances.and_then(|all| all.get(&group.name));
         let states = self.states(group);
         let at_once = (group.width / limits::SELECTION_STEPS).max(1);
         let selection = match self.method {
@@ -208,8 +202,26 @@ impl<'a> Scorer<'a> {
                 });
                 along(&order, readers)
             }
+            Method::Scores => {
+                along(&by_score(&given.ok_or(Unranked::NotGiven)?.importance), readers)
+            }
         };
-        Ok(Scored { selection, covariance, states })
+        let into = given.map(|given| given.into.clone()).unwrap_or_default();
+        Ok(Scored { selection, covariance, states, into, by_reader })
+    }
+
+    /// The readers of a group that was watched, each in its blocks of columns.
+    fn readers(&self, group: &Group) -> Result<Vec<(NodeId, Vec<Reader>)>, Unranked> {
+        let mut readers = Vec::new();
+        for consumer in &group.consumers {
+            let unknown = || self.unmeasured(consumer.node, Unmeasured::NoValues);
+            let seen = self.seen.get(&consumer.node).ok_or_else(unknown)?;
+            let columns = self.columns(consumer, group.width);
+            let seen = seen.as_ref().map_err(Clone::clone)?;
+            let blocks = seen.iter().map(|seen| seen.reader(&columns)).collect();
+            readers.push((consumer.node, blocks));
+        }
+        Ok(readers)
     }
 
     /// Loss of removing a residual block: the variance that its branch adds and that no linear map of the
@@ -454,49 +466,5 @@ pub fn response_distance(covariance: &Packed<f64>, i: usize, j: usize) -> f64 {
         (covariance.at(i, j).abs() / norm).min(1.0).acos()
     } else {
         std::f64::consts::FRAC_PI_2
-    }
-}
-
-/// Columns that are ranked at a time, whole channels of `taps` columns: all where they are few enough, else
-/// equal blocks which together hold no more than the widest that is ranked whole.
-fn block(columns: usize, taps: usize) -> usize {
-    let most = limits::SELECTION_COLUMNS;
-    if columns <= most {
-        return columns;
-    }
-    let count = columns.div_ceil((most * most / columns).max(1));
-    columns.div_ceil(count).next_multiple_of(taps.max(1))
-}
-
-/// Covariance of whole channels: the mean over the places where a channel feeds its reader, which may stand in
-/// blocks. Channels that share no block count as if they had nothing in common.
-fn channel_covariance(blocks: &[Reader], width: usize) -> Packed<f64> {
-    let places = |i: usize| blocks.iter().map(|block| block.columns[i].len()).sum::<usize>();
-    Packed::from_fn(width, |i, j| {
-        let pairs = blocks.iter().flat_map(|block| {
-            let pairs = block.columns[i].iter().zip(&block.columns[j]);
-            pairs.map(|(a, b)| block.covariance[(*a, *b)])
-        });
-        pairs.sum::<f64>() / places(i).max(1) as f64
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn blocks_of_a_wide_operator_hold_no_more_than_the_widest_whole_one() {
-        let most = limits::SELECTION_COLUMNS;
-        assert_eq!(block(most, 9), most);
-        for (columns, taps) in [(most + 9, 9), (9_216, 9), (5_000, 1), (12_544, 49), (1 << 20, 1)] {
-            let size = block(columns, taps);
-            let count = columns.div_ceil(size);
-            assert!(size.is_multiple_of(taps) && count > 1, "{columns}: {count} of {size}");
-            let slack = taps * columns;
-            assert!(count * size * size <= most * most + 2 * slack, "{columns}: {count} of {size}");
-        }
-        assert!(9_216usize.div_ceil(block(9_216, 9)) <= limits::SELECTION_BLOCKS);
-        assert!((1usize << 20).div_ceil(block(1 << 20, 1)) > limits::SELECTION_BLOCKS);
     }
 }

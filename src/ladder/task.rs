@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::calibration::Samples;
+use super::importance::{ImportanceError, Importances};
 use super::manifest::{Figures, FrozenInfo, NotBuilt, Rung};
 use super::plan::{Plan, PlanError};
 use super::table::{LatencyTable, TableError};
@@ -17,6 +18,8 @@ pub struct Options {
     /// Latency ratios to dense, each in (0, 1).
     pub ratios: Vec<f64>,
     pub method: Method,
+    /// What channels are chosen by where the method is [`Method::Scores`].
+    pub importances: Importances,
     pub repair: Mode,
     /// Whether whole residual blocks may be removed.
     pub depth: bool,
@@ -65,6 +68,8 @@ pub enum LadderError {
     Plan(#[from] PlanError),
     #[error(transparent)]
     Repair(#[from] RepairError),
+    #[error(transparent)]
+    Importance(#[from] ImportanceError),
     #[error("{0}")]
     NotKept(String),
 }

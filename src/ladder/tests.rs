@@ -1,6 +1,7 @@
 //! The search for rungs on a workbench that is told what every cut costs and saves.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 
 use super::allocate::Choice;
 use super::bench::{Built, Workbench};
@@ -128,6 +129,7 @@ fn options(floor: f64) -> Options {
         low_rank: false,
         ratios: Vec::new(),
         method: Method::Obs,
+        importances: BTreeMap::new(),
         repair: Mode::Refit,
         depth: true,
         align: None,

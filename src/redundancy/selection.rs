@@ -27,12 +27,14 @@ pub enum Method {
     Magnitude,
     /// By chance.
     Random,
+    /// By importances that the caller brings.
+    Scores,
 }
 
 impl Method {
     /// All methods, the default first.
-    pub const ALL: [Self; 5] =
-        [Self::Obs, Self::Response, Self::Spectral, Self::Magnitude, Self::Random];
+    pub const ALL: [Self; 6] =
+        [Self::Obs, Self::Response, Self::Spectral, Self::Magnitude, Self::Random, Self::Scores];
 
     /// The name on the command line and in manifests.
     pub fn name(self) -> &'static str {
@@ -42,6 +44,7 @@ impl Method {
             Self::Spectral => "spectral",
             Self::Magnitude => "magnitude",
             Self::Random => "random",
+            Self::Scores => "scores",
         }
     }
 }

@@ -4,6 +4,7 @@
 mod aim;
 mod cut;
 pub mod low_rank;
+pub mod merge;
 mod norms;
 mod rectified;
 pub mod refit;

@@ -40,6 +40,8 @@ pub enum Mode {
     Refit,
     /// Mean and variance of each channel only.
     Statistics,
+    /// The same behind channels that stand in for others by ridge regression (the ladder merges them).
+    Ridge,
     /// Not at all.
     None,
 }
@@ -262,7 +264,9 @@ impl Repair<'_> {
                 let plain = refit(current.clone(), &fit, &check);
                 refit_rectified(plain, &current, rows, &gate, &fit, is_held_out)
             }
-            (Mode::Statistics | Mode::None, _) => match_statistics(current, &fit, &check),
+            (Mode::Statistics | Mode::Ridge | Mode::None, _) => {
+                match_statistics(current, &fit, &check)
+            }
         })
     }
 

@@ -68,6 +68,7 @@ pub fn options(ratio: f64) -> Options {
     Options {
         ratios: vec![ratio],
         method: Method::Obs,
+        importances: BTreeMap::new(),
         repair: Mode::Refit,
         depth: true,
         low_rank: true,

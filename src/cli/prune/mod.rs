@@ -1,5 +1,6 @@
 //! `blochd prune`: makes the ladder of one model.
 
+mod given;
 mod keeping;
 mod shown;
 
@@ -8,6 +9,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, anyhow};
 use blochd::ladder::calibration::{self, Samples, free_sizes};
+use blochd::ladder::importance::Importances;
 use blochd::ladder::manifest::{Calibration, CalibrationSource, MANIFEST_FORMAT, Source};
 use blochd::ladder::resume::conditions;
 use blochd::ladder::task::{Eval, Ladder, LadderError, Options, Task};
@@ -38,8 +40,8 @@ pub struct Prune {
     /// The dense ONNX model.
     model: PathBuf,
     /// Folder for the rungs and the manifest; made if it is missing.
-    #[arg(long)]
-    out: PathBuf,
+    #[arg(long, required_unless_present = "groups")]
+    out: Option<PathBuf>,
     /// Unlabelled samples (.npz; arrays named as the model's inputs). Without: made-up noise, which
     /// keeps rungs close to dense.
     #[arg(long)]
@@ -61,6 +63,16 @@ pub struct Prune {
     /// How channels are chosen.
     #[arg(long, value_enum, default_value_t = MethodArg::Obs)]
     method: MethodArg,
+    /// Importances of channels for `--method scores`: a JSON object with one entry a group,
+    /// `{"GROUP": {"importance": [NUMBER, …]}}`, a number for each channel, the lowest to go first. Groups
+    /// without an entry stay whole. With `"into": [CHANNEL, …]` beside it, a channel that goes is merged
+    /// into the one that is named for it: what makes them is averaged, what reads them added up.
+    #[arg(long, value_name = "FILE", required_if_eq("method", "scores"))]
+    scores: Option<PathBuf>,
+    /// Write the groups that may be cut, with the places of their channels in the model, as JSON to this
+    /// file (`-` is standard output), and make no ladder.
+    #[arg(long, value_name = "FILE")]
+    groups: Option<PathBuf>,
     /// How operators behind a cut are repaired.
     #[arg(long, value_enum, default_value_t = RepairArg::Refit)]
     repair: RepairArg,
@@ -118,12 +130,17 @@ enum MethodArg {
     Spectral,
     Magnitude,
     Random,
+    /// By the importances of --scores.
+    Scores,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum RepairArg {
     Refit,
     Statistics,
+    /// Kept channels stand in for those that go by ridge regression on dense's covariance, then as
+    /// `statistics`.
+    Ridge,
     None,
 }
 
@@ -156,6 +173,7 @@ fn share(text: &str) -> Result<f64, String> {
 impl Prune {
     pub fn run(self) -> Result<(), Failure> {
         let state = self.state_dir.clone().unwrap_or_else(places::state_dir);
+        let importances = self.importances()?;
         let model = models::load(&self.model)
             .map_err(|error| (if error.is_bad_data() { Code::Data } else { Code::Io }, error))
             .map_err(|(code, error)| Failure { code, error: error.into() })?;
@@ -166,14 +184,18 @@ impl Prune {
         let engine = OrtEngine::new(&runtime, options);
         let eval = self.eval(&model)?;
         let given = self.samples(&model, self.samples)?;
-        let options = self.options(engine.provider());
+        let options = self.options(engine.provider(), importances);
+        if let Some(file) = &self.groups {
+            return given::write_groups(file, &engine, &model, &given);
+        }
         let dense = model.digest().code(Code::Data)?;
         let conditions =
             conditions(&dense, &Engine::identity(&engine), &options, &given, eval.as_ref());
-        std::fs::create_dir_all(&self.out)
-            .with_context(|| format!("cannot make the folder {}", self.out.display()))
+        let out = self.out.clone().unwrap_or_default();
+        std::fs::create_dir_all(&out)
+            .with_context(|| format!("cannot make the folder {}", out.display()))
             .code(Code::Io)?;
-        let begun = unfinished::read(&self.out, &conditions);
+        let begun = unfinished::read(&out, &conditions);
         let before = begun.as_ref().map(|begun| begun.samples);
         let samples = self.affordable(&engine, &model, given, before)?;
         // What was fitted on other samples is no part of the same ladder.
@@ -188,7 +210,7 @@ impl Prune {
             options: &options,
         };
         let shown = Shown::new(self.progress, self.json);
-        let mut keeping = Keeping::new(shown, &self.out, unfinished, state.join("latency.json"));
+        let mut keeping = Keeping::new(shown, &out, unfinished, state.join("latency.json"));
         let mut table = keeping.table();
         let ladder = task
             .make(before, &mut table, &mut keeping)
@@ -224,7 +246,7 @@ impl Prune {
         }
     }
 
-    fn options(&self, provider: Provider) -> Options {
+    fn options(&self, provider: Provider, importances: Importances) -> Options {
         let align = self.align.map(|align| align as usize);
         Options {
             ratios: self.ratios.clone(),
@@ -234,10 +256,13 @@ impl Prune {
                 MethodArg::Spectral => Method::Spectral,
                 MethodArg::Magnitude => Method::Magnitude,
                 MethodArg::Random => Method::Random,
+                MethodArg::Scores => Method::Scores,
             },
+            importances,
             repair: match self.repair {
                 RepairArg::Refit => Mode::Refit,
                 RepairArg::Statistics => Mode::Statistics,
+                RepairArg::Ridge => Mode::Ridge,
                 RepairArg::None => Mode::None,
             },
             depth: !self.no_depth,
@@ -255,6 +280,10 @@ impl Prune {
     fn failure(&self, model: &Model, error: LadderError) -> Failure {
         if let LadderError::NotKept(why) = error {
             return Failure { code: Code::Io, error: anyhow!(why) };
+        }
+        if let (LadderError::Importance(_), Some(path)) = (&error, &self.scores) {
+            let error = anyhow::Error::from(error).context(path.display().to_string());
+            return Failure { code: Code::Data, error };
         }
         let error = anyhow::Error::from(error);
         let specs = calibration::inputs(model).unwrap_or_default();
