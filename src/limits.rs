@@ -105,6 +105,10 @@ pub const OBSERVATIONS: usize = 4096;
 /// than any real-time client does.
 pub const QUEUE_LENGTH: usize = 256;
 
+/// How long after its arrival a request without a deadline counts as due: as long as one may take where the
+/// policy says nothing. Those that are in a hurry go before it until then.
+pub const QUEUE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+
 /// Repository commands of clients (load, unload) that wait for the agent.
 pub const REPOSITORY_COMMANDS: usize = 16;
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use crate::onnx::Tensor;
+use crate::schedule;
 
 use super::error::{InferError, Refusal};
 use super::live::Shared;
@@ -26,6 +27,8 @@ pub struct Request {
     pub decode: Duration,
     /// How long the answer may take from `arrived` on; `None` takes the slot's default.
     pub timeout: Option<Duration>,
+    /// The protocol's `priority`: 1 is the highest, 0 the default; see [`schedule::Level`].
+    pub priority: u64,
 }
 
 /// A request's outputs, all of one variant.
@@ -48,6 +51,7 @@ pub(super) type Outcome = Result<Answer, InferError>;
 #[derive(Debug)]
 pub(super) struct Job {
     pub id: u64,
+    pub level: schedule::Level,
     pub request: Request,
     pub deadline: Option<Instant>,
     pub reply: oneshot::Sender<Outcome>,

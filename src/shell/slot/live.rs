@@ -10,6 +10,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::protocol::Signature;
+use crate::schedule::Level;
 use crate::units::Version;
 
 use super::error::{PublishError, Refusal};
@@ -49,6 +50,13 @@ impl Shared {
     pub fn refused(&self, refusal: &Refusal) {
         let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
         *refusals.entry(refusal.label()).or_default() += 1;
+    }
+
+    /// Answers a request that is not run.
+    pub fn refuse(&self, job: Job, refusal: Refusal) {
+        self.refused(&refusal);
+        // Nobody may be waiting any more.
+        let _ = job.reply.send(Err(refusal.into()));
     }
 
     pub fn sampler(&self) -> Option<Arc<dyn Sampler>> {
@@ -165,7 +173,8 @@ impl Slot {
     }
 
     /// Queues a request. Never blocks: a request that finds no place, or whose deadline cannot be
-    /// met, is refused at once. `now` is at or after the request's arrival.
+    /// met, is refused at once, and so are those of lower priority that have to make way for it (see
+    /// [`schedule`](crate::schedule)). `now` is at or after the request's arrival.
     ///
     /// # Errors
     /// The refusal.
@@ -176,9 +185,14 @@ impl Slot {
         // A time-out beyond the clock's range is none.
         let deadline = timeout.and_then(|timeout| request.arrived.checked_add(timeout));
         let times = (request.arrived, deadline);
-        let job = Job { id, request, deadline, reply };
+        let level = Level::of(request.priority);
+        let job = Job { id, level, request, deadline, reply };
         let admitted = self.shared.queue.push(job, &self.current, now);
-        admitted.inspect_err(|refusal| self.shared.refused(refusal))?;
+        let making_way = admitted.inspect_err(|refusal| self.shared.refused(refusal))?;
+        for job in making_way {
+            let waited = now.saturating_duration_since(job.request.arrived);
+            self.shared.refuse(job, Refusal::Displaced { waited, retry_after: waited });
+        }
         Ok(Ticket::new(id, times, answer, Arc::clone(&self.shared)))
     }
 
@@ -221,8 +235,7 @@ impl Slot {
     /// time.
     pub fn abort(&self) -> Drain {
         for job in self.shared.queue.close(true) {
-            self.shared.refused(&Refusal::Closing);
-            let _ = job.reply.send(Err(Refusal::Closing.into()));
+            self.shared.refuse(job, Refusal::Closing);
         }
         self.publication.lock().unwrap_or_else(PoisonError::into_inner).drain.clone()
     }

@@ -38,6 +38,7 @@ fn request(value: f32) -> Request {
         arrived: Instant::now(),
         decode: Duration::ZERO,
         timeout: None,
+        priority: 0,
     }
 }
 
@@ -229,6 +230,46 @@ fn a_deadline_that_cannot_be_met_is_refused_and_an_idle_instance_always_tries() 
     assert!(first.wait().is_ok() && second.wait().is_ok());
     assert_eq!(slot.refusals(), BTreeMap::from([("deadline_unreachable", 1)]));
     assert_eq!(slot.pending(), (0, 0), "whoever has its answer finds an idle instance");
+}
+
+/// Every run is expected to take ten seconds.
+#[test]
+fn the_higher_priority_and_the_earlier_deadline_go_first_and_lower_ones_make_way() {
+    let (mut session, gate) = gated(1.0);
+    let ran: Arc<Mutex<Vec<f32>>> = Arc::default();
+    let seen = Arc::clone(&ran);
+    let noting = move |inputs: &[(&str, &Tensor)], wanted: &[&str]| -> Outputs {
+        let outputs = session.run(inputs, wanted);
+        seen.lock().unwrap().push(inputs[0].1.to_f32().unwrap()[0]);
+        outputs
+    };
+    let info = VariantInfo { promised: Some(Duration::from_secs(10)), ..info("dense") };
+    let slot = Slot::start(options(4), info, vec![Box::new(noting)]).unwrap();
+    let ask = |value: f32, priority: u64, seconds: u64| {
+        let timeout = Some(Duration::from_secs(seconds));
+        slot.submit(Request { timeout, priority, ..request(value) }, Instant::now())
+    };
+    let running = ask(0.0, 0, 600).unwrap();
+    gate.started.recv().unwrap();
+    let patient = ask(1.0, 0, 300).unwrap();
+    let hurried = ask(2.0, 0, 100).unwrap();
+    let least = ask(3.0, 3, 600).unwrap();
+    let doomed = ask(4.0, 3, 45).unwrap();
+    // The last of all makes its place free for it, and the other one would be late behind it.
+    let urgent = ask(5.0, 1, 60).unwrap();
+    for out in [least, doomed] {
+        let refusal = out.wait().unwrap_err();
+        assert!(matches!(refusal, InferError::Refused(Refusal::Displaced { .. })), "{refusal}");
+    }
+    let refusal = ask(6.0, 0, 25).err().unwrap();
+    assert!(matches!(refusal, Refusal::DeadlineUnreachable { .. }), "behind the urgent: {refusal}");
+    (0..4).for_each(|_| gate.go.send(()).unwrap());
+    for ticket in [running, patient, hurried, urgent] {
+        assert!(ticket.wait().is_ok());
+    }
+    assert_eq!(*ran.lock().unwrap(), [0.0, 5.0, 2.0, 1.0]);
+    let refused = BTreeMap::from([("deadline_unreachable", 1), ("displaced", 2)]);
+    assert_eq!(slot.refusals(), refused);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crate::onnx::{ExecError, Tensor};
+use crate::schedule::Server;
 use crate::units::{Digest, Version};
 
 use super::stats::Stats;
@@ -121,6 +122,10 @@ impl Variant {
     /// the variant promises. Zero where nothing is known yet.
     pub fn service_time(&self) -> Duration {
         Duration::from_nanos(self.service_ns.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn server(&self) -> Server {
+        Server { instances: self.instances, service: self.service_time() }
     }
 
     pub(super) fn observe_compute(&self, compute: Duration) {

@@ -8,6 +8,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use half::{bf16, f16};
 
 use crate::onnx::{DType, ExecError, Tensor};
+use crate::schedule::Taken;
 
 use super::error::{Refusal, RunFailure};
 use super::job::{Answer, Job, Outcome, Request};
@@ -17,17 +18,21 @@ use super::variant::{Fault, Notice, Runner, Variant};
 
 /// Runs until the variant is superseded or the slot is closed and its queue empty.
 pub(super) fn work(shared: &Shared, variant: &Arc<Variant>, runner: &mut dyn Runner) {
-    while let Some(job) = shared.queue.next(variant) {
-        let Job { request, deadline, reply, .. } = job;
+    while let Some(Taken { expired, job }) = shared.queue.next(variant) {
+        for job in expired {
+            let waited = job.request.arrived.elapsed();
+            shared.refuse(job, Refusal::Expired { waited, retry_after: variant.service_time() });
+        }
+        let Some((run, Job { request, reply, .. })) = job else { continue };
         if reply.is_closed() {
             shared.counters.cancelled();
-            shared.queue.finished(variant);
+            shared.queue.finished(variant, run);
             continue;
         }
-        let outcome = outcome(shared, variant, runner, &request, deadline);
+        let outcome = outcome(shared, variant, runner, &request);
         let answered = outcome.is_ok();
         // Before the reply: a client that asks again at once must not find this thread busy.
-        shared.queue.finished(variant);
+        shared.queue.finished(variant, run);
         // Nobody may be waiting any more; the answer is thrown away then.
         let _ = reply.send(outcome);
         if answered {
@@ -41,15 +46,9 @@ fn outcome(
     variant: &Arc<Variant>,
     runner: &mut dyn Runner,
     request: &Request,
-    deadline: Option<Instant>,
 ) -> Outcome {
     let start = Instant::now();
     let waited = start.saturating_duration_since(request.arrived);
-    if deadline.is_some_and(|deadline| start > deadline) {
-        let refusal = Refusal::Expired { waited, retry_after: variant.service_time() };
-        shared.refused(&refusal);
-        return Err(refusal.into());
-    }
     let outcome = run(runner, request);
     let compute = start.elapsed();
     let (input, queued) = (request.decode, waited.saturating_sub(request.decode));
