@@ -16,10 +16,14 @@
 //! Requests without a deadline are never refused for another's sake. A session that has nothing to do always
 //! tries, whatever is expected: its time keeps the estimate honest.
 
+#[cfg(test)]
+mod flood;
 mod queue;
+mod service;
 #[cfg(test)]
 mod site;
 #[cfg(test)]
 mod tests;
 
 pub use queue::{Asked, Level, Queue, Refused, Run, Server, Taken};
+pub use service::ServiceTime;

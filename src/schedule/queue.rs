@@ -43,7 +43,7 @@ impl Asked {
 pub struct Server {
     /// Sessions, each with a run at a time; at least 1.
     pub instances: usize,
-    /// How long one run takes.
+    /// What hardly a run exceeds: [`ServiceTime::upper`](super::ServiceTime::upper).
     pub service: Duration,
 }
 

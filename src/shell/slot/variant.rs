@@ -1,11 +1,11 @@
 //! One variant as a slot sees it, and the seams behind which sessions and observers stand.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::onnx::{ExecError, Tensor};
-use crate::schedule::Server;
+use crate::schedule::{Server, ServiceTime};
 use crate::units::{Digest, Version};
 
 use super::stats::Stats;
@@ -63,8 +63,8 @@ pub struct Variant {
     probation: AtomicBool,
     /// Set where publishing failed half-way: threads that were started already end.
     pub(super) abandoned: AtomicBool,
-    /// Moving mean of compute time, nanoseconds; 0 until something is known.
-    service_ns: AtomicU64,
+    /// Compute time of one request.
+    service: Mutex<ServiceTime>,
 }
 
 impl Variant {
@@ -75,7 +75,7 @@ impl Variant {
         stats: Arc<Stats>,
         on_probation: bool,
     ) -> Self {
-        let promised = info.promised.map_or(0, nanos);
+        let service = Mutex::new(ServiceTime::new(info.promised));
         Self {
             info,
             generation,
@@ -83,7 +83,7 @@ impl Variant {
             stats,
             probation: AtomicBool::new(on_probation),
             abandoned: AtomicBool::new(false),
-            service_ns: AtomicU64::new(promised),
+            service,
         }
     }
 
@@ -121,18 +121,19 @@ impl Variant {
     /// Recent compute time of one request: a moving mean over about eight requests, begun at what
     /// the variant promises. Zero where nothing is known yet.
     pub fn service_time(&self) -> Duration {
-        Duration::from_nanos(self.service_ns.load(Ordering::Relaxed))
+        self.service().mean()
+    }
+
+    fn service(&self) -> MutexGuard<'_, ServiceTime> {
+        self.service.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn server(&self) -> Server {
-        Server { instances: self.instances, service: self.service_time() }
+        Server { instances: self.instances, service: self.service().upper() }
     }
 
     pub(super) fn observe_compute(&self, compute: Duration) {
-        let new = nanos(compute);
-        let step = |old: u64| if old == 0 { new } else { old - old / 8 + new / 8 };
-        // Two instances may overwrite each other's step: a mean of one sample less does no harm.
-        self.service_ns.store(step(self.service_ns.load(Ordering::Relaxed)), Ordering::Relaxed);
+        self.service().observe(compute);
     }
 }
 
