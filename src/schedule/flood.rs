@@ -50,10 +50,11 @@ struct Noisy {
 
 impl Runs for Noisy {
     fn server(&self) -> Server {
-        Server { instances: self.flood.instances, service: self.time.upper() }
+        let instances = self.flood.instances;
+        Server { instances, service: self.time, batching: Batching::OFF }
     }
 
-    fn takes(&mut self, _: &Asked) -> Duration {
+    fn takes(&mut self, _: usize) -> Duration {
         self.begun += 1;
         // Twelve uniform numbers are as good as a normal one here.
         let normal = (0..12).map(|_| self.rng.random::<f64>()).sum::<f64>() - 6.0;
@@ -64,8 +65,8 @@ impl Runs for Noisy {
         RUN.mul_f64((normal * self.flood.varies).exp() * outlier * slow)
     }
 
-    fn took(&mut self, took: Duration) {
-        self.time.observe(took);
+    fn took(&mut self, rows: usize, took: Duration) {
+        self.time.observe(rows, took);
     }
 }
 
@@ -81,7 +82,8 @@ fn run(flood: Flood) -> (f64, f64) {
             let arrived = Duration::from_secs_f64(at);
             let allows = RUN.mul_f64(flood.allows * rng.random_range(0.7..1.3));
             let level = Level::DEFAULT;
-            Asked { id: id as u64, level, arrived, deadline: Some(arrived + allows) }
+            let deadline = Some(arrived + allows);
+            Asked { id: id as u64, level, arrived, deadline, kind: None, rows: 1 }
         })
         .collect();
     let time = ServiceTime::new(Some(RUN));
@@ -90,7 +92,7 @@ fn run(flood: Flood) -> (f64, f64) {
     for (asked, fate) in arrivals.iter().zip(fates) {
         match fate {
             Fate::Refused(_) => continue,
-            Fate::Answered { begun, ended } if Some(ended) <= asked.deadline => {
+            Fate::Answered { begun, ended, .. } if Some(ended) <= asked.deadline => {
                 useful += ended - begun;
             }
             Fate::Answered { .. } | Fate::Expired => late += 1,
@@ -130,8 +132,8 @@ fn a_load_that_fits_is_nearly_all_answered_in_time() {
     assert!(late <= 0.001 && useful >= 0.48, "{late} late, {useful} useful");
 }
 
-/// No estimate knows which run will take three times as long, or when the box slows down: what waits behind it is
-/// late, and nothing more.
+/// No estimate knows which run will take three times as long, or when the box slows down: what waits behind it
+/// is late, and nothing more.
 #[test]
 fn outliers_and_a_squeeze_cost_what_waits_behind_them() {
     let outliers = Flood { outliers: 0.01, ..FLOOD };

@@ -15,7 +15,14 @@
 //!
 //! Requests without a deadline are never refused for another's sake. A session that has nothing to do always
 //! tries, whatever is expected: its time keeps the estimate honest.
+//!
+//! **Batches.** Requests that differ in their rows alone run as one, the first of the order and those behind it
+//! that fit, where that takes no longer than one after the other and makes nobody late. Admission does not
+//! count on it, so that what it promises holds whether others of their kind come or not.
 
+mod batch;
+#[cfg(test)]
+mod batches;
 #[cfg(test)]
 mod flood;
 mod queue;
@@ -25,5 +32,6 @@ mod site;
 #[cfg(test)]
 mod tests;
 
-pub use queue::{Asked, Level, Queue, Refused, Run, Server, Taken};
+pub use batch::Batching;
+pub use queue::{Asked, Level, Next, Queue, Refused, Run, Server, Taken};
 pub use service::ServiceTime;

@@ -4,6 +4,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::limits::QUEUE_PATIENCE;
+use crate::units::Digest;
+
+use super::batch::Batching;
+use super::service::ServiceTime;
 
 /// How urgent a request is: the lower goes first, as in Triton.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -29,6 +33,10 @@ pub struct Asked {
     pub arrived: Duration,
     /// When its answer is due at the latest.
     pub deadline: Option<Duration>,
+    /// What it may run together with: requests of the same kind. `None`: it runs alone.
+    pub kind: Option<Digest>,
+    /// Rows of its inputs; 1 where the model has no such axis.
+    pub rows: usize,
 }
 
 impl Asked {
@@ -43,13 +51,15 @@ impl Asked {
 pub struct Server {
     /// Sessions, each with a run at a time; at least 1.
     pub instances: usize,
-    /// What hardly a run exceeds: [`ServiceTime::upper`](super::ServiceTime::upper).
-    pub service: Duration,
+    /// How long a run takes.
+    pub service: ServiceTime,
+    /// How many rows may run together.
+    pub batching: Batching,
 }
 
 impl Server {
     /// How long the sessions take for `work` together.
-    fn share(&self, work: Duration) -> Duration {
+    pub(super) fn share(&self, work: Duration) -> Duration {
         work / u32::try_from(self.instances.max(1)).unwrap_or(u32::MAX)
     }
 }
@@ -67,16 +77,27 @@ pub enum Refused {
 
 /// A place in the order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Place {
-    level: Level,
-    due: Duration,
-    id: u64,
+pub(super) struct Place {
+    pub level: Level,
+    pub due: Duration,
+    pub id: u64,
 }
 
 #[derive(Debug)]
-struct Waiting<T> {
-    has_deadline: bool,
+pub(super) struct Waiting<T> {
+    pub has_deadline: bool,
+    /// When it was taken in.
+    pub since: Duration,
+    pub kind: Option<Digest>,
+    pub rows: usize,
     job: T,
+}
+
+impl<T> Waiting<T> {
+    /// How long it takes alone.
+    pub fn takes(&self, server: &Server) -> Duration {
+        server.service.upper(self.rows)
+    }
 }
 
 /// What a session runs now.
@@ -108,17 +129,29 @@ pub struct Run(u64);
 pub struct Taken<T> {
     /// Requests whose deadline has passed while they waited: not to be run.
     pub expired: Vec<T>,
-    /// What to run, and the run to be given to [`Queue::finished`].
-    pub job: Option<(Run, T)>,
+    pub next: Next<T>,
+}
+
+/// What a session does next.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Next<T> {
+    /// Nothing waits.
+    Nothing,
+    /// All that waits makes a batch that is not full: until then, or until something changes, more may join.
+    Hold { until: Duration },
+    /// To be run, in one run where they are several, which is to be given to [`Queue::finished`].
+    Run { run: Run, jobs: Vec<T> },
 }
 
 /// Requests of one model that wait, and those that run.
 #[derive(Debug)]
 pub struct Queue<T> {
     capacity: usize,
-    waiting: BTreeMap<Place, Waiting<T>>,
+    pub(super) waiting: BTreeMap<Place, Waiting<T>>,
     /// How many of them have no deadline.
     unhurried: usize,
+    /// How many of them have so many rows.
+    sizes: BTreeMap<usize, usize>,
     running: Vec<Running>,
     runs: u64,
 }
@@ -127,7 +160,8 @@ impl<T> Queue<T> {
     /// An empty queue with room for `capacity` requests that wait, at least 1.
     pub fn new(capacity: usize) -> Self {
         let capacity = capacity.max(1);
-        Self { capacity, waiting: BTreeMap::new(), unhurried: 0, running: Vec::new(), runs: 0 }
+        let (waiting, sizes) = (BTreeMap::new(), BTreeMap::new());
+        Self { capacity, waiting, unhurried: 0, sizes, running: Vec::new(), runs: 0 }
     }
 
     /// Most requests that may wait.
@@ -157,12 +191,8 @@ impl<T> Queue<T> {
         now: Duration,
     ) -> Result<Vec<T>, Refused> {
         let place = asked.place();
-        let running = self.running.iter().map(|running| running.remaining(now)).sum::<Duration>();
-        let behind = self.waiting.range(place..).count();
-        let takes = |requests: usize| {
-            server.service.saturating_mul(u32::try_from(requests).unwrap_or(u32::MAX))
-        };
-        let all = running.saturating_add(takes(self.waiting.len()));
+        let own = server.service.upper(asked.rows);
+        let all = self.left(now).saturating_add(self.work(server));
         let mut making_way = Vec::new();
         if self.waiting.len() >= self.capacity {
             let last = self.waiting.iter().rev().find(|(_, waiting)| waiting.has_deadline);
@@ -171,34 +201,51 @@ impl<T> Queue<T> {
                 None => return Err(Refused::Full { wait: server.share(all) }),
             }
         }
-        let ahead = running.saturating_add(takes(self.waiting.len() - behind));
+        let behind = self.waiting.range(place..).map(|(_, waiting)| waiting.takes(server));
+        let ahead = all.saturating_sub(behind.fold(Duration::ZERO, Duration::saturating_add));
         let idle = self.waiting.len() + self.running.len() < server.instances;
         if !idle {
             let wait = server.share(ahead);
-            let takes = wait.saturating_add(server.service);
+            let takes = wait.saturating_add(own);
             if asked.deadline.is_some_and(|deadline| now.saturating_add(takes) > deadline) {
                 return Err(Refused::Late { takes, wait });
             }
-            self.make_way(place, ahead, server, now, &mut making_way)?;
+            self.make_way((place, own), ahead, server, now, &mut making_way)?;
         }
         let out = making_way.iter().filter_map(|place| self.pull(place)).collect();
-        let has_deadline = asked.deadline.is_some();
+        let (has_deadline, since) = (asked.deadline.is_some(), now);
+        let (kind, rows) = (asked.kind, asked.rows);
         self.unhurried += usize::from(!has_deadline);
-        self.waiting.insert(place, Waiting { has_deadline, job });
+        *self.sizes.entry(rows).or_default() += 1;
+        self.waiting.insert(place, Waiting { has_deadline, since, kind, rows, job });
         Ok(out)
     }
 
-    /// Finds those behind `place` whose answers would come in time without the new one and too late with
-    /// it; `ahead` is the work before it.
+    /// How long what runs still takes.
+    pub(super) fn left(&self, now: Duration) -> Duration {
+        let left = self.running.iter().map(|running| running.remaining(now));
+        left.fold(Duration::ZERO, Duration::saturating_add)
+    }
+
+    /// How long all that waits takes, one after the other.
+    fn work(&self, server: &Server) -> Duration {
+        let of_size = |(rows, count): (&usize, &usize)| {
+            let count = u32::try_from(*count).unwrap_or(u32::MAX);
+            server.service.upper(*rows).saturating_mul(count)
+        };
+        self.sizes.iter().map(of_size).fold(Duration::ZERO, Duration::saturating_add)
+    }
+
+    /// Finds those behind `place` whose answers would come in time without the new one, which takes `own`, and
+    /// too late with it; `ahead` is the work before it. Batches are not counted on: they only take less.
     fn make_way(
         &self,
-        place: Place,
+        (place, own): (Place, Duration),
         ahead: Duration,
         server: &Server,
         now: Duration,
         making_way: &mut Vec<Place>,
     ) -> Result<(), Refused> {
-        let own = server.service;
         let mut before = ahead;
         // Work of those that make way and stood before the one that is looked at.
         let mut freed = Duration::ZERO;
@@ -206,7 +253,7 @@ impl<T> Queue<T> {
             if freed >= own {
                 break;
             }
-            let takes = server.service;
+            let takes = waiting.takes(server);
             let on_time = |work: Duration| {
                 now.saturating_add(server.share(work)).saturating_add(takes) <= at.due
             };
@@ -228,11 +275,17 @@ impl<T> Queue<T> {
     fn pull(&mut self, place: &Place) -> Option<T> {
         let waiting = self.waiting.remove(place)?;
         self.unhurried -= usize::from(!waiting.has_deadline);
+        if let Some(count) = self.sizes.get_mut(&waiting.rows) {
+            *count -= 1;
+            if *count == 0 {
+                self.sizes.remove(&waiting.rows);
+            }
+        }
         Some(waiting.job)
     }
 
-    /// What a free session is to run next, if anything waits.
-    pub fn take(&mut self, server: &Server, now: Duration) -> Taken<T> {
+    /// What a free session is to do next. With `at_once` it does not wait for a batch to fill.
+    pub fn take(&mut self, server: &Server, now: Duration, at_once: bool) -> Taken<T> {
         let mut expired = Vec::new();
         while let Some((place, waiting)) = self.waiting.first_key_value()
             && waiting.has_deadline
@@ -241,8 +294,18 @@ impl<T> Queue<T> {
             let place = *place;
             expired.extend(self.pull(&place));
         }
-        let job = self.next(now).and_then(|place| self.pull(&place));
-        Taken { expired, job: job.map(|job| (self.begin(server.service, 1, now), job)) }
+        let Some(batch) = self.next(now).and_then(|first| self.batch(first, server, now)) else {
+            return Taken { expired, next: Next::Nothing };
+        };
+        if let Some(until) = batch.holds_until(server, self.waiting.len())
+            && until > now
+            && !at_once
+        {
+            return Taken { expired, next: Next::Hold { until } };
+        }
+        let jobs: Vec<T> = batch.places.iter().filter_map(|place| self.pull(place)).collect();
+        let run = self.begin(batch.takes, jobs.len(), now);
+        Taken { expired, next: Next::Run { run, jobs } }
     }
 
     /// Who goes first: of those without a deadline that were put off for too long the first, else the first
@@ -283,6 +346,7 @@ impl<T> Queue<T> {
     /// Takes out all that wait, in their order.
     pub fn drain(&mut self) -> Vec<T> {
         self.unhurried = 0;
+        self.sizes.clear();
         std::mem::take(&mut self.waiting).into_values().map(|waiting| waiting.job).collect()
     }
 }

@@ -14,26 +14,45 @@ const MS: Duration = Duration::from_millis(1);
 
 fn asked(id: u64, priority: u64, arrived: Duration, timeout: Option<Duration>) -> Asked {
     let deadline = timeout.map(|timeout| arrived + timeout);
-    Asked { id, level: Level::of(priority), arrived, deadline }
+    Asked { id, level: Level::of(priority), arrived, deadline, kind: None, rows: 1 }
 }
 
-/// One session that takes 10 ms.
-const ONE: Server = Server { instances: 1, service: Duration::from_millis(10) };
+/// So many sessions that take so long, one request at a time.
+fn server(instances: usize, service: Duration) -> Server {
+    Server { instances, service: ServiceTime::new(Some(service)), batching: Batching::OFF }
+}
+
+fn ten() -> Server {
+    server(1, 10 * MS)
+}
+
+/// The requests of the next run.
+fn take(queue: &mut Queue<u64>, server: &Server, now: Duration) -> (Vec<u64>, Option<(Run, u64)>) {
+    let Taken { expired, next } = queue.take(server, now, false);
+    match next {
+        Next::Run { run, jobs } => {
+            assert_eq!(jobs.len(), 1);
+            (expired, Some((run, jobs[0])))
+        }
+        Next::Nothing => (expired, None),
+        Next::Hold { .. } => panic!("nobody asked for batches"),
+    }
+}
 
 /// A queue of one session with a run that has just begun.
 fn busy(capacity: usize) -> Queue<u64> {
     let mut queue = Queue::new(capacity);
-    queue.offer(asked(0, 0, Duration::ZERO, None), 0, &ONE, Duration::ZERO).unwrap();
-    assert_eq!(queue.take(&ONE, Duration::ZERO).job.unwrap().1, 0);
+    queue.offer(asked(0, 0, Duration::ZERO, None), 0, &ten(), Duration::ZERO).unwrap();
+    assert_eq!(take(&mut queue, &ten(), Duration::ZERO).1.unwrap().1, 0);
     queue
 }
 
 fn offer(queue: &mut Queue<u64>, id: u64, priority: u64, ms: u32) -> Result<Vec<u64>, Refused> {
-    queue.offer(asked(id, priority, Duration::ZERO, Some(ms * MS)), id, &ONE, Duration::ZERO)
+    queue.offer(asked(id, priority, Duration::ZERO, Some(ms * MS)), id, &ten(), Duration::ZERO)
 }
 
 fn order(queue: &mut Queue<u64>) -> Vec<u64> {
-    std::iter::from_fn(|| queue.take(&ONE, Duration::ZERO).job.map(|(_, id)| id)).collect()
+    std::iter::from_fn(|| take(queue, &ten(), Duration::ZERO).1.map(|(_, id)| id)).collect()
 }
 
 #[test]
@@ -78,18 +97,18 @@ fn a_full_queue_has_a_place_for_a_higher_priority_only() {
 fn who_has_no_deadline_makes_no_way_and_goes_first_once_it_is_overdue() {
     let mut queue = busy(2);
     let patient = asked(1, 9, Duration::ZERO, None);
-    queue.offer(patient, 1, &ONE, Duration::ZERO).unwrap();
-    queue.offer(asked(2, 9, MS, None), 2, &ONE, MS).unwrap();
+    queue.offer(patient, 1, &ten(), Duration::ZERO).unwrap();
+    queue.offer(asked(2, 9, MS, None), 2, &ten(), MS).unwrap();
     assert!(matches!(offer(&mut queue, 3, 1, 900), Err(Refused::Full { .. })));
     assert_eq!(queue.remove(2), Some(2));
     let due = QUEUE_PATIENCE;
     let hurried = |id, now| asked(id, 1, now, Some(Duration::from_secs(60)));
     let now = due - 25 * MS;
-    let refused = queue.offer(hurried(4, now), 4, &ONE, now).unwrap_err();
+    let refused = queue.offer(hurried(4, now), 4, &ten(), now).unwrap_err();
     assert!(matches!(refused, Refused::Overbooked { .. }), "{refused:?}");
-    queue.offer(hurried(5, Duration::ZERO), 5, &ONE, Duration::ZERO).unwrap();
-    assert_eq!(queue.take(&ONE, due).job.unwrap().1, 1);
-    assert_eq!(queue.take(&ONE, due).job.unwrap().1, 5);
+    queue.offer(hurried(5, Duration::ZERO), 5, &ten(), Duration::ZERO).unwrap();
+    assert_eq!(take(&mut queue, &ten(), due).1.unwrap().1, 1);
+    assert_eq!(take(&mut queue, &ten(), due).1.unwrap().1, 5);
 }
 
 #[test]
@@ -97,8 +116,8 @@ fn what_expired_is_handed_out_and_the_rest_is_run() {
     let mut queue = busy(9);
     offer(&mut queue, 1, 0, 30).unwrap();
     offer(&mut queue, 2, 0, 90).unwrap();
-    let taken = queue.take(&ONE, 31 * MS);
-    assert_eq!((taken.expired, taken.job.unwrap().1), (vec![1], 2));
+    let (expired, run) = take(&mut queue, &ten(), 31 * MS);
+    assert_eq!((expired, run.unwrap().1), (vec![1], 2));
     assert_eq!((queue.waiting(), queue.running()), (0, 2));
     queue.forget_running();
     assert_eq!(queue.running(), 0);
@@ -113,7 +132,7 @@ struct Naive {
     running: BTreeMap<u64, Duration>,
 }
 
-fn due(asked: &Asked) -> Duration {
+pub fn due(asked: &Asked) -> Duration {
     asked.deadline.unwrap_or(asked.arrived + QUEUE_PATIENCE)
 }
 
@@ -125,7 +144,7 @@ impl Naive {
 
     /// When each of `list` is answered.
     fn answers(&self, list: &[Asked], now: Duration) -> BTreeMap<u64, Duration> {
-        let service = self.server.service;
+        let service = self.server.service.upper(1);
         let left = |begun: &Duration| {
             let (elapsed, end) = (now - *begun, *begun + service);
             if end > now { end - now } else { (elapsed - service).min(service) }
@@ -152,7 +171,10 @@ impl Naive {
         let idle = self.waiting.len() + self.running.len() < self.server.instances;
         let before = self.answers(&self.waiting, now);
         list.push(new);
-        while !idle {
+        loop {
+            if idle {
+                break;
+            }
             let after = self.answers(&list, now);
             if new.deadline.is_some_and(|deadline| after[&new.id] > deadline) {
                 return None;
@@ -206,19 +228,19 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 /// Runs that take as long as they are expected to, or so many times as long, in turn.
-struct Fixed(Server, Vec<u32>);
+pub struct Fixed(pub Server, pub Vec<u32>);
 
 impl Runs for Fixed {
     fn server(&self) -> Server {
         self.0
     }
 
-    fn takes(&mut self, _: &Asked) -> Duration {
+    fn takes(&mut self, rows: usize) -> Duration {
         self.1.rotate_left(1);
-        self.0.service * self.1[0]
+        self.0.service.upper(rows) * self.1[0]
     }
 
-    fn took(&mut self, _: Duration) {}
+    fn took(&mut self, _: usize, _: Duration) {}
 }
 
 proptest! {
@@ -227,7 +249,7 @@ proptest! {
         steps in prop::collection::vec((0u64..300, step()), 1..80),
         (instances, service, capacity) in (1usize..4, 0u64..700, 1usize..12),
     ) {
-        let server = Server { instances, service: service as u32 * MS };
+        let server = server(instances, service as u32 * MS);
         let mut queue: Queue<u64> = Queue::new(capacity);
         let mut naive =
             Naive { capacity, server, waiting: Vec::new(), running: BTreeMap::new() };
@@ -248,13 +270,13 @@ proptest! {
                     }
                 }
                 Step::Take if runs.len() < instances => {
-                    let taken = queue.take(&server, now);
-                    let run = taken.job.map(|(run, id)| {
+                    let (expired, run) = take(&mut queue, &server, now);
+                    let run = run.map(|(run, id)| {
                         runs.insert(id, run);
                         naive.running.insert(id, now);
                         id
                     });
-                    prop_assert_eq!((taken.expired, run), naive.take(now));
+                    prop_assert_eq!((expired, run), naive.take(now));
                 }
                 Step::Take => {}
                 Step::Finish(which) => {
@@ -284,7 +306,7 @@ proptest! {
         gaps in prop::collection::vec((0u64..150, 0u64..4, 0u64..12_000), 1..200),
         (instances, service, capacity) in (1usize..4, 1u64..200, 1usize..40),
     ) {
-        let server = Server { instances, service: service as u32 * MS };
+        let server = server(instances, service as u32 * MS);
         let mut now = Duration::ZERO;
         let mut arrivals = Vec::new();
         for (id, (gap, priority, timeout)) in gaps.into_iter().enumerate() {
@@ -314,7 +336,7 @@ proptest! {
         times in prop::collection::vec(1u32..5, 1..20),
         (instances, service) in (1usize..3, 1u64..900),
     ) {
-        let server = Server { instances, service: service as u32 * MS };
+        let server = server(instances, service as u32 * MS);
         let mut now = Duration::ZERO;
         let mut arrivals = Vec::new();
         for (id, (gap, priority, timeout)) in gaps.into_iter().enumerate() {
@@ -329,7 +351,7 @@ proptest! {
         for (asked, fate) in arrivals.iter().zip(fates).filter(|(one, _)| one.deadline.is_none()) {
             before += 1;
             let Fate::Answered { begun, .. } = fate else { panic!("{asked:?}: {fate:?}") };
-            let latest = due(asked) + server.service * 5 * before;
+            let latest = due(asked) + server.service.upper(1) * 5 * before;
             prop_assert!(begun <= latest, "{:?} began at {:?}", asked, begun);
         }
     }

@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 
 use crate::onnx::Tensor;
 use crate::schedule;
+use crate::units::Digest;
 
 use super::error::{InferError, Refusal};
 use super::live::Shared;
@@ -42,8 +43,10 @@ pub struct Answer {
     pub arrived: Instant,
     /// Submission to start of the run.
     pub queued: Duration,
-    /// Time in the session.
+    /// Time in the session, all that ran with it included.
     pub compute: Duration,
+    /// Requests of its run; 1 where it ran alone.
+    pub together: usize,
 }
 
 pub(super) type Outcome = Result<Answer, InferError>;
@@ -52,6 +55,9 @@ pub(super) type Outcome = Result<Answer, InferError>;
 pub(super) struct Job {
     pub id: u64,
     pub level: schedule::Level,
+    /// What it may run together with, and its rows.
+    pub kind: Option<Digest>,
+    pub rows: usize,
     pub request: Request,
     pub deadline: Option<Instant>,
     pub reply: oneshot::Sender<Outcome>,

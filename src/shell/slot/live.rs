@@ -13,10 +13,11 @@ use crate::protocol::Signature;
 use crate::schedule::Level;
 use crate::units::Version;
 
+use super::batch;
 use super::error::{PublishError, Refusal};
 use super::job::{Answer, Job, Request, Ticket};
 use super::queue::Queue;
-use super::stats::{Counters, Stats, Totals};
+use super::stats::{BatchTimes, Counters, Stats, Totals};
 use super::variant::{Notice, Runner, Sampler, Variant, VariantInfo};
 use super::worker;
 
@@ -139,7 +140,7 @@ impl Slot {
         });
         let stats = Arc::new(Stats::default());
         let by_name = BTreeMap::from([(first.name.clone(), Arc::clone(&stats))]);
-        let variant = Arc::new(Variant::new(first, 1, sessions.len(), stats, false));
+        let variant = Arc::new(Variant::new(first, 1, &sessions, stats, false));
         let drain = spawn(&shared, &variant, sessions)?;
         shared.queue.publish(1, || ());
         Ok(Self {
@@ -186,7 +187,8 @@ impl Slot {
         let deadline = timeout.and_then(|timeout| request.arrived.checked_add(timeout));
         let times = (request.arrived, deadline);
         let level = Level::of(request.priority);
-        let job = Job { id, level, request, deadline, reply };
+        let (rows, kind) = batch::kind(&request, self.current.load().batching());
+        let job = Job { id, level, kind, rows, request, deadline, reply };
         let admitted = self.shared.queue.push(job, &self.current, now);
         let making_way = admitted.inspect_err(|refusal| self.shared.refused(refusal))?;
         for job in making_way {
@@ -214,7 +216,7 @@ impl Slot {
         let generation = publication.generation + 1;
         let name = info.name.clone();
         let stats = Arc::clone(publication.stats.entry(name.clone()).or_default());
-        let variant = Arc::new(Variant::new(info, generation, sessions.len(), stats, on_probation));
+        let variant = Arc::new(Variant::new(info, generation, &sessions, stats, on_probation));
         let drain = spawn(&self.shared, &variant, sessions)?;
         let switch = || self.current.store(Arc::clone(&variant));
         if !self.shared.queue.publish(generation, switch) {
@@ -250,7 +252,7 @@ impl Slot {
     pub fn ready(&self, answer: &Answer, at: Instant, encode: Duration) {
         let latency = at.saturating_duration_since(answer.arrived);
         let stats = &answer.variant.stats;
-        stats.answered(at, latency, answer.compute);
+        stats.answered(at, latency, (answer.together == 1).then_some(answer.compute));
         stats.counters.encoded(encode);
         self.shared.counters.encoded(encode);
     }
@@ -258,6 +260,11 @@ impl Slot {
     /// Counts over all variants since the start.
     pub fn totals(&self) -> Totals {
         self.shared.counters.totals()
+    }
+
+    /// Runs over all variants since the start, by the number of requests that they answered.
+    pub fn batches(&self) -> BTreeMap<usize, BatchTimes> {
+        self.shared.counters.batches()
     }
 
     /// Refusals by [`Refusal::label`] since the start.

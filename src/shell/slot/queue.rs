@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
-use crate::schedule::{self, Asked, Refused, Run, Taken};
+use crate::schedule::{self, Asked, Next, Refused, Run, Taken};
 
 use super::error::Refusal;
 use super::job::Job;
@@ -27,6 +27,15 @@ struct State {
     /// Only threads of the variant with this generation take jobs.
     generation: u64,
     closed: bool,
+}
+
+/// What a thread is to do.
+#[derive(Debug)]
+pub(super) struct Work {
+    /// To be refused: their deadlines have passed.
+    pub expired: Vec<Job>,
+    /// To be run, as one where they are several.
+    pub run: Option<(Run, Vec<Job>)>,
 }
 
 impl Queue {
@@ -64,6 +73,8 @@ impl Queue {
             level: job.level,
             arrived: self.time(job.request.arrived),
             deadline: job.deadline.map(|deadline| self.time(deadline)),
+            kind: job.kind,
+            rows: job.rows,
         };
         let (arrived, deadline) = (job.request.arrived, job.deadline);
         let mut state = self.lock();
@@ -96,23 +107,42 @@ impl Queue {
 
     /// What a thread of `variant` is to do next; `None` when the thread shall end. The caller refuses what
     /// has expired, and reports every run that it got by [`Queue::finished`].
-    pub fn next(&self, variant: &Variant) -> Option<Taken<Job>> {
+    pub fn next(&self, variant: &Variant) -> Option<Work> {
         let mut state = self.lock();
         loop {
             let superseded = state.generation > variant.generation;
             if superseded || variant.abandoned.load(Ordering::Relaxed) {
                 return None;
             }
+            let mut until = None;
             if state.generation == variant.generation {
-                let taken = state.jobs.take(&variant.server(), self.time(Instant::now()));
-                if taken.job.is_some() || !taken.expired.is_empty() {
-                    return Some(taken);
-                }
-                if state.closed {
-                    return None;
+                let (now, at_once) = (self.time(Instant::now()), state.closed);
+                let Taken { expired, next } = state.jobs.take(&variant.server(), now, at_once);
+                match next {
+                    Next::Run { run, jobs } => {
+                        if state.jobs.waiting() > 0 {
+                            // Who was woken for what is left may have been this thread.
+                            self.wake.notify_one();
+                        }
+                        return Some(Work { expired, run: Some((run, jobs)) });
+                    }
+                    Next::Nothing | Next::Hold { .. } if !expired.is_empty() => {
+                        return Some(Work { expired, run: None });
+                    }
+                    Next::Hold { until: end } => until = Some(end.saturating_sub(now)),
+                    Next::Nothing if state.closed => return None,
+                    Next::Nothing => {}
                 }
             }
-            state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+            // What waits for a batch to fill waits in the queue: it can be forgotten, and goes to the next
+            // variant with all the others.
+            state = match until {
+                Some(hold) => {
+                    let woken = self.wake.wait_timeout(state, hold);
+                    woken.unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => self.wake.wait(state).unwrap_or_else(PoisonError::into_inner),
+            };
         }
     }
 

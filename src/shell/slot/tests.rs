@@ -13,9 +13,9 @@ use crate::units::{Digest, Percentile, Version};
 
 use super::*;
 
-type Outputs = Result<Vec<Tensor>, ExecError>;
+pub(super) type Outputs = Result<Vec<Tensor>, ExecError>;
 
-fn options(queue: usize) -> SlotOptions {
+pub(super) fn options(queue: usize) -> SlotOptions {
     SlotOptions {
         model: "digits".to_owned(),
         version: Version(1),
@@ -26,12 +26,12 @@ fn options(queue: usize) -> SlotOptions {
     }
 }
 
-fn info(name: &str) -> VariantInfo {
+pub(super) fn info(name: &str) -> VariantInfo {
     let digest = Digest::of(name.as_bytes());
     VariantInfo { name: name.to_owned(), digest, ratio: 1.0, quality: 1.0, promised: None }
 }
 
-fn request(value: f32) -> Request {
+pub(super) fn request(value: f32) -> Request {
     Request {
         inputs: vec![("x".to_owned(), Tensor::from_f32(&[1], &[value]))],
         wanted: vec!["y".to_owned()],
@@ -42,7 +42,7 @@ fn request(value: f32) -> Request {
     }
 }
 
-fn submit(slot: &Slot, value: f32) -> Result<Ticket, Refusal> {
+pub(super) fn submit(slot: &Slot, value: f32) -> Result<Ticket, Refusal> {
     slot.submit(request(value), Instant::now())
 }
 
@@ -72,11 +72,11 @@ fn gated(tag: f32) -> (Box<dyn Runner>, Gate) {
     (Box::new(session), Gate { started, go })
 }
 
-fn values(answer: &Answer) -> Vec<f32> {
+pub(super) fn values(answer: &Answer) -> Vec<f32> {
     answer.outputs[0].to_f32().unwrap()
 }
 
-fn finished(drain: Drain) {
+pub(super) fn finished(drain: Drain) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let done = async { tokio::time::timeout(Duration::from_secs(60), drain.done()).await };
     runtime.block_on(done).expect("the drain ends");
@@ -458,7 +458,7 @@ fn windows_hold_the_recent_requests_and_their_percentiles() {
     let start = Instant::now();
     let ms = Duration::from_millis;
     for n in 1..=100 {
-        stats.answered(start + ms(n), ms(n), ms(n) / 2);
+        stats.answered(start + ms(n), ms(n), Some(ms(n) / 2));
     }
     let all = stats.window(start);
     assert_eq!(all.latency_at(Percentile::P99), Some(ms(99)));
@@ -468,7 +468,7 @@ fn windows_hold_the_recent_requests_and_their_percentiles() {
     assert!(stats.window(start + ms(101)).is_empty());
     assert_eq!(stats.histogram().sum, ms(5050));
     for n in 0..crate::limits::OBSERVATIONS {
-        stats.answered(start + ms(200), ms(n as u64), ms(1));
+        stats.answered(start + ms(200), ms(n as u64), None);
     }
     assert_eq!(stats.window(start).len(), crate::limits::OBSERVATIONS, "the ring is bounded");
 }

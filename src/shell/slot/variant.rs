@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::onnx::{ExecError, Tensor};
-use crate::schedule::{Server, ServiceTime};
+use crate::schedule::{Batching, Server, ServiceTime};
 use crate::units::{Digest, Version};
 
 use super::stats::Stats;
@@ -22,6 +22,12 @@ pub trait Runner: Send {
         inputs: &[(&str, &Tensor)],
         wanted: &[&str],
     ) -> Result<Vec<Tensor>, ExecError>;
+
+    /// How many rows of several requests one run may take: more than 1 only where rows have nothing to do with
+    /// one another.
+    fn batching(&self) -> Batching {
+        Batching::OFF
+    }
 }
 
 /// Any function of the right shape is a session: the seam for tests.
@@ -59,6 +65,9 @@ pub struct Variant {
     pub(super) info: VariantInfo,
     pub(super) generation: u64,
     pub(super) instances: usize,
+    batching: Batching,
+    /// Its batches fail where its requests do not.
+    unbatched: AtomicBool,
     pub(super) stats: Arc<Stats>,
     probation: AtomicBool,
     /// Set where publishing failed half-way: threads that were started already end.
@@ -71,15 +80,19 @@ impl Variant {
     pub(super) fn new(
         info: VariantInfo,
         generation: u64,
-        instances: usize,
+        sessions: &[Box<dyn Runner>],
         stats: Arc<Stats>,
         on_probation: bool,
     ) -> Self {
         let service = Mutex::new(ServiceTime::new(info.promised));
+        let batching = sessions.iter().map(|session| session.batching());
+        let batching = batching.min_by_key(|batching| batching.rows).unwrap_or(Batching::OFF);
         Self {
             info,
             generation,
-            instances,
+            instances: sessions.len(),
+            batching,
+            unbatched: AtomicBool::new(false),
             stats,
             probation: AtomicBool::new(on_probation),
             abandoned: AtomicBool::new(false),
@@ -129,11 +142,20 @@ impl Variant {
     }
 
     pub(super) fn server(&self) -> Server {
-        Server { instances: self.instances, service: self.service().upper() }
+        let (instances, service) = (self.instances, *self.service());
+        Server { instances, service, batching: self.batching() }
     }
 
-    pub(super) fn observe_compute(&self, compute: Duration) {
-        self.service().observe(compute);
+    pub(super) fn batching(&self) -> Batching {
+        if self.unbatched.load(Ordering::Relaxed) { Batching::OFF } else { self.batching }
+    }
+
+    pub(super) fn stop_batching(&self) {
+        self.unbatched.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn observe_compute(&self, rows: usize, compute: Duration) {
+        self.service().observe(rows, compute);
     }
 }
 
