@@ -9,7 +9,7 @@
 //! files ──► arrivals ──► onnx ──► spectra ──► coupling, redundancy ──► ladder ──► surgery ──► rungs on disk
 //!                                                                      ▲                         │
 //! hardware ──► latency tables ─────────────────────────────────────────┘                         ▼
-//! clients ──► protocol ──► slot (the variant in service) ◄── governor (budget, observed latency, health)
+//! clients ──► protocol ──► schedule ──► slot (the variant in service) ◄── governor (budget, latency, health)
 //! ```
 //!
 //! Words: a *model* is what a client calls by name, a *version* a directory `<model>/<N>/`, a *variant*
@@ -43,5 +43,7 @@ pub mod ladder;
 pub mod governor;
 
 pub mod protocol;
+
+pub mod schedule;
 
 pub mod shell;

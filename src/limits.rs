@@ -105,6 +105,21 @@ pub const OBSERVATIONS: usize = 4096;
 /// than any real-time client does.
 pub const QUEUE_LENGTH: usize = 256;
 
+/// How long after its arrival a request without a deadline counts as due: as long as one may take where the
+/// policy says nothing. Those that are in a hurry go before it until then.
+pub const QUEUE_PATIENCE: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// Most rows that may be run together: beyond it a batch is no faster a row on any box that was looked at, and
+/// its inputs are copied once more.
+pub const BATCH_ROWS: usize = 128;
+
+/// Requests that are looked at for a batch, in their order: some tens of microseconds, in which nobody else
+/// gets at the queue.
+pub const BATCH_REACH: usize = 1024;
+
+/// Random rows that a model is run on, alone and together, before its requests are.
+pub const BATCH_CHECK_ROWS: usize = 4;
+
 /// Repository commands of clients (load, unload) that wait for the agent.
 pub const REPOSITORY_COMMANDS: usize = 16;
 

@@ -9,7 +9,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use running::{Agent, Home, model};
+use running::{Agent, Home, Load, model};
 use serde_json::json;
 
 const NO_LADDER: &str = "defaults: {ladder: {enabled: false}}";
@@ -178,4 +178,34 @@ fn how_often_the_directory_is_read_changes_at_once() {
     agent.eventually("its new contents are served", |agent| {
         agent.serves("mlp", 1) && agent.model("mlp")["digest"] != before
     });
+}
+
+#[test]
+fn requests_run_in_batches_where_the_policy_asks_for_it_and_the_model_can() {
+    let home = Home::new();
+    home.configure("defaults: {ladder: {enabled: false}, max_batch: 4, max_queue_delay: 200ms}");
+    home.drop_model(&model("digits_mobile.onnx"), "digits/1/model.onnx");
+    // Its state and its rate have no axis of samples in front.
+    home.drop_model(&model("fixtures/inputs/voice.onnx"), "voice/1/model.onnx");
+    let mut agent = home.start_ready();
+    agent.eventually("both are served", |agent| {
+        agent.serves("digits", 1) && agent.serves("voice", 1)
+    });
+    let log = home.log();
+    let declined: Vec<&str> =
+        log.lines().filter(|line| line.contains("not run in batches")).collect();
+    assert!(declined.len() == 1 && declined[0].contains("no free first axis"), "{log}");
+    let sizes = |agent: &Agent<'_>| -> Vec<u64> {
+        let stats = agent.get("/v2/models/digits/stats").unwrap();
+        let batches = stats["model_stats"][0]["batch_stats"].as_array().unwrap().clone();
+        batches.iter().map(|batch| batch["batch_size"].as_u64().unwrap()).collect()
+    };
+    let image = agent.input("digits").unwrap();
+    let load = |_| Load::start(home.http, "digits", image.clone());
+    let loads: Vec<Load> = (0..4).map(load).collect();
+    agent.eventually("a batch is run", |agent| sizes(agent).iter().any(|size| *size > 1));
+    for load in loads {
+        let (answered, failed) = load.finish();
+        assert!(answered > 0 && failed.is_empty(), "{failed:?}");
+    }
 }

@@ -171,6 +171,12 @@ fn one_connection_carries_every_call_of_the_protocol() {
     assert_eq!(client.post("/v2/repository/index", "").json(), index);
     let stats = client.get("/v2/models/sum/stats").json();
     assert_eq!(stats["model_stats"][0]["inference_stats"]["success"]["count"], 2);
+    let batches = &stats["model_stats"][0]["batch_stats"];
+    assert_eq!(
+        (&batches[0]["batch_size"], &batches[0]["compute_infer"]["count"]),
+        (&1.into(), &2.into())
+    );
+    assert!(batches[0]["compute_infer"]["ns"].as_u64() > Some(0) && batches[1].is_null());
     assert_eq!(client.get("/v2/models/stats").json()["model_stats"][0]["name"], "sum");
     assert_eq!(client.get("/v2/models/sum/versions/1/stats").status, 200);
 }

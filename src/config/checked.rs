@@ -84,6 +84,10 @@ pub struct ModelConfig {
     pub queue_length: usize,
     /// A request that is not answered by then is refused.
     pub request_timeout: Span,
+    /// Rows (of the first axis) that requests may have together to be run as one; 1: each runs alone.
+    pub max_batch: usize,
+    /// How long a free session may wait for a batch to fill.
+    pub max_queue_delay: Span,
     /// Whose budget goes first where models share the box: the higher.
     pub priority: i32,
     pub governor: Governor,
@@ -223,6 +227,8 @@ impl Default for ModelConfig {
             intra_op_threads: Threads::Auto,
             queue_length: QUEUE_LENGTH,
             request_timeout: Span::secs(10),
+            max_batch: 1,
+            max_queue_delay: Span::millis(0),
             priority: 0,
             governor: Governor::default(),
             ladder: Ladder {
@@ -325,6 +331,17 @@ impl ModelConfig {
                     governor.headroom, governor.margin
                 ),
                 right: "write a headroom of at least the margin".to_owned(),
+            });
+        }
+        let budget = self.budget.map_or(self.request_timeout, |budget| budget.limit);
+        if self.max_queue_delay >= budget {
+            problems.push(Problem {
+                origin: first_written(["max_queue_delay", "budget"]),
+                what: format!(
+                    "max_queue_delay {} leaves nothing of the {budget} that a request may take",
+                    self.max_queue_delay
+                ),
+                right: "write a max_queue_delay well below it".to_owned(),
             });
         }
         if let Some(budget) = self.budget.filter(|budget| budget.limit > self.request_timeout) {

@@ -92,6 +92,8 @@ pub static MODEL: &[Setting<ModelConfig>] = &[
     model!("intra_op_threads", Scalar, read::threads, intra_op_threads),
     model!("queue_length", Scalar, |t| read::whole(t, 1, limits::LONGEST_QUEUE), queue_length),
     model!("request_timeout", Scalar, read::wait, request_timeout),
+    model!("max_batch", Scalar, |t| read::whole(t, 1, limits::BATCH_ROWS), max_batch),
+    model!("max_queue_delay", Scalar, |t| millis(t, 0, 1000), max_queue_delay),
     model!("priority", Scalar, read::priority, priority),
     model!("governor.window", Scalar, |t| millis(t, 100, 60_000), governor.window),
     model!("governor.dwell", Scalar, |t| millis(t, 100, 3_600_000), governor.dwell),

@@ -195,6 +195,11 @@ fn values_of_the_wrong_form_say_what_would_be_right() {
             "defaults: {ladder: {enabled: yes}}",
             "1:30: \"yes\" is not yes or no; write true or false",
         ),
+        ("defaults: {max_batch: 0}", "1:23: 0 is out of range; write a whole number from 1 to 128"),
+        (
+            "defaults: {max_queue_delay: 2s}",
+            "1:29: 2s is out of range; write a time from 0us to 1s",
+        ),
         ("model_dir: ''", "1:12: the path is empty; write a path"),
         ("- a", "1:1: the file is not a map; write `key: value` lines, indented by two spaces"),
     ];
@@ -217,6 +222,10 @@ fn values_that_do_not_fit_each_other_are_refused_where_they_stand() {
         (
             "defaults: {budget: 20s}",
             "1:20: the budget p99: 20s is longer than the request timeout 10s",
+        ),
+        (
+            "defaults: {max_queue_delay: 5ms, budget: 5ms}",
+            "1:29: max_queue_delay 5ms leaves nothing of the 5ms that a request may take",
         ),
     ];
     for (text, expected) in cases {

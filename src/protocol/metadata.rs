@@ -189,12 +189,24 @@ pub struct ModelStats {
     pub inference_count: u64,
     pub execution_count: u64,
     pub inference_stats: InferenceStats,
-    /// No batching: always empty.
-    pub batch_stats: [u8; 0],
+    /// By the number of requests that a run answered, rising.
+    pub batch_stats: Vec<BatchStats>,
+}
+
+/// Runs that answered `batch_size` requests each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct BatchStats {
+    pub batch_size: u64,
+    /// Inputs of several requests put together.
+    pub compute_input: Duration,
+    pub compute_infer: Duration,
+    /// Their outputs taken apart.
+    pub compute_output: Duration,
 }
 
 /// Sums over requests: a successful one is `compute_input` (its body is read), `queue`, `compute_infer` and
-/// `compute_output` (its answer is written), one after another.
+/// `compute_output` (its answer is written), one after another. Each request of a batch is told the time of
+/// the whole run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct InferenceStats {
     pub success: Duration,

@@ -19,9 +19,9 @@ pub use answer::{EncodedAnswer, InferAnswer};
 pub use error::{AnswerError, RequestError};
 pub use example::{Example, Inputs, NoneSuits, TooLarge, suitable};
 pub use metadata::{
-    Duration as StatDuration, ErrorBody, IndexLine, IndexRequest, InferenceStats, ModelConfig,
-    ModelMetadata, ModelStats, ReadyBody, RepositoryRequest, ServerMetadata, StatsBody,
-    TensorMetadata,
+    BatchStats, Duration as StatDuration, ErrorBody, IndexLine, IndexRequest, InferenceStats,
+    ModelConfig, ModelMetadata, ModelStats, ReadyBody, RepositoryRequest, ServerMetadata,
+    StatsBody, TensorMetadata,
 };
 pub use request::{InferRequest, WantedOutput};
 pub use signature::{Dim, Signature, TensorSpec, datatype, dtype_of};

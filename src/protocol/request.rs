@@ -28,7 +28,7 @@ pub struct InferRequest {
     pub outputs: Vec<WantedOutput>,
     /// The `timeout` parameter (microseconds on the wire); 0 means none, as in Triton.
     pub timeout: Option<Duration>,
-    /// The `priority` parameter; 0 where none was given.
+    /// The `priority` parameter: 1 is the highest, 0 the default, as where none was given.
     pub priority: u64,
 }
 

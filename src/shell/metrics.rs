@@ -115,7 +115,7 @@ fn requests(page: &mut Page, slots: &[Arc<Slot>]) {
         slots.iter().map(|s| (&**s, s.version().to_string(), s.totals())).collect();
     let series: [Series<Totals>; 8] = [
         ("nv_inference_request_success", "Requests answered.", |t| t.success as f64),
-        ("nv_inference_count", "Inferences (there is no batching).", |t| t.success as f64),
+        ("nv_inference_count", "Inferences: one a request.", |t| t.success as f64),
         ("nv_inference_exec_count", "Runs of a session.", |t| t.executions as f64),
         (
             "nv_inference_request_duration_us",

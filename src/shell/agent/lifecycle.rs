@@ -12,6 +12,7 @@ use super::prepare::Loader;
 use super::served::{Build, Candidate, Served, Standby};
 use crate::arrivals::VersionKey;
 use crate::limits;
+use crate::schedule::Batching;
 use crate::shell::children::Memory;
 use crate::shell::slot::{Entry, ModelState, Slot, SlotOptions, VariantInfo};
 use crate::shell::store::Quarantined;
@@ -27,6 +28,7 @@ impl Agent {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let mut loader = self.loader.clone();
         loader.instances = config.instances.max(1);
+        loader.batching = Batching { rows: config.max_batch, delay: config.max_queue_delay.into() };
         loader.threads = config.intra_op_threads.count(cores, loader.instances);
         loader.trial_timeout = self.config.trial.timeout.into();
         loader.trial_memory = Memory::or_part(self.config.trial.memory, limits::TRIAL_MEMORY_PARTS);

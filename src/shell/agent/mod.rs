@@ -52,6 +52,7 @@ use crate::arrivals::{Arrival, Arrivals, VersionKey};
 use crate::config::{Change, Config, LogLevel, ModelConfig, Policy};
 use crate::governor::{self, Verdict};
 use crate::limits;
+use crate::schedule::Batching;
 use crate::shell::children::{Memory, Wish};
 use crate::shell::engine::{Runtime, RuntimeError, Search, init};
 use crate::shell::metrics::Metrics;
@@ -218,6 +219,7 @@ impl Agent {
             runtime,
             threads: 1,
             instances: 1,
+            batching: Batching::OFF,
             trial_timeout: config.trial.timeout.into(),
             trial_memory: Memory::or_part(config.trial.memory, limits::TRIAL_MEMORY_PARTS),
             samples: None,
@@ -447,7 +449,9 @@ impl Agent {
             return;
         }
         let sessions = |config: &ModelConfig| {
-            (config.instances, config.intra_op_threads, config.queue_length, config.request_timeout)
+            let queue = (config.queue_length, config.request_timeout);
+            let batching = (config.max_batch, config.max_queue_delay);
+            (config.instances, config.intra_op_threads, queue, batching)
         };
         let ladder = served.config.ladder != config.ladder || served.calibration != calibration;
         if sessions(&served.config) == sessions(&config) && !ladder {

@@ -12,12 +12,13 @@ use super::memory;
 use crate::limits;
 use crate::onnx::Engine;
 use crate::protocol::{Inputs, Signature};
+use crate::schedule::Batching;
 use crate::shell::children::trial::{RanOn, TrialJob, TrialReport, attempt};
 use crate::shell::children::{Memory, Wish, this_program};
 use crate::shell::engine::{EngineOptions, OrtEngine, Runtime};
 use crate::shell::inputs;
 use crate::shell::models;
-use crate::shell::slot::Runner;
+use crate::shell::slot::{Batched, Runner, check_rows};
 use crate::units::Digest;
 
 /// How variants are loaded and tried.
@@ -27,6 +28,8 @@ pub struct Loader {
     pub library: PathBuf,
     pub threads: usize,
     pub instances: usize,
+    /// How many rows of requests may be run together, where a variant can do that.
+    pub batching: Batching,
     /// Wall time and memory of a trial.
     pub trial_timeout: Duration,
     pub trial_memory: Memory,
@@ -185,10 +188,32 @@ impl Loader {
         }
         let signature = signature
             .ok_or_else(|| unfit("no instance was asked for".into(), Fate::WhenChanged))?;
-        if let Some(inputs) = self.inputs(ran_on, &signature) {
-            warm(&mut sessions, &inputs).map_err(|reason| unfit(reason, Fate::Later))?;
+        let inputs = self.inputs(ran_on, &signature);
+        if let Some(inputs) = &inputs {
+            warm(&mut sessions, inputs).map_err(|reason| unfit(reason, Fate::Later))?;
         }
-        Ok((sessions, signature))
+        Ok((self.batched(path, sessions, &signature, inputs.as_ref()), signature))
+    }
+
+    /// The sessions as they were, or such as may run several requests as one, where that is asked for and found
+    /// to change no answer.
+    fn batched(
+        &self,
+        path: &Path,
+        mut sessions: Vec<Box<dyn Runner>>,
+        signature: &Signature,
+        example: Option<&Inputs>,
+    ) -> Vec<Box<dyn Runner>> {
+        let Some(first) = sessions.first_mut().filter(|_| self.batching.rows > 1) else {
+            return sessions;
+        };
+        if let Err(why) = check_rows(first.as_mut(), signature, example) {
+            tracing::warn!("{}: its requests are not run in batches: {why}", path.display());
+            return sessions;
+        }
+        let batching = self.batching;
+        let batched = |session| Box::new(Batched { session, batching }) as Box<dyn Runner>;
+        sessions.into_iter().map(batched).collect()
     }
 
     /// What the trial ran on. None where it ran on nothing, and where its samples have gone since.

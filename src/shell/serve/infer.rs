@@ -65,11 +65,11 @@ async fn admit(
     loop {
         let slot = app.repository.find(model, version)?;
         let request = decode(&slot, asked).await?;
-        let InferRequest { id, inputs, outputs, timeout, priority: _ } = request;
+        let InferRequest { id, inputs, outputs, timeout, priority } = request;
         let wanted = outputs.iter().map(|output| output.name.clone()).collect();
         let arrived = asked.arrived;
         let decode = arrived.elapsed();
-        let request = Request { inputs, wanted, arrived, decode, timeout };
+        let request = Request { inputs, wanted, arrived, decode, timeout, priority };
         match slot.submit(request, Instant::now()) {
             Ok(ticket) => return Ok((slot, Frame { id, wanted: outputs }, ticket)),
             // The slot was replaced between look-up and admission: ask its successor, if there is

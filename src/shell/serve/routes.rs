@@ -13,10 +13,10 @@ use serde::de::DeserializeOwned;
 
 use crate::limits::{REPOSITORY_BODY_BYTES, REPOSITORY_COMMAND_SECS};
 use crate::protocol::{
-    IndexLine, IndexRequest, InferenceStats, ModelConfig, ModelMetadata, ModelStats, ReadyBody,
-    RepositoryRequest, ServerMetadata, StatDuration, StatsBody,
+    BatchStats, IndexLine, IndexRequest, InferenceStats, ModelConfig, ModelMetadata, ModelStats,
+    ReadyBody, RepositoryRequest, ServerMetadata, StatDuration, StatsBody,
 };
-use crate::shell::slot::{ModelState, NotServed, Slot};
+use crate::shell::slot::{BatchTimes, ModelState, NotServed, Slot};
 use crate::units::Version;
 
 use super::reply::{Failed, json};
@@ -152,6 +152,12 @@ fn model_stats(slot: &Slot) -> ModelStats {
         count,
         ns: u64::try_from(sum.as_nanos()).unwrap_or(u64::MAX),
     };
+    let batch = |(requests, times): (usize, BatchTimes)| BatchStats {
+        batch_size: requests as u64,
+        compute_input: time(times.runs, times.input),
+        compute_infer: time(times.runs, times.compute),
+        compute_output: time(times.runs, times.output),
+    };
     ModelStats {
         name: slot.model().to_owned(),
         version: slot.version().to_string(),
@@ -167,7 +173,7 @@ fn model_stats(slot: &Slot) -> ModelStats {
             compute_output: time(totals.success, totals.output),
             ..InferenceStats::default()
         },
-        batch_stats: [],
+        batch_stats: slot.batches().into_iter().map(batch).collect(),
     }
 }
 

@@ -11,6 +11,12 @@ pub enum Refusal {
     /// The answer would come after the request's deadline.
     #[error("the answer would take about {estimate:?}, the request allows {allowed:?}")]
     DeadlineUnreachable { estimate: Duration, allowed: Duration, retry_after: Duration },
+    /// A request that was taken in before would miss its deadline.
+    #[error("requests that were taken in before would miss their deadlines")]
+    Overbooked { retry_after: Duration },
+    /// A request of higher priority took its place in the queue.
+    #[error("requests of higher priority took its place after it had waited for {waited:?}")]
+    Displaced { waited: Duration, retry_after: Duration },
     /// The deadline passed while the request waited.
     #[error("the deadline passed while the request waited for {waited:?}")]
     Expired { waited: Duration, retry_after: Duration },
@@ -25,6 +31,8 @@ impl Refusal {
         match self {
             Self::QueueFull { .. } => "queue_full",
             Self::DeadlineUnreachable { .. } => "deadline_unreachable",
+            Self::Overbooked { .. } => "overbooked",
+            Self::Displaced { .. } => "displaced",
             Self::Expired { .. } => "deadline_passed",
             Self::Closing => "closing",
         }
@@ -35,6 +43,8 @@ impl Refusal {
         match self {
             Self::QueueFull { retry_after, .. }
             | Self::DeadlineUnreachable { retry_after, .. }
+            | Self::Overbooked { retry_after }
+            | Self::Displaced { retry_after, .. }
             | Self::Expired { retry_after, .. } => *retry_after,
             Self::Closing => Duration::from_secs(1),
         }

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
 use crate::onnx::Tensor;
+use crate::schedule;
+use crate::units::Digest;
 
 use super::error::{InferError, Refusal};
 use super::live::Shared;
@@ -26,6 +28,8 @@ pub struct Request {
     pub decode: Duration,
     /// How long the answer may take from `arrived` on; `None` takes the slot's default.
     pub timeout: Option<Duration>,
+    /// The protocol's `priority`: 1 is the highest, 0 the default; see [`schedule::Level`].
+    pub priority: u64,
 }
 
 /// A request's outputs, all of one variant.
@@ -39,8 +43,10 @@ pub struct Answer {
     pub arrived: Instant,
     /// Submission to start of the run.
     pub queued: Duration,
-    /// Time in the session.
+    /// Time in the session, all that ran with it included.
     pub compute: Duration,
+    /// Requests of its run; 1 where it ran alone.
+    pub together: usize,
 }
 
 pub(super) type Outcome = Result<Answer, InferError>;
@@ -48,6 +54,10 @@ pub(super) type Outcome = Result<Answer, InferError>;
 #[derive(Debug)]
 pub(super) struct Job {
     pub id: u64,
+    pub level: schedule::Level,
+    /// What it may run together with, and its rows.
+    pub kind: Option<Digest>,
+    pub rows: usize,
     pub request: Request,
     pub deadline: Option<Instant>,
     pub reply: oneshot::Sender<Outcome>,

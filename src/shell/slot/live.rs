@@ -10,12 +10,14 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::protocol::Signature;
+use crate::schedule::Level;
 use crate::units::Version;
 
+use super::batch;
 use super::error::{PublishError, Refusal};
 use super::job::{Answer, Job, Request, Ticket};
 use super::queue::Queue;
-use super::stats::{Counters, Stats, Totals};
+use super::stats::{BatchTimes, Counters, Stats, Totals};
 use super::variant::{Notice, Runner, Sampler, Variant, VariantInfo};
 use super::worker;
 
@@ -49,6 +51,13 @@ impl Shared {
     pub fn refused(&self, refusal: &Refusal) {
         let mut refusals = self.refusals.lock().unwrap_or_else(PoisonError::into_inner);
         *refusals.entry(refusal.label()).or_default() += 1;
+    }
+
+    /// Answers a request that is not run.
+    pub fn refuse(&self, job: Job, refusal: Refusal) {
+        self.refused(&refusal);
+        // Nobody may be waiting any more.
+        let _ = job.reply.send(Err(refusal.into()));
     }
 
     pub fn sampler(&self) -> Option<Arc<dyn Sampler>> {
@@ -131,7 +140,7 @@ impl Slot {
         });
         let stats = Arc::new(Stats::default());
         let by_name = BTreeMap::from([(first.name.clone(), Arc::clone(&stats))]);
-        let variant = Arc::new(Variant::new(first, 1, sessions.len(), stats, false));
+        let variant = Arc::new(Variant::new(first, 1, &sessions, stats, false));
         let drain = spawn(&shared, &variant, sessions)?;
         shared.queue.publish(1, || ());
         Ok(Self {
@@ -165,7 +174,8 @@ impl Slot {
     }
 
     /// Queues a request. Never blocks: a request that finds no place, or whose deadline cannot be
-    /// met, is refused at once. `now` is at or after the request's arrival.
+    /// met, is refused at once, and so are those of lower priority that have to make way for it (see
+    /// [`schedule`](crate::schedule)). `now` is at or after the request's arrival.
     ///
     /// # Errors
     /// The refusal.
@@ -176,9 +186,15 @@ impl Slot {
         // A time-out beyond the clock's range is none.
         let deadline = timeout.and_then(|timeout| request.arrived.checked_add(timeout));
         let times = (request.arrived, deadline);
-        let job = Job { id, request, deadline, reply };
+        let level = Level::of(request.priority);
+        let (rows, kind) = batch::kind(&request, self.current.load().batching());
+        let job = Job { id, level, kind, rows, request, deadline, reply };
         let admitted = self.shared.queue.push(job, &self.current, now);
-        admitted.inspect_err(|refusal| self.shared.refused(refusal))?;
+        let making_way = admitted.inspect_err(|refusal| self.shared.refused(refusal))?;
+        for job in making_way {
+            let waited = now.saturating_duration_since(job.request.arrived);
+            self.shared.refuse(job, Refusal::Displaced { waited, retry_after: waited });
+        }
         Ok(Ticket::new(id, times, answer, Arc::clone(&self.shared)))
     }
 
@@ -200,7 +216,7 @@ impl Slot {
         let generation = publication.generation + 1;
         let name = info.name.clone();
         let stats = Arc::clone(publication.stats.entry(name.clone()).or_default());
-        let variant = Arc::new(Variant::new(info, generation, sessions.len(), stats, on_probation));
+        let variant = Arc::new(Variant::new(info, generation, &sessions, stats, on_probation));
         let drain = spawn(&self.shared, &variant, sessions)?;
         let switch = || self.current.store(Arc::clone(&variant));
         if !self.shared.queue.publish(generation, switch) {
@@ -221,8 +237,7 @@ impl Slot {
     /// time.
     pub fn abort(&self) -> Drain {
         for job in self.shared.queue.close(true) {
-            self.shared.refused(&Refusal::Closing);
-            let _ = job.reply.send(Err(Refusal::Closing.into()));
+            self.shared.refuse(job, Refusal::Closing);
         }
         self.publication.lock().unwrap_or_else(PoisonError::into_inner).drain.clone()
     }
@@ -237,7 +252,7 @@ impl Slot {
     pub fn ready(&self, answer: &Answer, at: Instant, encode: Duration) {
         let latency = at.saturating_duration_since(answer.arrived);
         let stats = &answer.variant.stats;
-        stats.answered(at, latency, answer.compute);
+        stats.answered(at, latency, (answer.together == 1).then_some(answer.compute));
         stats.counters.encoded(encode);
         self.shared.counters.encoded(encode);
     }
@@ -245,6 +260,11 @@ impl Slot {
     /// Counts over all variants since the start.
     pub fn totals(&self) -> Totals {
         self.shared.counters.totals()
+    }
+
+    /// Runs over all variants since the start, by the number of requests that they answered.
+    pub fn batches(&self) -> BTreeMap<usize, BatchTimes> {
+        self.shared.counters.batches()
     }
 
     /// Refusals by [`Refusal::label`] since the start.

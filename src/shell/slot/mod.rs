@@ -7,24 +7,34 @@
 //! requests, the old ones finish what they have started, free their sessions and end. A request
 //! therefore belongs to exactly one variant from the moment it starts, and none can be dropped by a
 //! swap.
+//!
+//! Who waits, who goes first and what runs together is `schedule`'s to say. A batch that waits to fill
+//! is nothing of its own: its requests stand in the queue, can be cancelled there, and go to whichever
+//! variant takes them.
 
+mod batch;
 mod error;
 mod job;
 mod live;
 mod queue;
 mod repository;
+mod rows;
 mod session;
 mod stats;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod together;
 mod variant;
 mod worker;
 
+pub use batch::Batched;
 pub use error::{InferError, PublishError, Refusal, RunFailure};
 pub use job::{Answer, Request, Ticket};
 pub use live::{Drain, Slot, SlotOptions};
 pub use repository::{
     Command, CommandError, Commands, Entry, IndexEntry, ModelState, NotServed, Repository,
 };
-pub use stats::{Counters, Histogram, LATENCY_BUCKETS_US, Stats, Totals, Window};
+pub use rows::{NotBatched, check_rows};
+pub use stats::{BatchTimes, Counters, Histogram, LATENCY_BUCKETS_US, Stats, Totals, Window};
 pub use variant::{Fault, Notice, Runner, Sampler, Variant, VariantInfo};

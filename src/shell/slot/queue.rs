@@ -1,11 +1,13 @@
-//! The bounded queue of a slot, shared by the threads of the variant in service.
+//! The bounded queue of a slot, shared by the threads of the variant in service: `schedule`'s under a lock,
+//! with a clock.
 
-use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+
+use crate::schedule::{self, Asked, Next, Refused, Run, Taken};
 
 use super::error::Refusal;
 use super::job::Job;
@@ -15,22 +17,32 @@ use super::variant::Variant;
 pub(super) struct Queue {
     state: Mutex<State>,
     wake: Condvar,
-    capacity: usize,
+    /// What the times of the schedule count from.
+    origin: Instant,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct State {
-    jobs: VecDeque<Job>,
+    jobs: schedule::Queue<Job>,
     /// Only threads of the variant with this generation take jobs.
     generation: u64,
-    /// Requests that the variant of this generation runs now.
-    running: usize,
     closed: bool,
+}
+
+/// What a thread is to do.
+#[derive(Debug)]
+pub(super) struct Work {
+    /// To be refused: their deadlines have passed.
+    pub expired: Vec<Job>,
+    /// To be run, as one where they are several.
+    pub run: Option<(Run, Vec<Job>)>,
 }
 
 impl Queue {
     pub fn new(capacity: usize) -> Self {
-        Self { state: Mutex::default(), wake: Condvar::new(), capacity: capacity.max(1) }
+        let jobs = schedule::Queue::new(capacity);
+        let state = Mutex::new(State { jobs, generation: 0, closed: false });
+        Self { state, wake: Condvar::new(), origin: Instant::now() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -38,79 +50,107 @@ impl Queue {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn time(&self, at: Instant) -> Duration {
+        at.saturating_duration_since(self.origin)
+    }
+
     /// Requests that wait, and those that run.
     pub fn pending(&self) -> (usize, usize) {
         let state = self.lock();
-        (state.jobs.len(), state.running)
+        (state.jobs.waiting(), state.jobs.running())
     }
 
-    /// Takes `job` in, unless there is no place or no hope. `current` is the variant in service; it
-    /// changes only under this queue's lock.
-    pub fn push(&self, job: Job, current: &ArcSwap<Variant>, now: Instant) -> Result<(), Refusal> {
+    /// Takes `job` in, unless there is no place or no hope; gives back those that make way for it, to be
+    /// refused. `current` is the variant in service; it changes only under this queue's lock.
+    pub fn push(
+        &self,
+        job: Job,
+        current: &ArcSwap<Variant>,
+        now: Instant,
+    ) -> Result<Vec<Job>, Refusal> {
+        let asked = Asked {
+            id: job.id,
+            level: job.level,
+            arrived: self.time(job.request.arrived),
+            deadline: job.deadline.map(|deadline| self.time(deadline)),
+            kind: job.kind,
+            rows: job.rows,
+        };
+        let (arrived, deadline) = (job.request.arrived, job.deadline);
         let mut state = self.lock();
         if state.closed {
             return Err(Refusal::Closing);
         }
-        let variant = current.load();
-        let service = variant.service_time();
-        let ahead = state.jobs.len() + state.running;
-        let wait = wait_for(ahead, variant.instances, service);
-        if state.jobs.len() >= self.capacity {
-            return Err(Refusal::QueueFull { capacity: self.capacity, retry_after: wait });
-        }
-        // An idle instance always tries: its time is what keeps the estimate honest.
-        if let Some(deadline) = job.deadline
-            && ahead >= variant.instances
-            && now + wait + service > deadline
-        {
-            return Err(Refusal::DeadlineUnreachable {
-                estimate: wait + service + now.saturating_duration_since(job.request.arrived),
-                allowed: deadline.saturating_duration_since(job.request.arrived),
+        let server = current.load().server();
+        let capacity = state.jobs.capacity();
+        let refusal = |refused| match refused {
+            Refused::Full { wait } => Refusal::QueueFull { capacity, retry_after: wait },
+            Refused::Late { takes, wait } => Refusal::DeadlineUnreachable {
+                estimate: takes + now.saturating_duration_since(arrived),
+                allowed: deadline.unwrap_or(now).saturating_duration_since(arrived),
                 retry_after: wait,
-            });
-        }
-        state.jobs.push_back(job);
+            },
+            Refused::Overbooked { wait } => Refusal::Overbooked { retry_after: wait },
+        };
+        let offered = state.jobs.offer(asked, job, &server, self.time(now));
+        let out = offered.map_err(refusal)?;
         drop(state);
         self.wake.notify_one();
-        Ok(())
+        Ok(out)
     }
 
     /// Removes a job that nobody waits for; `false` where it has left the queue already.
     pub fn forget(&self, id: u64) -> bool {
-        let mut state = self.lock();
-        let place = state.jobs.iter().position(|job| job.id == id);
-        let job = place.and_then(|place| state.jobs.remove(place));
-        drop(state);
+        let job = self.lock().jobs.remove(id);
         job.is_some()
     }
 
-    /// The next job for a thread of `variant`; `None` when the thread shall end. The caller reports
-    /// every job that it got by [`Queue::finished`].
-    pub fn next(&self, variant: &Variant) -> Option<Job> {
+    /// What a thread of `variant` is to do next; `None` when the thread shall end. The caller refuses what
+    /// has expired, and reports every run that it got by [`Queue::finished`].
+    pub fn next(&self, variant: &Variant) -> Option<Work> {
         let mut state = self.lock();
         loop {
             let superseded = state.generation > variant.generation;
             if superseded || variant.abandoned.load(Ordering::Relaxed) {
                 return None;
             }
+            let mut until = None;
             if state.generation == variant.generation {
-                if let Some(job) = state.jobs.pop_front() {
-                    state.running += 1;
-                    return Some(job);
-                }
-                if state.closed {
-                    return None;
+                let (now, at_once) = (self.time(Instant::now()), state.closed);
+                let Taken { expired, next } = state.jobs.take(&variant.server(), now, at_once);
+                match next {
+                    Next::Run { run, jobs } => {
+                        if state.jobs.waiting() > 0 {
+                            // Who was woken for what is left may have been this thread.
+                            self.wake.notify_one();
+                        }
+                        return Some(Work { expired, run: Some((run, jobs)) });
+                    }
+                    Next::Nothing | Next::Hold { .. } if !expired.is_empty() => {
+                        return Some(Work { expired, run: None });
+                    }
+                    Next::Hold { until: end } => until = Some(end.saturating_sub(now)),
+                    Next::Nothing if state.closed => return None,
+                    Next::Nothing => {}
                 }
             }
-            state = self.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+            // What waits for a batch to fill waits in the queue: it can be forgotten, and goes to the next
+            // variant with all the others.
+            state = match until {
+                Some(hold) => {
+                    let woken = self.wake.wait_timeout(state, hold);
+                    woken.unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => self.wake.wait(state).unwrap_or_else(PoisonError::into_inner),
+            };
         }
     }
 
-    /// A thread of `variant` has answered its job.
-    pub fn finished(&self, variant: &Variant) {
+    /// A thread of `variant` has ended its run.
+    pub fn finished(&self, variant: &Variant, run: Run) {
         let mut state = self.lock();
         if state.generation == variant.generation {
-            state.running -= 1;
+            state.jobs.finished(run);
         }
     }
 
@@ -122,7 +162,7 @@ impl Queue {
             return false;
         }
         state.generation = generation;
-        state.running = 0;
+        state.jobs.forget_running();
         switch();
         drop(state);
         self.wake.notify_all();
@@ -140,16 +180,9 @@ impl Queue {
     pub fn close(&self, abandon: bool) -> Vec<Job> {
         let mut state = self.lock();
         state.closed = true;
-        let dropped = if abandon { state.jobs.drain(..).collect() } else { Vec::new() };
+        let dropped = if abandon { state.jobs.drain() } else { Vec::new() };
         drop(state);
         self.wake.notify_all();
         dropped
     }
-}
-
-/// How long a request waits behind `ahead` others.
-fn wait_for(ahead: usize, instances: usize, service: Duration) -> Duration {
-    let ahead = u32::try_from(ahead).unwrap_or(u32::MAX);
-    let instances = u32::try_from(instances.max(1)).unwrap_or(u32::MAX);
-    service.saturating_mul(ahead) / instances
 }

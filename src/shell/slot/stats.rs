@@ -1,7 +1,7 @@
 //! What a slot observes: exact counters, a latency histogram, and a bounded ring of recent requests
 //! for windowed percentiles.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use crate::limits::OBSERVATIONS;
 use crate::units::Percentile;
 
+use super::job::Request;
 use super::variant::nanos;
 
 /// Upper bounds of the latency histogram's buckets, microseconds; the last bucket has no bound.
@@ -32,6 +33,8 @@ pub struct Counters {
     request_ns: AtomicU64,
     failed_ns: AtomicU64,
     last_ms: AtomicU64,
+    /// Runs by the number of their requests; at most as many as may run together.
+    batches: Mutex<BTreeMap<usize, BatchTimes>>,
 }
 
 /// A copy of [`Counters`] at one moment.
@@ -51,7 +54,7 @@ pub struct Totals {
     pub input: Duration,
     /// Time in the queue, successful requests.
     pub queue: Duration,
-    /// Time in the session, successful requests.
+    /// Time in the session, successful requests; each that runs with others is told the whole run.
     pub compute: Duration,
     /// Time in which outputs were written into bodies, successful requests.
     pub output: Duration,
@@ -61,6 +64,18 @@ pub struct Totals {
     pub failed: Duration,
     /// Wall clock of the last run, milliseconds since 1970; 0 before the first.
     pub last_ms: u64,
+}
+
+/// Runs that answered the same number of requests each, and what they took together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct BatchTimes {
+    pub runs: u64,
+    /// Inputs put together.
+    pub input: Duration,
+    /// In the runtime.
+    pub compute: Duration,
+    /// Outputs taken apart.
+    pub output: Duration,
 }
 
 /// The times of one request.
@@ -73,6 +88,15 @@ pub(super) struct Times {
     pub request: Duration,
 }
 
+impl Times {
+    /// Of a request whose run began at `start` and took `compute`.
+    pub fn of(request: &Request, start: Instant, compute: Duration) -> Self {
+        let waited = start.saturating_duration_since(request.arrived);
+        let (input, queue) = (request.decode, waited.saturating_sub(request.decode));
+        Self { input, queue, compute, request: waited + compute }
+    }
+}
+
 fn add(counter: &AtomicU64, duration: Duration) {
     counter.fetch_add(nanos(duration), Ordering::Relaxed);
 }
@@ -82,9 +106,28 @@ fn one(counter: &AtomicU64) {
 }
 
 impl Counters {
+    /// A session ran, whatever came of it.
+    pub(super) fn executed(&self) {
+        one(&self.executions);
+    }
+
+    /// A run answered so many requests.
+    pub(super) fn batch(&self, requests: usize, times: BatchTimes) {
+        let mut batches = self.batches.lock().unwrap_or_else(PoisonError::into_inner);
+        let sum = batches.entry(requests).or_default();
+        sum.runs += times.runs;
+        sum.input = sum.input.saturating_add(times.input);
+        sum.compute = sum.compute.saturating_add(times.compute);
+        sum.output = sum.output.saturating_add(times.output);
+    }
+
+    /// Runs that answered, by the number of their requests.
+    pub fn batches(&self) -> BTreeMap<usize, BatchTimes> {
+        self.batches.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     pub(super) fn succeeded(&self, times: Times, wall_ms: u64) {
         one(&self.success);
-        one(&self.executions);
         add(&self.input_ns, times.input);
         add(&self.queue_ns, times.queue);
         add(&self.compute_ns, times.compute);
@@ -100,7 +143,6 @@ impl Counters {
 
     pub(super) fn failed(&self, times: Times, wall_ms: u64) {
         one(&self.failure);
-        one(&self.executions);
         add(&self.failed_ns, times.request);
         self.last_ms.store(wall_ms, Ordering::Relaxed);
     }
@@ -153,7 +195,7 @@ struct LiveHistogram {
 struct Sample {
     at: Instant,
     latency: Duration,
-    compute: Duration,
+    alone: Option<Duration>,
 }
 
 /// What was observed of one variant.
@@ -167,8 +209,8 @@ pub struct Stats {
 
 impl Stats {
     /// Takes in one answered request: when its answer was ready for the socket, how long after its
-    /// arrival that was, and how long the session took.
-    pub(super) fn answered(&self, at: Instant, latency: Duration, compute: Duration) {
+    /// arrival that was, and how long the session took, where it ran alone.
+    pub(super) fn answered(&self, at: Instant, latency: Duration, alone: Option<Duration>) {
         let us = latency.as_micros();
         let bucket = LATENCY_BUCKETS_US.partition_point(|bound| u128::from(*bound) < us);
         one(&self.latency.buckets[bucket]);
@@ -177,7 +219,7 @@ impl Stats {
         if recent.len() == OBSERVATIONS {
             recent.pop_front();
         }
-        recent.push_back(Sample { at, latency, compute });
+        recent.push_back(Sample { at, latency, alone });
     }
 
     /// The latency histogram since the start.
@@ -194,12 +236,11 @@ impl Stats {
     pub fn window(&self, since: Instant) -> Window {
         let recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         // Instances finish out of order by a hair, so the whole ring is looked through.
-        let (latency, compute) = recent
-            .iter()
-            .filter(|sample| sample.at >= since)
-            .map(|sample| (sample.latency, sample.compute))
-            .unzip();
-        Window { latency, compute }
+        let of_window = || recent.iter().filter(|sample| sample.at >= since);
+        Window {
+            latency: of_window().map(|sample| sample.latency).collect(),
+            compute: of_window().filter_map(|sample| sample.alone).collect(),
+        }
     }
 }
 
@@ -208,7 +249,8 @@ impl Stats {
 pub struct Window {
     /// Arrival to answer ready, in the order of the answers.
     pub latency: Vec<Duration>,
-    /// Time in the session, in the same order.
+    /// Time in the session, in the same order, of those that ran alone: what is promised of a variant is the
+    /// time of one request.
     pub compute: Vec<Duration>,
 }
 

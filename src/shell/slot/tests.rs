@@ -13,9 +13,9 @@ use crate::units::{Digest, Percentile, Version};
 
 use super::*;
 
-type Outputs = Result<Vec<Tensor>, ExecError>;
+pub(super) type Outputs = Result<Vec<Tensor>, ExecError>;
 
-fn options(queue: usize) -> SlotOptions {
+pub(super) fn options(queue: usize) -> SlotOptions {
     SlotOptions {
         model: "digits".to_owned(),
         version: Version(1),
@@ -26,22 +26,23 @@ fn options(queue: usize) -> SlotOptions {
     }
 }
 
-fn info(name: &str) -> VariantInfo {
+pub(super) fn info(name: &str) -> VariantInfo {
     let digest = Digest::of(name.as_bytes());
     VariantInfo { name: name.to_owned(), digest, ratio: 1.0, quality: 1.0, promised: None }
 }
 
-fn request(value: f32) -> Request {
+pub(super) fn request(value: f32) -> Request {
     Request {
         inputs: vec![("x".to_owned(), Tensor::from_f32(&[1], &[value]))],
         wanted: vec!["y".to_owned()],
         arrived: Instant::now(),
         decode: Duration::ZERO,
         timeout: None,
+        priority: 0,
     }
 }
 
-fn submit(slot: &Slot, value: f32) -> Result<Ticket, Refusal> {
+pub(super) fn submit(slot: &Slot, value: f32) -> Result<Ticket, Refusal> {
     slot.submit(request(value), Instant::now())
 }
 
@@ -71,11 +72,11 @@ fn gated(tag: f32) -> (Box<dyn Runner>, Gate) {
     (Box::new(session), Gate { started, go })
 }
 
-fn values(answer: &Answer) -> Vec<f32> {
+pub(super) fn values(answer: &Answer) -> Vec<f32> {
     answer.outputs[0].to_f32().unwrap()
 }
 
-fn finished(drain: Drain) {
+pub(super) fn finished(drain: Drain) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
     let done = async { tokio::time::timeout(Duration::from_secs(60), drain.done()).await };
     runtime.block_on(done).expect("the drain ends");
@@ -229,6 +230,46 @@ fn a_deadline_that_cannot_be_met_is_refused_and_an_idle_instance_always_tries() 
     assert!(first.wait().is_ok() && second.wait().is_ok());
     assert_eq!(slot.refusals(), BTreeMap::from([("deadline_unreachable", 1)]));
     assert_eq!(slot.pending(), (0, 0), "whoever has its answer finds an idle instance");
+}
+
+/// Every run is expected to take ten seconds.
+#[test]
+fn the_higher_priority_and_the_earlier_deadline_go_first_and_lower_ones_make_way() {
+    let (mut session, gate) = gated(1.0);
+    let ran: Arc<Mutex<Vec<f32>>> = Arc::default();
+    let seen = Arc::clone(&ran);
+    let noting = move |inputs: &[(&str, &Tensor)], wanted: &[&str]| -> Outputs {
+        let outputs = session.run(inputs, wanted);
+        seen.lock().unwrap().push(inputs[0].1.to_f32().unwrap()[0]);
+        outputs
+    };
+    let info = VariantInfo { promised: Some(Duration::from_secs(10)), ..info("dense") };
+    let slot = Slot::start(options(4), info, vec![Box::new(noting)]).unwrap();
+    let ask = |value: f32, priority: u64, seconds: u64| {
+        let timeout = Some(Duration::from_secs(seconds));
+        slot.submit(Request { timeout, priority, ..request(value) }, Instant::now())
+    };
+    let running = ask(0.0, 0, 600).unwrap();
+    gate.started.recv().unwrap();
+    let patient = ask(1.0, 0, 300).unwrap();
+    let hurried = ask(2.0, 0, 100).unwrap();
+    let least = ask(3.0, 3, 600).unwrap();
+    let doomed = ask(4.0, 3, 45).unwrap();
+    // The last of all makes its place free for it, and the other one would be late behind it.
+    let urgent = ask(5.0, 1, 60).unwrap();
+    for out in [least, doomed] {
+        let refusal = out.wait().unwrap_err();
+        assert!(matches!(refusal, InferError::Refused(Refusal::Displaced { .. })), "{refusal}");
+    }
+    let refusal = ask(6.0, 0, 25).err().unwrap();
+    assert!(matches!(refusal, Refusal::DeadlineUnreachable { .. }), "behind the urgent: {refusal}");
+    (0..4).for_each(|_| gate.go.send(()).unwrap());
+    for ticket in [running, patient, hurried, urgent] {
+        assert!(ticket.wait().is_ok());
+    }
+    assert_eq!(*ran.lock().unwrap(), [0.0, 5.0, 2.0, 1.0]);
+    let refused = BTreeMap::from([("deadline_unreachable", 1), ("displaced", 2)]);
+    assert_eq!(slot.refusals(), refused);
 }
 
 #[test]
@@ -417,7 +458,7 @@ fn windows_hold_the_recent_requests_and_their_percentiles() {
     let start = Instant::now();
     let ms = Duration::from_millis;
     for n in 1..=100 {
-        stats.answered(start + ms(n), ms(n), ms(n) / 2);
+        stats.answered(start + ms(n), ms(n), Some(ms(n) / 2));
     }
     let all = stats.window(start);
     assert_eq!(all.latency_at(Percentile::P99), Some(ms(99)));
@@ -427,7 +468,7 @@ fn windows_hold_the_recent_requests_and_their_percentiles() {
     assert!(stats.window(start + ms(101)).is_empty());
     assert_eq!(stats.histogram().sum, ms(5050));
     for n in 0..crate::limits::OBSERVATIONS {
-        stats.answered(start + ms(200), ms(n as u64), ms(1));
+        stats.answered(start + ms(200), ms(n as u64), None);
     }
     assert_eq!(stats.window(start).len(), crate::limits::OBSERVATIONS, "the ring is bounded");
 }

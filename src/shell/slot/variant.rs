@@ -1,10 +1,11 @@
 //! One variant as a slot sees it, and the seams behind which sessions and observers stand.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::onnx::{ExecError, Tensor};
+use crate::schedule::{Batching, Server, ServiceTime};
 use crate::units::{Digest, Version};
 
 use super::stats::Stats;
@@ -21,6 +22,12 @@ pub trait Runner: Send {
         inputs: &[(&str, &Tensor)],
         wanted: &[&str],
     ) -> Result<Vec<Tensor>, ExecError>;
+
+    /// How many rows of several requests one run may take: more than 1 only where rows have nothing to do with
+    /// one another.
+    fn batching(&self) -> Batching {
+        Batching::OFF
+    }
 }
 
 /// Any function of the right shape is a session: the seam for tests.
@@ -58,31 +65,38 @@ pub struct Variant {
     pub(super) info: VariantInfo,
     pub(super) generation: u64,
     pub(super) instances: usize,
+    batching: Batching,
+    /// Its batches fail where its requests do not.
+    unbatched: AtomicBool,
     pub(super) stats: Arc<Stats>,
     probation: AtomicBool,
     /// Set where publishing failed half-way: threads that were started already end.
     pub(super) abandoned: AtomicBool,
-    /// Moving mean of compute time, nanoseconds; 0 until something is known.
-    service_ns: AtomicU64,
+    /// Compute time of one request.
+    service: Mutex<ServiceTime>,
 }
 
 impl Variant {
     pub(super) fn new(
         info: VariantInfo,
         generation: u64,
-        instances: usize,
+        sessions: &[Box<dyn Runner>],
         stats: Arc<Stats>,
         on_probation: bool,
     ) -> Self {
-        let promised = info.promised.map_or(0, nanos);
+        let service = Mutex::new(ServiceTime::new(info.promised));
+        let batching = sessions.iter().map(|session| session.batching());
+        let batching = batching.min_by_key(|batching| batching.rows).unwrap_or(Batching::OFF);
         Self {
             info,
             generation,
-            instances,
+            instances: sessions.len(),
+            batching,
+            unbatched: AtomicBool::new(false),
             stats,
             probation: AtomicBool::new(on_probation),
             abandoned: AtomicBool::new(false),
-            service_ns: AtomicU64::new(promised),
+            service,
         }
     }
 
@@ -120,14 +134,28 @@ impl Variant {
     /// Recent compute time of one request: a moving mean over about eight requests, begun at what
     /// the variant promises. Zero where nothing is known yet.
     pub fn service_time(&self) -> Duration {
-        Duration::from_nanos(self.service_ns.load(Ordering::Relaxed))
+        self.service().mean()
     }
 
-    pub(super) fn observe_compute(&self, compute: Duration) {
-        let new = nanos(compute);
-        let step = |old: u64| if old == 0 { new } else { old - old / 8 + new / 8 };
-        // Two instances may overwrite each other's step: a mean of one sample less does no harm.
-        self.service_ns.store(step(self.service_ns.load(Ordering::Relaxed)), Ordering::Relaxed);
+    fn service(&self) -> MutexGuard<'_, ServiceTime> {
+        self.service.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn server(&self) -> Server {
+        let (instances, service) = (self.instances, *self.service());
+        Server { instances, service, batching: self.batching() }
+    }
+
+    pub(super) fn batching(&self) -> Batching {
+        if self.unbatched.load(Ordering::Relaxed) { Batching::OFF } else { self.batching }
+    }
+
+    pub(super) fn stop_batching(&self) {
+        self.unbatched.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn observe_compute(&self, rows: usize, compute: Duration) {
+        self.service().observe(rows, compute);
     }
 }
 

@@ -8,65 +8,192 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use half::{bf16, f16};
 
 use crate::onnx::{DType, ExecError, Tensor};
+use crate::schedule::Run;
 
+use super::batch::{gather, scatter};
 use super::error::{Refusal, RunFailure};
 use super::job::{Answer, Job, Outcome, Request};
 use super::live::Shared;
-use super::stats::Times;
+use super::queue::Work;
+use super::stats::{BatchTimes, Counters, Times};
 use super::variant::{Fault, Notice, Runner, Variant};
 
 /// Runs until the variant is superseded or the slot is closed and its queue empty.
 pub(super) fn work(shared: &Shared, variant: &Arc<Variant>, runner: &mut dyn Runner) {
-    while let Some(job) = shared.queue.next(variant) {
-        let Job { request, deadline, reply, .. } = job;
-        if reply.is_closed() {
-            shared.counters.cancelled();
-            shared.queue.finished(variant);
-            continue;
+    while let Some(Work { expired, run }) = shared.queue.next(variant) {
+        for job in expired {
+            expire(shared, variant, job);
         }
-        let outcome = outcome(shared, variant, runner, &request, deadline);
-        let answered = outcome.is_ok();
-        // Before the reply: a client that asks again at once must not find this thread busy.
-        shared.queue.finished(variant);
-        // Nobody may be waiting any more; the answer is thrown away then.
-        let _ = reply.send(outcome);
-        if answered {
-            offer(shared, &request);
+        let Some((run, jobs)) = run else { continue };
+        let (gone, jobs): (Vec<Job>, Vec<Job>) =
+            jobs.into_iter().partition(|job| job.reply.is_closed());
+        gone.iter().for_each(|_| shared.counters.cancelled());
+        let served = Served { shared, variant, run };
+        match jobs.len() {
+            0 => shared.queue.finished(variant, run),
+            1 => {
+                served.one_by_one(runner, jobs);
+            }
+            _ => served.together(runner, jobs),
         }
     }
 }
 
-fn outcome(
+fn expire(shared: &Shared, variant: &Variant, job: Job) {
+    let waited = job.request.arrived.elapsed();
+    shared.refuse(job, Refusal::Expired { waited, retry_after: variant.service_time() });
+}
+
+/// One run of the queue, on its way to its answers.
+struct Served<'a> {
+    shared: &'a Shared,
+    variant: &'a Arc<Variant>,
+    run: Run,
+}
+
+impl Served<'_> {
+    /// Whether all were answered.
+    fn one_by_one(&self, runner: &mut dyn Runner, jobs: Vec<Job>) -> bool {
+        let mut all = true;
+        let last = jobs.len().saturating_sub(1);
+        for (at, job) in jobs.into_iter().enumerate() {
+            let outcome = outcome(self.shared, self.variant, runner, &job);
+            if at == last {
+                // Before the reply: a client that asks again at once must not find this thread busy.
+                self.shared.queue.finished(self.variant, self.run);
+            }
+            all &= outcome.is_ok();
+            self.reply(job, outcome);
+        }
+        all
+    }
+
+    fn reply(&self, job: Job, outcome: Outcome) {
+        let answered = outcome.is_ok();
+        // Nobody may be waiting any more; the answer is thrown away then.
+        let _ = job.reply.send(outcome);
+        if answered {
+            offer(self.shared, &job.request);
+        }
+    }
+
+    /// Runs all as one. Where that fails each runs alone, so that none fails for another's sake; and where
+    /// each then succeeds, it is the batch that the variant cannot do: it is given none any more.
+    fn together(&self, runner: &mut dyn Runner, jobs: Vec<Job>) {
+        let (shared, variant) = (self.shared, self.variant);
+        match batch(shared, variant, runner, &jobs) {
+            Ok(answers) => {
+                shared.queue.finished(variant, self.run);
+                for (job, answer) in jobs.into_iter().zip(answers) {
+                    self.reply(job, Ok(answer));
+                }
+            }
+            Err(failure) => {
+                let (model, requests) = (&shared.model, jobs.len());
+                tracing::warn!(model, requests, "a batch failed and is run one by one: {failure}");
+                if self.one_by_one(runner, jobs) {
+                    variant.stop_batching();
+                    tracing::warn!(model, variant = variant.info.name, "is not batched any more");
+                }
+            }
+        }
+    }
+}
+
+/// Runs several requests as one.
+fn batch(
     shared: &Shared,
     variant: &Arc<Variant>,
     runner: &mut dyn Runner,
-    request: &Request,
-    deadline: Option<Instant>,
-) -> Outcome {
+    jobs: &[Job],
+) -> Result<Vec<Answer>, RunFailure> {
     let start = Instant::now();
-    let waited = start.saturating_duration_since(request.arrived);
-    if deadline.is_some_and(|deadline| start > deadline) {
+    let requests: Vec<&Request> = jobs.iter().map(|job| &job.request).collect();
+    let rows: Vec<usize> = jobs.iter().map(|job| job.rows).collect();
+    let ran = gather(&requests)
+        .ok_or_else(|| RunFailure::Error("the requests do not fit together".to_owned()))
+        .and_then(|inputs| {
+            let gathered = Instant::now();
+            let outputs = run(runner, &inputs, &requests[0].wanted)?;
+            let ended = Instant::now();
+            let apart = scatter(&outputs, &rows).map_err(RunFailure::Error)?;
+            Ok((apart, gathered, ended))
+        });
+    let end = Instant::now();
+    let wall = wall_ms();
+    let (apart, gathered, ended) = match ran {
+        Ok(ran) => ran,
+        Err(failure) => {
+            both(shared, variant, |counters| counters.executed());
+            return Err(failure);
+        }
+    };
+    let compute = end - start;
+    variant.observe_compute(rows.iter().sum(), compute);
+    let parts = BatchTimes {
+        runs: 1,
+        input: gathered - start,
+        compute: ended - gathered,
+        output: end - ended,
+    };
+    both(shared, variant, |counters| {
+        counters.executed();
+        counters.batch(jobs.len(), parts);
+    });
+    let answers = jobs.iter().zip(apart).map(|(job, outputs)| {
+        let times = Times::of(&job.request, start, compute);
+        both(shared, variant, |counters| counters.succeeded(times, wall));
+        check(shared, variant, &job.request, &outputs);
+        answer(variant, job, outputs, times, jobs.len())
+    });
+    Ok(answers.collect())
+}
+
+fn both(shared: &Shared, variant: &Variant, count: impl Fn(&Counters)) {
+    count(&variant.stats.counters);
+    count(&shared.counters);
+}
+
+fn answer(
+    variant: &Arc<Variant>,
+    job: &Job,
+    outputs: Vec<Tensor>,
+    times: Times,
+    together: usize,
+) -> Answer {
+    let (queued, compute) = (times.queue, times.compute);
+    let (variant, arrived) = (Arc::clone(variant), job.request.arrived);
+    Answer { outputs, variant, arrived, queued, compute, together }
+}
+
+fn outcome(shared: &Shared, variant: &Arc<Variant>, runner: &mut dyn Runner, job: &Job) -> Outcome {
+    let request = &job.request;
+    let start = Instant::now();
+    if job.deadline.is_some_and(|deadline| start > deadline) {
+        // Others of its batch ran before it, or it was taken at the last moment.
+        let waited = start.saturating_duration_since(request.arrived);
         let refusal = Refusal::Expired { waited, retry_after: variant.service_time() };
         shared.refused(&refusal);
         return Err(refusal.into());
     }
-    let outcome = run(runner, request);
+    let outcome = run(runner, &request.inputs, &request.wanted);
     let compute = start.elapsed();
-    let (input, queued) = (request.decode, waited.saturating_sub(request.decode));
-    let times = Times { input, queue: queued, compute, request: waited + compute };
+    let times = Times::of(request, start, compute);
     let wall = wall_ms();
+    both(shared, variant, |counters| counters.executed());
     match outcome {
         Ok(outputs) => {
-            variant.observe_compute(compute);
-            variant.stats.counters.succeeded(times, wall);
-            shared.counters.succeeded(times, wall);
+            variant.observe_compute(job.rows, compute);
+            let parts = BatchTimes { runs: 1, compute, ..BatchTimes::default() };
+            both(shared, variant, |counters| {
+                counters.batch(1, parts);
+                counters.succeeded(times, wall);
+            });
             check(shared, variant, request, &outputs);
-            let (variant, arrived) = (Arc::clone(variant), request.arrived);
-            Ok(Answer { outputs, variant, arrived, queued, compute })
+            Ok(answer(variant, job, outputs, times, 1))
         }
         Err(failure) => {
-            variant.stats.counters.failed(times, wall);
-            shared.counters.failed(times, wall);
+            both(shared, variant, |counters| counters.failed(times, wall));
             let fault = match &failure {
                 RunFailure::Error(words) => Fault::Error(words.clone()),
                 RunFailure::Panic(words) => Fault::Panic(words.clone()),
@@ -84,11 +211,15 @@ fn offer(shared: &Shared, request: &Request) {
     }
 }
 
-/// Runs the session; what it throws becomes this request's failure and nobody else's.
-fn run(runner: &mut dyn Runner, request: &Request) -> Result<Vec<Tensor>, RunFailure> {
+/// Runs the session; what it throws becomes the failure of what it runs and nothing else's.
+fn run(
+    runner: &mut dyn Runner,
+    inputs: &[(String, Tensor)],
+    wanted: &[String],
+) -> Result<Vec<Tensor>, RunFailure> {
     let inputs: Vec<(&str, &Tensor)> =
-        request.inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-    let wanted: Vec<&str> = request.wanted.iter().map(String::as_str).collect();
+        inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    let wanted: Vec<&str> = wanted.iter().map(String::as_str).collect();
     let call = AssertUnwindSafe(|| runner.run(&inputs, &wanted));
     let outputs = catch_unwind(call)
         .map_err(|panic| RunFailure::Panic(words_of(panic.as_ref())))?
