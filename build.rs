@@ -1,24 +1,36 @@
-//! Generates the message types of `src/onnx/onnx.proto`. `protox` compiles the file in Rust, so no
-//! `protoc` is needed on the build machine.
+//! Generates the message types of `src/onnx/onnx.proto` and of the protocols in `src/protocol/grpc`. `protox`
+//! compiles the files in Rust, so no `protoc` is needed on the build machine.
 
 use std::{env, error::Error, fs, path::PathBuf};
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let proto = "src/onnx/onnx.proto";
-    println!("cargo::rerun-if-changed={proto}");
-    let descriptors = protox::Compiler::new(["src/onnx"])?
-        .include_imports(true)
-        .open_file("onnx.proto")?
-        .encode_file_descriptor_set();
-    let path = PathBuf::from(env::var("OUT_DIR")?).join("onnx.descriptors");
-    fs::write(&path, descriptors)?;
-    buffa_build::Config::new()
-        .files(&["onnx.proto"])
+    // Weights are slices of the file's own buffer: nothing is copied to decode them. What the program does not
+    // know of a model is kept.
+    let onnx = messages("src/onnx", &["onnx.proto"], "onnx")?.preserve_unknown_fields(true);
+    onnx.compile()?;
+    let grpc = messages("src/protocol/grpc", &["grpc_service.proto", "health.proto"], "grpc")?;
+    // The same answer is the same bytes.
+    grpc.preserve_unknown_fields(false).map_type(buffa_build::MapRepr::BTreeMap).compile()
+}
+
+/// What generates the messages of `files` in `folder` into `<name>.include.rs`.
+fn messages(
+    folder: &str,
+    files: &[&str],
+    name: &str,
+) -> Result<buffa_build::Config, Box<dyn Error>> {
+    let mut compiler = protox::Compiler::new([folder])?;
+    compiler.include_imports(true);
+    for file in files {
+        println!("cargo::rerun-if-changed={folder}/{file}");
+        compiler.open_file(file)?;
+    }
+    let path = PathBuf::from(env::var("OUT_DIR")?).join(name).with_extension("descriptors");
+    fs::write(&path, compiler.encode_file_descriptor_set())?;
+    Ok(buffa_build::Config::new()
+        .files(files)
         .descriptor_set(&path)
-        // Weights are slices of the file's own buffer: nothing is copied to decode them.
         .use_bytes_type()
         .generate_views(false)
-        .preserve_unknown_fields(true)
-        .include_file("onnx.include.rs")
-        .compile()
+        .include_file(format!("{name}.include.rs")))
 }

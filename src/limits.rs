@@ -18,6 +18,9 @@ pub const CONFIG_ALIAS_EVENTS: usize = 100_000;
 /// Problems of a configuration that are shown; the rest is counted.
 pub const CONFIG_PROBLEMS: usize = 50;
 
+/// Longest path of a Unix socket: the kernel takes 107 bytes, and a name beside it is needed for a moment.
+pub const SOCKET_PATH_BYTES: usize = 100;
+
 /// Most sessions of one model: more than the cores of an edge box, and each costs memory.
 pub const INSTANCES: usize = 64;
 
@@ -75,6 +78,14 @@ pub const SHARED_BYTES: usize = 1024;
 /// Longest JSON part of an inference request. Numbers as text take up to four times their binary
 /// size; a client with more to say uses the binary extension.
 pub const INFER_JSON_BYTES: usize = 256 << 20;
+
+/// Most bytes that the elements of one input may take that come as typed contents over gRPC: a varint of a
+/// byte may stand for eight. A client with more to say sends raw contents.
+pub const TYPED_CONTENTS_BYTES: usize = 32 << 20;
+
+/// Outputs of at most this many bytes are copied behind what stands before them in a message; larger ones are
+/// sent from where they lie. A frame of their own costs more than copying one of HTTP/2's smallest.
+pub const JOINED_BYTES: usize = 16 << 10;
 
 /// Most inputs, and most requested outputs, of one request. Exported networks with cached state
 /// have a few hundred.
@@ -153,6 +164,56 @@ pub const HTTP_BODY_SECS: u64 = 60;
 /// JSON bodies above this size are read on a thread that may block, so that a large request never
 /// holds up the small ones. Below it the hand-over would cost more than the reading.
 pub const JSON_INLINE_BYTES: usize = 64 << 10;
+
+/// Open connections of a listener that speaks HTTP/2. One carries many calls at a time, and may have
+/// [`HTTP2_CONNECTION_WINDOW`] in our memory before anybody looks at it.
+pub const HTTP2_CONNECTIONS: usize = 128;
+
+/// Calls at a time of one connection: more than any model's queue takes from a client that means well.
+pub const HTTP2_STREAMS: u32 = 256;
+
+/// Bytes of a call's body that may be under way before they are read: a camera's frame as 8-bit colours.
+pub const HTTP2_STREAM_WINDOW: u32 = 512 << 10;
+
+/// The same for all calls of a connection.
+pub const HTTP2_CONNECTION_WINDOW: u32 = 1 << 20;
+
+/// Largest frame that is taken: a request that fits into one is not copied before it is run.
+pub const HTTP2_FRAME_BYTES: u32 = 256 << 10;
+
+/// Bytes of a call's headers. gRPC's own clients stop at 8 KiB.
+pub const HTTP2_HEADER_BYTES: u32 = 16 << 10;
+
+/// Calls of a connection that its client may have ended before they were looked at. One that opens and ends
+/// calls faster is sent away: it costs more than it can be served for.
+pub const HTTP2_RESET_STREAMS: usize = 32;
+
+/// Calls of a connection that may have ended for a client's errors; then it is sent away.
+pub const HTTP2_ERROR_STREAMS: usize = 128;
+
+/// Bytes of one answer that are handed to the connection at a time; the rest waits until the client takes it.
+pub const HTTP2_SEND_BYTES: usize = 64 << 10;
+
+/// How often a client that says nothing is asked whether it is still there, and how long it may take to say
+/// so: a box that lost its power holds its connection's place no longer.
+pub const HTTP2_PING_SECS: u64 = 60;
+pub const HTTP2_PONG_SECS: u64 = 20;
+
+/// How often a connection is looked at for answers that are not taken and for being idle.
+pub const CONNECTION_CHECK_SECS: u64 = 5;
+
+/// Requests of one stream that are under way: enough to keep a model busy while the next one comes.
+pub const STREAM_REQUESTS: usize = 16;
+
+/// Registered regions of shared memory; each holds a file open. A client has two, one to write and one to
+/// read, or a ring of them a camera.
+pub const SHARED_REGIONS: usize = 256;
+
+/// Longest name of a region: as long as the name of the object behind it may be.
+pub const SHARED_NAME_BYTES: usize = 255;
+
+/// Inputs and outputs in shared memory above this many bytes together are copied on a thread that may block.
+pub const SHARED_INLINE_BYTES: u64 = 256 << 10;
 // ---- shell::engine ----
 
 /// Most entries of a directory that are looked at in search of a library. `/usr/lib` of a full desktop

@@ -94,7 +94,7 @@ fn answer(id: &str, outputs: &[(WantedOutput, Tensor)]) -> Result<(String, Vec<u
 }
 
 fn wanted(name: &str, binary: bool) -> WantedOutput {
-    WantedOutput { name: name.to_owned(), binary }
+    WantedOutput::new(name, binary)
 }
 
 #[test]
@@ -140,7 +140,7 @@ fn metadata_and_configuration_have_the_protocols_form() {
     golden("model_metadata.json", &text(serde_json::to_value(metadata).unwrap()));
     let config = ModelConfig::of("digits", &signature, 2);
     golden("model_config.json", &text(serde_json::to_value(config).unwrap()));
-    let server = serde_json::to_value(ServerMetadata::this()).unwrap();
+    let server = serde_json::to_value(ServerMetadata::this(true)).unwrap();
     assert_eq!(server["name"], "blochd");
     assert_eq!(server["version"], env!("CARGO_PKG_VERSION"));
 }

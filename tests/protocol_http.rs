@@ -277,7 +277,7 @@ fn a_body_that_grows_past_the_limit_without_saying_so_is_refused() {
 fn a_full_queue_and_a_passed_deadline_are_answered_by_503_with_retry_after() {
     let served = Served::start(4096);
     let (session, started, go) = gated();
-    let slot = served.add("sum", sum_signature(), session);
+    let slot = served.add_with_queue("sum", sum_signature(), session, 2);
     let mut clients: Vec<Client> = (0..4).map(|_| Client::to(served.http)).collect();
     clients[0].send("POST", SUM, &[], body("0", "").as_bytes());
     started.recv().unwrap();

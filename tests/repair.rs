@@ -15,7 +15,8 @@ use blochd::onnx::proto::attribute_proto::AttributeType;
 use blochd::onnx::{Graph, Model, Tensor, attr_ints, operators};
 use blochd::redundancy::selection::Method;
 use blochd::spectra::activations::Batch;
-use blochd::spectra::rows::{Geometry, sample};
+use blochd::spectra::rows::Geometry;
+use blochd::spectra::sampler::Sampler;
 use blochd::surgery::refit::RefitKind;
 use blochd::surgery::repair::{Mode, Repair, Repaired};
 use blochd::surgery::{Cut, apply, gone};
@@ -138,7 +139,7 @@ proptest! {
         let per_group = operator.outputs / group;
         for g in 0..group {
             let x = std::slice::from_ref(&subject.inputs[0].1);
-            let rows = sample(&geometry, x, &said, g, 10_000, 1).unwrap();
+            let rows = Sampler::new(&geometry, x, &said, 10_000, 1).unwrap().rows(g);
             prop_assert_eq!(rows.count(), said[0].shape[2] * said[0].shape[3] * 3);
             for (x, y) in rows.x.chunks(rows.inputs).zip(rows.y.chunks(rows.outputs)) {
                 for (i, wanted) in y.iter().enumerate() {

@@ -1,4 +1,4 @@
-//! The unmodified `tritonclient[http]` from PyPI against a real server. The Python of `BLOCHD_TEST_PYTHON` is
+//! The unmodified `tritonclient[grpc,http]` from PyPI against a real server. The Python of `BLOCHD_TEST_PYTHON` is
 //! used where it is set; else pip installs the client into a folder under `target/`, which needs neither a
 //! virtual environment (Debian packs `venv` apart) nor leave to write into the system's Python.
 
@@ -9,14 +9,16 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 
-use blochd::protocol::Signature;
+use blochd::onnx::{DType, ExecError, Tensor};
+use blochd::protocol::{Signature, TensorSpec};
 use blochd::shell::engine::{EngineOptions, LiveSession, Search, init};
 use blochd::shell::places::state_dir;
+use blochd::shell::slot::Runner;
 
 use running::{Home, model};
 use serving::Served;
 
-const CLIENT: &str = "tritonclient[http]==2.73.0";
+const CLIENT: &str = "tritonclient[grpc,http]==2.73.0";
 
 /// Two tests must not install it at the same time.
 static INSTALLING: Mutex<()> = Mutex::new(());
@@ -27,13 +29,14 @@ fn python() -> Command {
     if let Some(python) = std::env::var_os("BLOCHD_TEST_PYTHON") {
         return Command::new(python);
     }
-    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("tritonclient-2.73.0-packages");
+    let folder =
+        PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("tritonclient-grpc-2.73.0-packages");
     let python = || {
         let mut python = Command::new("python3");
         python.env("PYTHONPATH", &folder);
         python
     };
-    let imports = python().args(["-c", "import tritonclient.http"]).output();
+    let imports = python().args(["-c", "import tritonclient.grpc, tritonclient.http"]).output();
     if !imports.is_ok_and(|out| out.status.success()) {
         let pip = ["-m", "pip", "install", "--quiet", "--upgrade", "--target"];
         run(Command::new("python3").args(pip).arg(&folder).arg(CLIENT));
@@ -57,6 +60,52 @@ fn the_unmodified_tritonclient_is_served() {
     run(python().args([script, &address, "--types", "types", "--reload", "types"]));
 }
 
+const GRPC: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tritonclient_grpc_calls.py");
+
+/// A model that waits until `open` is asked, and one that waits until it does so; all give their input back.
+fn gate() -> [(&'static str, Box<dyn Runner>); 3] {
+    let (begin, begun) = std::sync::mpsc::channel();
+    let (open, opened) = std::sync::mpsc::channel();
+    let give = |inputs: &[(&str, &Tensor)]| Ok::<_, ExecError>(vec![inputs[0].1.clone()]);
+    let gate = move |inputs: &[(&str, &Tensor)], _: &[&str]| {
+        begin.send(()).unwrap();
+        opened.recv().unwrap();
+        give(inputs)
+    };
+    let begun = move |inputs: &[(&str, &Tensor)], _: &[&str]| {
+        begun.recv().unwrap();
+        give(inputs)
+    };
+    let open = move |inputs: &[(&str, &Tensor)], _: &[&str]| {
+        open.send(()).unwrap();
+        give(inputs)
+    };
+    [("gate", Box::new(gate)), ("begun", Box::new(begun)), ("open", Box::new(open))]
+}
+
+#[test]
+fn the_unmodified_tritonclient_is_served_over_grpc_and_shared_memory() {
+    let served = Served::start(1 << 20);
+    served.add("types", serving::types(), serving::echo());
+    for spec in serving::types().inputs {
+        let word = blochd::protocol::datatype(spec.dtype);
+        let one = |name: &str| TensorSpec { name: name.to_owned(), ..spec.clone() };
+        let signature = Signature { inputs: vec![one("in")], outputs: vec![one("out")] };
+        served.add(&format!("echo_{word}"), signature, serving::echo());
+    }
+    let unix = format!("unix:{}", served.unix.display());
+    let http = served.http.to_string();
+    for target in [served.grpc.to_string(), unix] {
+        let x = vec![serving::spec("x", DType::F32, &[-1])];
+        for (model, session) in gate() {
+            let signature = Signature { inputs: x.clone(), outputs: x.clone() };
+            served.add(model, signature, session);
+        }
+        let more = ["--types", "types", "--reload", "types", "--gate", "gate", "--http", &http];
+        run(python().args([GRPC, &target]).args(more));
+    }
+}
+
 #[test]
 fn the_unmodified_tritonclient_is_served_by_a_real_model() {
     let runtime = init(&Search::new(None, &state_dir())).unwrap_or_else(|error| panic!("{error}"));
@@ -67,12 +116,13 @@ fn the_unmodified_tritonclient_is_served_by_a_real_model() {
     served.add("digits", Signature::from(&session), Box::new(session));
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tritonclient_calls.py");
     run(python().args([script, &served.http.to_string()]));
+    run(python().args([GRPC, &served.grpc.to_string()]));
 }
 
 #[test]
 fn the_unmodified_tritonclient_is_served_by_the_agent() {
     let home = Home::new();
-    home.configure("defaults: {ladder: {enabled: false}}");
+    home.configure("defaults: {ladder: {enabled: false}}\nunix_socket: b.sock");
     home.drop_model(&model("digits_mobile.onnx"), "digits/3/model.onnx");
     home.drop_model(&model("fixtures/mlp_gemm.onnx"), "mlp.onnx");
     home.drop_model(&model("fixtures/bad/truncated.onnx"), "broken/1/model.onnx");
@@ -81,6 +131,10 @@ fn the_unmodified_tritonclient_is_served_by_the_agent() {
     let address = format!("127.0.0.1:{}", home.http);
     let more = ["--reload", "digits", "--broken", "broken"];
     run(python().args([script, &address]).args(more));
+    let unix = format!("unix:{}", home.dir.path().join("b.sock").display());
+    for target in [format!("127.0.0.1:{}", home.grpc), unix] {
+        run(python().args([GRPC, &target, "--no-memory"]).args(more));
+    }
     // What was unloaded and loaded again still serves.
     assert!(agent.serves("digits", 3) && agent.infer("digits").is_ok());
 }

@@ -32,9 +32,15 @@ pub struct Run {
     /// ~/.local/state/blochd].
     #[arg(long)]
     state_dir: Option<String>,
-    /// Address of the Open Inference Protocol [default: 127.0.0.1:8000].
+    /// Address of the Open Inference Protocol over REST [default: 127.0.0.1:8000].
     #[arg(long)]
     http_address: Option<String>,
+    /// The same over gRPC, or `none` [default: 127.0.0.1:8001].
+    #[arg(long)]
+    grpc_address: Option<String>,
+    /// Unix socket of both, or `none` [default: blochd.sock in the runtime directory that systemd gives].
+    #[arg(long)]
+    unix_socket: Option<String>,
     /// Address of the metrics page, at /metrics [default: 127.0.0.1:8002].
     #[arg(long)]
     metrics_address: Option<String>,
@@ -89,7 +95,9 @@ impl Run {
         runtime.shutdown_background();
         ended.map_err(|error| {
             let code = match &error {
-                AgentError::Runtime(_) | AgentError::Listen { .. } => Code::Unavailable,
+                AgentError::Runtime(_) | AgentError::Listen { .. } | AgentError::Socket { .. } => {
+                    Code::Unavailable
+                }
                 AgentError::Store(_) | AgentError::ModelDir { .. } => Code::Io,
                 AgentError::Signals(_) => Code::Software,
             };
@@ -99,7 +107,10 @@ impl Run {
                      BLOCHD_STATE_DIR name another"
                 }
                 AgentError::ModelDir { .. } => "; --model-dir or BLOCHD_MODEL_DIR name another",
-                AgentError::Runtime(_) | AgentError::Listen { .. } | AgentError::Signals(_) => "",
+                AgentError::Runtime(_)
+                | AgentError::Listen { .. }
+                | AgentError::Socket { .. }
+                | AgentError::Signals(_) => "",
             };
             Failure { code, error: anyhow!("{error}{remedy}") }
         })
@@ -110,6 +121,8 @@ impl Run {
             ("--model-dir", "model_dir", &self.model_dir),
             ("--state-dir", "state_dir", &self.state_dir),
             ("--http-address", "http_address", &self.http_address),
+            ("--grpc-address", "grpc_address", &self.grpc_address),
+            ("--unix-socket", "unix_socket", &self.unix_socket),
             ("--metrics-address", "metrics_address", &self.metrics_address),
             ("--runtime-library", "runtime_library", &self.runtime_library),
             ("--log-level", "log_level", &self.log_level),

@@ -21,8 +21,14 @@ pub struct Config {
     pub model_dir: PathBuf,
     /// Directory of all that the agent keeps: ladders, caches, runtimes.
     pub state_dir: PathBuf,
-    /// Where the Open Inference Protocol is served.
+    /// Where the Open Inference Protocol is served over REST.
     pub http_address: SocketAddr,
+    /// Where it is served over gRPC; `None`: nowhere.
+    pub grpc_address: Option<SocketAddr>,
+    /// The Unix socket at which both are served.
+    pub unix_socket: Socket,
+    /// Whether clients on this box may give and take tensors in shared memory.
+    pub shared_memory: bool,
     /// Where Prometheus metrics are served.
     pub metrics_address: SocketAddr,
     /// ONNX Runtime's shared library; `None` searches `ORT_DYLIB_PATH`, the state directory, the
@@ -39,6 +45,16 @@ pub struct Config {
     pub defaults: ModelConfig,
     /// What the agent's own file, the environment and flags say of single models.
     pub(super) models: BTreeMap<String, Vec<Assigned>>,
+}
+
+/// Where a Unix socket is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Socket {
+    /// In the runtime directory, if systemd gave one.
+    Auto,
+    /// Nowhere.
+    Off,
+    At(PathBuf),
 }
 
 /// When files count as complete.
@@ -204,6 +220,9 @@ impl Default for Config {
             model_dir: "/var/lib/blochd/models".into(),
             state_dir: "/var/lib/blochd".into(),
             http_address: SocketAddr::from((Ipv4Addr::LOCALHOST, 8000)),
+            grpc_address: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 8001))),
+            unix_socket: Socket::Auto,
+            shared_memory: false,
             metrics_address: SocketAddr::from((Ipv4Addr::LOCALHOST, 8002)),
             runtime_library: None,
             log_level: LogLevel::Info,

@@ -76,6 +76,9 @@ impl Config {
         kept.model_dir = self.model_dir.clone();
         kept.state_dir = self.state_dir.clone();
         kept.http_address = self.http_address;
+        kept.grpc_address = self.grpc_address;
+        kept.unix_socket = self.unix_socket.clone();
+        kept.shared_memory = self.shared_memory;
         kept.metrics_address = self.metrics_address;
         kept.runtime_library = self.runtime_library.clone();
         kept.log_format = self.log_format;

@@ -69,6 +69,9 @@ pub static AGENT: &[Setting<Config>] = &[
     agent!("model_dir", Path, true, read::path, model_dir),
     agent!("state_dir", Path, true, read::path, state_dir),
     agent!("http_address", Scalar, true, read::address, http_address),
+    agent!("grpc_address", Scalar, true, read::address_or_none, grpc_address),
+    agent!("unix_socket", Path, true, read::socket, unix_socket),
+    agent!("shared_memory", Scalar, true, read::flag, shared_memory),
     agent!("metrics_address", Scalar, true, read::address, metrics_address),
     agent!("runtime_library", Path, true, read::path_or_auto, runtime_library),
     agent!("log_level", Scalar, false, read::log_level, log_level),
@@ -337,11 +340,11 @@ impl Reader {
     }
 
     /// Relative paths in a file start from its folder, so that it does not matter where the agent
-    /// was started. `auto` is no path.
+    /// was started. `auto` and `none` are no paths.
     fn beside_the_file(&self, text: &str) -> String {
         let folder = std::path::Path::new(&*self.file).parent();
         match folder {
-            Some(folder) if text != "auto" && !text.is_empty() => {
+            Some(folder) if !matches!(text, "auto" | "none" | "") => {
                 folder.join(text).display().to_string()
             }
             _ => text.to_owned(),

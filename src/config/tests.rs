@@ -101,6 +101,24 @@ fn every_value_is_read_into_its_type() {
 }
 
 #[test]
+fn grpc_and_the_unix_socket_can_be_put_elsewhere_and_switched_off() {
+    let config = load("grpc_address: none\nunix_socket: none\n").unwrap();
+    assert_eq!((config.grpc_address, config.unix_socket), (None, Socket::Off));
+    let config = load("grpc_address: localhost:9\nunix_socket: run/b.sock\n").unwrap();
+    assert_eq!(config.grpc_address.unwrap().to_string(), "127.0.0.1:9");
+    // As other paths, from the file's folder.
+    assert_eq!(config.unix_socket, Socket::At("/etc/blochd/run/b.sock".into()));
+    assert_eq!(load("unix_socket: auto").unwrap().unix_socket, Socket::Auto);
+    assert_eq!(
+        line("grpc_address: no"),
+        "agent.yaml:1:15: \"no\" is not a socket address; write an IP address and a port, such as \
+         127.0.0.1:8000 or [::]:8000, or none"
+    );
+    let long = format!("unix_socket: /{}", "x".repeat(100));
+    assert_eq!(line(&long), "agent.yaml:1:14: the path has 101 bytes; write one of at most 100");
+}
+
+#[test]
 fn all_errors_are_reported_at_once_each_at_its_place() {
     let text = "http_adress: 127.0.0.1:1\n\
                 log_level: inf\n\
@@ -386,6 +404,9 @@ fn what_needs_a_restart_is_all_that_is_kept_back() {
         ("model_dir", "/a"),
         ("state_dir", "/b"),
         ("http_address", "1.2.3.4:5"),
+        ("grpc_address", "none"),
+        ("unix_socket", "/u"),
+        ("shared_memory", "true"),
         ("metrics_address", "1.2.3.4:6"),
         ("runtime_library", "/c"),
         ("log_format", "json"),

@@ -5,10 +5,10 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use crate::limits;
+use crate::limits::{self, SOCKET_PATH_BYTES};
 use crate::units::{ByteSize, Percentile, Span, UnitError, is_latency_ratio};
 
-use super::checked::{Budget, LogFormat, LogLevel, Method, Threads};
+use super::checked::{Budget, LogFormat, LogLevel, Method, Socket, Threads};
 use super::error::{Wrong, did_you_mean};
 
 /// The text that reads back as the same value.
@@ -34,6 +34,16 @@ impl Show for PathBuf {
     }
 }
 
+impl Show for Socket {
+    fn show(&self) -> String {
+        match self {
+            Self::Auto => "auto".to_owned(),
+            Self::Off => "none".to_owned(),
+            Self::At(path) => path.show(),
+        }
+    }
+}
+
 impl Show for Vec<f64> {
     fn show(&self) -> String {
         self.iter().map(f64::to_string).collect::<Vec<_>>().join(", ")
@@ -53,6 +63,10 @@ pub(super) trait Absent {
 }
 
 impl Absent for Budget {
+    const WORD: &'static str = "none";
+}
+
+impl Absent for SocketAddr {
     const WORD: &'static str = "none";
 }
 
@@ -84,6 +98,28 @@ pub(super) fn address(text: &str) -> Result<SocketAddr, Wrong> {
         return Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
     }
     parsed(text, "a socket address", right)
+}
+
+pub(super) fn address_or_none(text: &str) -> Result<Option<SocketAddr>, Wrong> {
+    if text.trim() == SocketAddr::WORD {
+        return Ok(None);
+    }
+    let or_none = |wrong: Wrong| Wrong::new(wrong.what, format!("{}, or none", wrong.right));
+    address(text).map(Some).map_err(or_none)
+}
+
+/// A path that the kernel takes as a Unix socket's, `auto` or `none`.
+pub(super) fn socket(text: &str) -> Result<Socket, Wrong> {
+    match text {
+        "auto" => Ok(Socket::Auto),
+        "none" => Ok(Socket::Off),
+        // The kernel's structure has 108 bytes; beside the socket another one is made first.
+        _ if text.len() > SOCKET_PATH_BYTES => {
+            let what = format!("the path has {} bytes", text.len());
+            Err(Wrong::new(what, format!("write one of at most {SOCKET_PATH_BYTES}")))
+        }
+        _ => path(text).map(Socket::At),
+    }
 }
 
 pub(super) fn path(text: &str) -> Result<PathBuf, Wrong> {

@@ -37,12 +37,13 @@ impl InferAnswer<'_> {
     /// # Errors
     /// Where an output that was asked for as JSON has no JSON form.
     pub fn encode(&self) -> Result<EncodedAnswer, AnswerError> {
-        let pairs = || self.wanted.iter().zip(self.outputs);
-        let binary_bytes: usize =
-            pairs().filter(|(wanted, _)| wanted.binary).map(|(_, tensor)| tensor.data.len()).sum();
-        let json_elements: usize =
-            pairs().filter(|(wanted, _)| !wanted.binary).map(|(_, tensor)| tensor.len()).sum();
-        for (wanted, tensor) in pairs().filter(|(wanted, _)| !wanted.binary) {
+        let going = |place: Place| {
+            let pairs = self.wanted.iter().zip(self.outputs);
+            pairs.filter(move |(wanted, _)| Place::of(wanted) == place)
+        };
+        let binary_bytes: usize = going(Place::Binary).map(|(_, tensor)| tensor.data.len()).sum();
+        let json_elements: usize = going(Place::Json).map(|(_, tensor)| tensor.len()).sum();
+        for (wanted, tensor) in going(Place::Json) {
             has_json_form(wanted, tensor)?;
         }
         // A number takes about ten characters, an output's frame about a hundred.
@@ -50,14 +51,32 @@ impl InferAnswer<'_> {
         let mut body = Vec::with_capacity(estimate);
         serde_json::to_writer(&mut body, self)
             .map_err(|error| AnswerError::Json(error.to_string()))?;
-        if !self.wanted.iter().any(|wanted| wanted.binary) {
+        if !self.wanted.iter().any(|wanted| Place::of(wanted) == Place::Binary) {
             return Ok(EncodedAnswer { body, json_length: None });
         }
         let json_length = Some(body.len());
-        for (_, tensor) in pairs().filter(|(wanted, _)| wanted.binary) {
+        for (_, tensor) in going(Place::Binary) {
             body.extend_from_slice(&tensor.data);
         }
         Ok(EncodedAnswer { body, json_length })
+    }
+}
+
+/// Where an output's data goes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Json,
+    Binary,
+    Shared,
+}
+
+impl Place {
+    fn of(wanted: &WantedOutput) -> Self {
+        match wanted {
+            WantedOutput { shared: Some(_), .. } => Self::Shared,
+            WantedOutput { binary: true, .. } => Self::Binary,
+            WantedOutput { .. } => Self::Json,
+        }
     }
 }
 
@@ -109,15 +128,30 @@ impl Serialize for Output<'_> {
         struct BinarySize {
             binary_data_size: usize,
         }
+        #[derive(serde::Serialize)]
+        struct Shared<'a> {
+            shared_memory_region: &'a str,
+            shared_memory_offset: u64,
+            shared_memory_byte_size: usize,
+        }
         let mut map = out.serialize_map(None)?;
         map.serialize_entry("name", &self.wanted.name)?;
         map.serialize_entry("datatype", datatype(self.tensor.dtype))?;
         map.serialize_entry("shape", &self.tensor.shape)?;
         let data = &self.tensor.data;
-        if self.wanted.binary {
-            map.serialize_entry("parameters", &BinarySize { binary_data_size: data.len() })?;
-        } else {
-            map.serialize_entry("data", &Elements { dtype: self.tensor.dtype, data })?;
+        match &self.wanted.shared {
+            Some(range) => {
+                let written = Shared {
+                    shared_memory_region: &range.region,
+                    shared_memory_offset: range.offset,
+                    shared_memory_byte_size: data.len(),
+                };
+                map.serialize_entry("parameters", &written)?;
+            }
+            None if self.wanted.binary => {
+                map.serialize_entry("parameters", &BinarySize { binary_data_size: data.len() })?;
+            }
+            None => map.serialize_entry("data", &Elements { dtype: self.tensor.dtype, data })?,
         }
         map.end()
     }

@@ -9,6 +9,8 @@ use serde::ser::{self, SerializeSeq, Serializer};
 
 use crate::onnx::DType;
 
+use super::check::{Expected, sizes_text};
+use super::error::RequestError;
 use super::signature::datatype;
 
 /// Bytes in front of every BYTES element: its length, little-endian.
@@ -21,6 +23,21 @@ pub(super) enum DataError {
     TooMany,
     /// What is wrong with which element.
     Element(String),
+}
+
+impl DataError {
+    /// The same as an error of the request.
+    pub fn of(self, input: &str, expected: &Expected) -> RequestError {
+        let input = input.to_owned();
+        let got = match self {
+            Self::Element(what) => return RequestError::Data { input, what },
+            Self::TooFew(Some(got)) => got.to_string(),
+            Self::TooFew(None) => "fewer".to_owned(),
+            Self::TooMany => "more".to_owned(),
+        };
+        let shape = sizes_text(&expected.shape);
+        RequestError::DataCount { input, got, expected: expected.count, shape }
+    }
 }
 
 /// Reads the flat or nested array `json` of `count` elements. Nothing is reserved beyond a small

@@ -53,9 +53,39 @@ pub enum RequestError {
     /// A dimension below zero, or more elements than can be counted.
     #[error("input '{input}': {shape} is not the shape of a tensor")]
     NotAShape { input: String, shape: String },
-    /// Neither `data` nor `binary_data_size`, or both.
-    #[error("input '{input}': expected either \"data\" or the parameter binary_data_size")]
+    /// None of `data`, `binary_data_size` and a region of shared memory, or more than one.
+    #[error(
+        "input '{input}': expected either \"data\", or the parameter binary_data_size, or one that \
+         names a region of shared memory"
+    )]
     DataSource { input: String },
+    /// A region of shared memory, and no word on how much of it.
+    #[error("'{tensor}': shared_memory_region needs the parameter shared_memory_byte_size")]
+    SharedSize { tensor: String },
+    /// Not a message of protobuf, or not the protocol's.
+    #[error("failed to parse the request message: {0}")]
+    Protobuf(String),
+    /// More than one of a tensor's three ways to travel, or none.
+    #[error(
+        "input '{input}': expected either contents, or raw_input_contents for all inputs, or \
+         parameters that name a region of shared memory"
+    )]
+    Contents { input: String },
+    /// Not as many raw contents as inputs that need one.
+    #[error(
+        "{got} raw_input_contents for {expected} inputs: each input that is not in shared memory \
+         has one"
+    )]
+    RawCount { got: usize, expected: usize },
+    /// A parameter of another type than the protocol's.
+    #[error("the parameter '{name}' is not {expected}")]
+    Parameter { name: &'static str, expected: &'static str },
+    /// Typed contents beyond [`crate::limits::TYPED_CONTENTS_BYTES`].
+    #[error(
+        "input '{input}': contents of more than {limit} bytes are not taken: send \
+         raw_input_contents"
+    )]
+    ContentsTooLong { input: String, limit: usize },
     /// The tensor's bytes do not lie in the body.
     #[error(
         "input '{input}': binary_data_size is {claimed}, only {left} bytes of the body are left"
@@ -105,7 +135,7 @@ pub enum RequestError {
     Unsupported { tensor: String, extension: &'static str },
 }
 
-/// Why an answer cannot be written as JSON.
+/// Why an answer cannot be written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AnswerError {
     /// Bytes that are not text.
@@ -114,6 +144,9 @@ pub enum AnswerError {
     /// A type that JSON has no form for.
     #[error("output '{output}' is {}: ask for binary_data", datatype(*.dtype))]
     BinaryOnly { output: String, dtype: DType },
+    /// More than a message of gRPC can announce.
+    #[error("the outputs take {bytes} bytes: no message of gRPC is that long")]
+    TooLong { bytes: usize },
     /// The outputs are not what a session may give.
     #[error("the outputs have no JSON form: {0}")]
     Json(String),

@@ -9,13 +9,14 @@ use crate::units::Version;
 
 use super::signature::{Signature, TensorSpec, datatype};
 
-/// Extensions that the server has, in the protocol's words.
-const EXTENSIONS: [&str; 5] = [
+/// Extensions that the server has, in the protocol's words; the last one only where it is switched on.
+const EXTENSIONS: [&str; 6] = [
     "binary_tensor_data",
     "model_configuration",
     "model_repository",
     "model_repository(unload_dependents)",
     "statistics",
+    "system_shared_memory",
 ];
 
 /// Answer of every failed call.
@@ -33,9 +34,10 @@ pub struct ServerMetadata {
 }
 
 impl ServerMetadata {
-    /// This program's.
-    pub fn this() -> Self {
-        Self { name: "blochd", version: env!("CARGO_PKG_VERSION"), extensions: &EXTENSIONS }
+    /// This program's, with or without shared memory.
+    pub fn this(shared_memory: bool) -> Self {
+        let extensions = if shared_memory { &EXTENSIONS[..] } else { &EXTENSIONS[..5] };
+        Self { name: "blochd", version: env!("CARGO_PKG_VERSION"), extensions }
     }
 }
 
@@ -71,7 +73,13 @@ pub struct ModelMetadata {
 }
 
 /// What Triton calls a model that ONNX Runtime runs.
-const PLATFORM: &str = "onnxruntime_onnx";
+pub(super) const PLATFORM: &str = "onnxruntime_onnx";
+
+/// And the backend of it.
+pub(super) const BACKEND: &str = "onnxruntime";
+
+/// A version's file.
+pub(super) const MODEL_FILE: &str = "model.onnx";
 
 impl ModelMetadata {
     /// Of a model with the versions that are served.
@@ -130,13 +138,13 @@ impl ModelConfig {
         Self {
             name: model.to_owned(),
             platform: PLATFORM,
-            backend: "onnxruntime",
+            backend: BACKEND,
             version_policy: BTreeMap::from([("latest", BTreeMap::from([("num_versions", 1)]))]),
             max_batch_size: 0,
             input: signature.inputs.iter().map(tensor).collect(),
             output: signature.outputs.iter().map(tensor).collect(),
             instance_group: vec![group],
-            default_model_filename: "model.onnx",
+            default_model_filename: MODEL_FILE,
         }
     }
 }
@@ -158,6 +166,26 @@ pub struct IndexLine {
     pub reason: String,
 }
 
+/// Body of `POST /v2/systemsharedmemory/region/<name>/register`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+pub struct RegisterRequest {
+    /// Name of the shared memory object.
+    pub key: String,
+    /// Where the region begins in it.
+    #[serde(default)]
+    pub offset: u64,
+    pub byte_size: u64,
+}
+
+/// A registered region of shared memory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RegionStatus {
+    pub name: String,
+    pub key: String,
+    pub offset: u64,
+    pub byte_size: u64,
+}
+
 /// Body of a load or unload call; an empty body is the default.
 #[derive(Debug, Default, Deserialize)]
 pub struct RepositoryRequest {
@@ -169,8 +197,13 @@ impl RepositoryRequest {
     /// The first parameter that the server cannot honour: models come from the model directory
     /// alone, neither their files nor their configuration from a client.
     pub fn unsupported(&self) -> Option<&str> {
-        self.parameters.keys().map(String::as_str).find(|name| *name != "unload_dependents")
+        unsupported(self.parameters.keys())
     }
+}
+
+/// The first of a repository call's parameters that is not taken.
+pub(super) fn unsupported<'a>(mut names: impl Iterator<Item = &'a String>) -> Option<&'a str> {
+    names.find(|name| *name != "unload_dependents").map(String::as_str)
 }
 
 /// Answer of the statistics calls.

@@ -20,10 +20,11 @@ pub(super) fn decode(
         return Err(refuse(format!("it has {} inputs, not one", signature.inputs.len())));
     };
     let tensor = tensor(spec, body).map_err(refuse)?;
-    let want = |spec: &TensorSpec| WantedOutput { name: spec.name.clone(), binary: true };
+    let want = |spec: &TensorSpec| WantedOutput::new(spec.name.clone(), true);
     Ok(InferRequest {
         id: String::new(),
         inputs: vec![(spec.name.clone(), tensor)],
+        shared: Vec::new(),
         outputs: signature.outputs.iter().map(want).collect(),
         timeout: None,
         priority: 0,

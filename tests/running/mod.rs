@@ -48,6 +48,7 @@ pub fn without_settings(command: &mut Command) {
 pub struct Home {
     pub dir: TempDir,
     pub http: u16,
+    pub grpc: u16,
     pub metrics: u16,
 }
 
@@ -55,7 +56,7 @@ impl Home {
     pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("models")).unwrap();
-        let home = Self { dir, http: free_port(), metrics: free_port() };
+        let home = Self { dir, http: free_port(), grpc: free_port(), metrics: free_port() };
         home.configure("");
         home
     }
@@ -76,8 +77,9 @@ impl Home {
     pub fn configure(&self, more: &str) {
         let text = format!(
             "model_dir: models\nstate_dir: state\nhttp_address: 127.0.0.1:{}\n\
-             metrics_address: 127.0.0.1:{}\narrivals: {{settle: 100ms, rescan: 1s}}\n{more}\n",
-            self.http, self.metrics
+             grpc_address: 127.0.0.1:{}\nmetrics_address: 127.0.0.1:{}\n\
+             arrivals: {{settle: 100ms, rescan: 1s}}\n{more}\n",
+            self.http, self.grpc, self.metrics
         );
         self.write_config(&text);
     }

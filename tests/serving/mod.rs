@@ -1,16 +1,17 @@
-//! A real server on a real socket, with sessions that are closures, for tests that speak HTTP.
+//! A real server on real sockets, with sessions that are closures, for tests that speak HTTP and gRPC.
 
 // Each test program uses its own part of it.
 #![allow(dead_code)]
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use blochd::onnx::{DType, ExecError, Tensor};
 use blochd::protocol::{Dim, Signature, TensorSpec};
 use blochd::shell::metrics::Metrics;
-use blochd::shell::serve::{App, serve, serve_metrics};
+use blochd::shell::serve::{App, Door, UnixSocket, serve, serve_metrics};
 use blochd::shell::slot::{
     Command, CommandError, Commands, Entry, ModelState, Repository, Runner, Slot, SlotOptions,
     VariantInfo,
@@ -24,11 +25,15 @@ pub struct Served {
     pub repository: Arc<Repository>,
     pub metrics: Arc<Metrics>,
     pub http: SocketAddr,
+    pub grpc: SocketAddr,
+    /// Both protocols over one Unix socket.
+    pub unix: PathBuf,
     pub metrics_at: SocketAddr,
     pub stop: CancellationToken,
     /// Gives the number of connections that were cut off once the server has stopped.
     pub ended: Option<tokio::task::JoinHandle<usize>>,
-    runtime: tokio::runtime::Runtime,
+    pub runtime: tokio::runtime::Runtime,
+    _folder: tempfile::TempDir,
 }
 
 impl Drop for Served {
@@ -50,17 +55,23 @@ impl Served {
         let metrics = Arc::new(Metrics::new(Arc::clone(&repository)));
         let stop = CancellationToken::new();
         let bind = || runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
-        let (listener, metrics_listener) = (bind(), bind());
-        let http = listener.local_addr().unwrap();
-        let metrics_at = metrics_listener.local_addr().unwrap();
+        let (rest, calls, metrics_listener) = (bind(), bind(), bind());
+        let [http, grpc, metrics_at] =
+            [&rest, &calls, &metrics_listener].map(|listener| listener.local_addr().unwrap());
+        let folder = tempfile::tempdir().unwrap();
+        let unix = folder.path().join("s.sock");
+        let socket = runtime.block_on(UnixSocket::bind(&unix)).unwrap();
+        let doors = vec![Door::Rest(rest), Door::Grpc(calls), Door::Unix(socket)];
         let status = Arc::new(|| serde_json::json!({ "models": [] }));
-        let app = Arc::new(App::with_max_body(Arc::clone(&repository), status, max_body));
+        let app = App::with_max_body(Arc::clone(&repository), status, max_body);
+        let app = Arc::new(app.sharing_memory(true));
         let grace = tokio::sync::watch::channel(Duration::from_secs(30)).1;
-        let ended = runtime.spawn(serve(listener, app, stop.clone(), grace));
+        let ended = runtime.spawn(serve(doors, app, stop.clone(), grace));
         runtime.spawn(serve_metrics(metrics_listener, Arc::clone(&metrics), stop.clone()));
         runtime.spawn(agent(Arc::clone(&repository), commands));
         let ended = Some(ended);
-        Self { repository, metrics, http, metrics_at, stop, ended, runtime }
+        let _folder = folder;
+        Self { repository, metrics, http, grpc, unix, metrics_at, stop, ended, runtime, _folder }
     }
 
     /// Stops the server and waits for its end; the number of connections that were cut off.
@@ -71,18 +82,44 @@ impl Served {
 
     /// Serves `model` with one session.
     pub fn add(&self, model: &str, signature: Signature, session: Box<dyn Runner>) -> Arc<Slot> {
-        let slot = Arc::new(slot(model, 1, signature, session));
+        self.put(model, slot(model, 1, signature, session))
+    }
+
+    /// The same with a queue of `queue` requests.
+    pub fn add_with_queue(
+        &self,
+        model: &str,
+        signature: Signature,
+        session: Box<dyn Runner>,
+        queue: usize,
+    ) -> Arc<Slot> {
+        self.put(model, slot_with_queue(model, 1, signature, session, queue))
+    }
+
+    fn put(&self, model: &str, slot: Slot) -> Arc<Slot> {
+        let slot = Arc::new(slot);
         self.repository.set(model, Version(1), Entry::Ready(Arc::clone(&slot)));
         slot
     }
 }
 
 pub fn slot(model: &str, version: u64, signature: Signature, session: Box<dyn Runner>) -> Slot {
+    // A client's stream has more under way than the queues of most tests.
+    slot_with_queue(model, version, signature, session, 64)
+}
+
+pub fn slot_with_queue(
+    model: &str,
+    version: u64,
+    signature: Signature,
+    session: Box<dyn Runner>,
+    queue: usize,
+) -> Slot {
     let options = SlotOptions {
         model: model.to_owned(),
         version: Version(version),
         signature,
-        queue: 2,
+        queue,
         timeout: None,
         notices: None,
     };

@@ -13,6 +13,7 @@ mod building;
 mod companions;
 mod config_file;
 mod convict;
+mod doors;
 mod event;
 mod lifecycle;
 mod loads;
@@ -35,7 +36,6 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use serde_json::Value;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -85,6 +85,8 @@ pub enum AgentError {
     Store(#[from] StoreError),
     #[error("cannot listen on {address} for {purpose}: {source}; is another server running there?")]
     Listen { address: SocketAddr, purpose: &'static str, source: std::io::Error },
+    #[error("cannot listen at the Unix socket {}: {source}", path.display())]
+    Socket { path: PathBuf, source: std::io::Error },
     #[error("cannot make the model directory {}: {source}", path.display())]
     ModelDir { path: PathBuf, source: std::io::Error },
     #[error("cannot listen for signals: {0}")]
@@ -154,16 +156,17 @@ pub async fn run(setup: Setup) -> Result<(), AgentError> {
     let store = Store::open(&config.state_dir)?;
     std::fs::create_dir_all(&config.model_dir)
         .map_err(|source| AgentError::ModelDir { path: config.model_dir.clone(), source })?;
-    let http = listen(config.http_address, "requests").await?;
-    let metrics_listener = listen(config.metrics_address, "metrics").await?;
+    let doors = doors::open(config).await?;
+    let metrics_listener = doors::listen(config.metrics_address, "metrics").await?;
     let (repository, commands) = Repository::new();
     let metrics = Arc::new(Metrics::new(Arc::clone(&repository)));
     let status = Arc::new(ArcSwap::from_pointee(Value::Null));
     let shown = Arc::clone(&status);
-    let app = App::new(Arc::clone(&repository), Arc::new(move || Value::clone(&shown.load())));
+    let app = App::new(Arc::clone(&repository), Arc::new(move || Value::clone(&shown.load())))
+        .sharing_memory(config.shared_memory);
     let stop = CancellationToken::new();
     let (grace, granted) = tokio::sync::watch::channel(Duration::from(config.drain_timeout));
-    let server = tokio::spawn(serve::serve(http, Arc::new(app), stop.clone(), granted));
+    let server = tokio::spawn(serve::serve(doors, Arc::new(app), stop.clone(), granted));
     let metrics_server =
         tokio::spawn(serve::serve_metrics(metrics_listener, Arc::clone(&metrics), stop.clone()));
     let (events, queue) = mpsc::channel(limits::AGENT_EVENTS);
@@ -193,11 +196,6 @@ pub async fn run(setup: Setup) -> Result<(), AgentError> {
     }
     agent.close(patience.saturating_sub(stopping.elapsed()).max(limits::TICK)).await;
     Ok(())
-}
-
-async fn listen(address: SocketAddr, purpose: &'static str) -> Result<TcpListener, AgentError> {
-    let bound = TcpListener::bind(address).await;
-    bound.map_err(|source| AgentError::Listen { address, purpose, source })
 }
 
 /// What the agent tells others by.

@@ -1,4 +1,5 @@
-//! The inference call: body → typed inputs (slices of the body) → slot → one buffer.
+//! The inference call: body → typed inputs (slices of the body) → slot → one buffer. Over gRPC the same, from
+//! admission to the outputs in shared memory.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,7 +10,8 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::limits::{HTTP_BODY_SECS, JSON_INLINE_BYTES};
+use crate::limits::{HTTP_BODY_SECS, JSON_INLINE_BYTES, SHARED_INLINE_BYTES};
+use crate::protocol::grpc::GrpcRequest;
 use crate::protocol::{
     AnswerError, EncodedAnswer, InferAnswer, InferRequest, RequestError, WantedOutput,
 };
@@ -17,18 +19,21 @@ use crate::shell::slot::{Answer, Refusal, Request, Slot, Ticket};
 use crate::units::Version;
 
 use super::App;
+use super::front::Local;
+use super::regions::RegionError;
 use super::reply::Failed;
 
 /// Length of the JSON in front of binary tensor data, in both directions.
 const JSON_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
 
 /// Which variant answered.
-const VARIANT: HeaderName = HeaderName::from_static("blochd-variant");
+pub(super) const VARIANT: HeaderName = HeaderName::from_static("blochd-variant");
 
 /// Answers one inference request.
 pub(super) async fn infer(
-    app: &App,
+    app: &Arc<App>,
     (model, version): (&str, Option<Version>),
+    Local(local): Local,
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Response, Failed> {
@@ -36,42 +41,90 @@ pub(super) async fn infer(
     // reach the client as a broken connection.
     let (body, _held) = read(app, headers, body, app.max_body).await?;
     let arrived = Instant::now();
-    let json_length = json_length(headers)?;
-    let asked = Asked { body, json_length, arrived };
-    let (slot, request, ticket) = admit(app, model, version, &asked).await?;
+    let source = Source::Rest { body, json_length: json_length(headers)? };
+    let asked = Asked { source, arrived, timeout: None, local };
+    let Admitted { slot, frame, ticket, held: _shared } =
+        admit(app, model, version, &asked).await?;
     let answer = ticket.outcome().await?;
-    respond(&slot, request, answer).await
+    write_shared(app, local, &frame.wanted, &answer).await?;
+    respond(&slot, frame, answer).await
 }
 
-struct Asked {
-    body: Bytes,
-    json_length: Option<usize>,
-    arrived: Instant,
+/// A request that has arrived.
+pub(super) struct Asked {
+    pub source: Source,
+    pub arrived: Instant,
+    /// How long its call may take from then on; a request may say less.
+    pub timeout: Option<Duration>,
+    /// Whether its client is on this box.
+    pub local: bool,
+}
+
+/// Where a request is read from.
+#[derive(Clone)]
+pub(super) enum Source {
+    Rest { body: Bytes, json_length: Option<usize> },
+    Grpc(GrpcRequest),
+}
+
+impl Source {
+    /// Bytes that have to be rewritten to be tensors.
+    fn conversion_bytes(&self) -> usize {
+        match self {
+            Self::Rest { body, json_length } => json_length.unwrap_or(body.len()),
+            Self::Grpc(request) => request.conversion_bytes(),
+        }
+    }
+
+    fn decode(&self, slot: &Slot) -> Result<InferRequest, RequestError> {
+        let (model, signature) = (slot.model(), slot.signature());
+        match self {
+            Self::Rest { body, json_length } => {
+                InferRequest::decode(body, *json_length, model, signature)
+            }
+            Self::Grpc(request) => request.decode(model, signature),
+        }
+    }
 }
 
 /// What the answer needs to know of the request.
-struct Frame {
-    id: String,
-    wanted: Vec<WantedOutput>,
+pub(super) struct Frame {
+    pub id: String,
+    pub wanted: Vec<WantedOutput>,
 }
 
-async fn admit(
-    app: &App,
+/// A request in a slot's queue.
+pub(super) struct Admitted {
+    pub slot: Arc<Slot>,
+    pub frame: Frame,
+    pub ticket: Ticket,
+    /// The memory of its inputs from shared memory.
+    pub held: Option<OwnedSemaphorePermit>,
+}
+
+/// Finds the slot of a request and queues it.
+pub(super) async fn admit(
+    app: &Arc<App>,
     model: &str,
     version: Option<Version>,
     asked: &Asked,
-) -> Result<(Arc<Slot>, Frame, Ticket), Failed> {
+) -> Result<Admitted, Failed> {
     let mut before: Option<Arc<Slot>> = None;
     loop {
         let slot = app.repository.find(model, version)?;
-        let request = decode(&slot, asked).await?;
-        let InferRequest { id, inputs, outputs, timeout, priority } = request;
+        let mut request = decode(&slot, &asked.source).await?;
+        let held = read_shared(app, asked.local, &mut request).await?;
+        let InferRequest { id, inputs, shared: _, outputs, timeout, priority } = request;
         let wanted = outputs.iter().map(|output| output.name.clone()).collect();
         let arrived = asked.arrived;
         let decode = arrived.elapsed();
+        let timeout = timeout.into_iter().chain(asked.timeout).min();
         let request = Request { inputs, wanted, arrived, decode, timeout, priority };
         match slot.submit(request, Instant::now()) {
-            Ok(ticket) => return Ok((slot, Frame { id, wanted: outputs }, ticket)),
+            Ok(ticket) => {
+                let frame = Frame { id, wanted: outputs };
+                return Ok(Admitted { slot, frame, ticket, held });
+            }
             // The slot was replaced between look-up and admission: ask its successor, if there is
             // one.
             Err(Refusal::Closing) if before.is_none_or(|other| !Arc::ptr_eq(&other, &slot)) => {
@@ -82,23 +135,85 @@ async fn admit(
     }
 }
 
-async fn decode(slot: &Arc<Slot>, asked: &Asked) -> Result<InferRequest, RequestError> {
-    let read = |slot: &Slot, body: &Bytes, json_length| {
-        InferRequest::decode(body, json_length, slot.model(), slot.signature())
-    };
-    let json_length = asked.json_length;
-    if json_length.unwrap_or(asked.body.len()) <= JSON_INLINE_BYTES {
-        return read(slot, &asked.body, json_length);
+async fn decode(slot: &Arc<Slot>, source: &Source) -> Result<InferRequest, RequestError> {
+    if source.conversion_bytes() <= JSON_INLINE_BYTES {
+        return source.decode(slot);
     }
-    let (slot, body) = (Arc::clone(slot), asked.body.clone());
-    off_loop(move || read(&slot, &body, json_length))
+    let (slot, source) = (Arc::clone(slot), source.clone());
+    off_loop(move || source.decode(&slot))
         .await
         .unwrap_or_else(|error| Err(RequestError::Json(error)))
 }
 
+/// Reads the inputs that lie in shared memory, within the memory for bodies.
+async fn read_shared(
+    app: &Arc<App>,
+    local: bool,
+    request: &mut InferRequest,
+) -> Result<Option<OwnedSemaphorePermit>, Failed> {
+    // Before the model runs: an output that cannot be written would be computed in vain.
+    if request.outputs.iter().any(|output| output.shared.is_some()) {
+        app.regions(local)?;
+    }
+    if request.shared.is_empty() {
+        return Ok(None);
+    }
+    app.regions(local)?;
+    let bytes = request.shared_bytes();
+    if bytes > app.max_body as u64 {
+        return Err(app.too_large());
+    }
+    let held = app.hold(bytes)?;
+    if bytes <= SHARED_INLINE_BYTES {
+        fill(app, local, request)?;
+        return Ok(Some(held));
+    }
+    let (app, mut taken) = (Arc::clone(app), request.clone());
+    let filled = off_loop(move || fill(&app, local, &mut taken).map(|()| taken)).await;
+    *request = filled.map_err(panicked)??;
+    Ok(Some(held))
+}
+
+fn fill(app: &App, local: bool, request: &mut InferRequest) -> Result<(), Failed> {
+    let regions = app.regions(local)?;
+    request.read_shared(|range| regions.read(range).map_err(Failed::from))
+}
+
+/// Writes the outputs that go into shared memory.
+pub(super) async fn write_shared(
+    app: &Arc<App>,
+    local: bool,
+    wanted: &[WantedOutput],
+    answer: &Answer,
+) -> Result<(), Failed> {
+    let pairs = wanted.iter().zip(&answer.outputs);
+    let pairs =
+        pairs.filter_map(|(wanted, tensor)| Some((wanted, wanted.shared.as_ref()?, tensor)));
+    let bytes: u64 = pairs.clone().map(|(.., tensor)| tensor.data.len() as u64).sum();
+    let mut outputs = pairs
+        .map(|(wanted, range, tensor)| (wanted.name.clone(), range.clone(), tensor.data.clone()));
+    if bytes <= SHARED_INLINE_BYTES {
+        return outputs.try_for_each(|(name, range, data)| {
+            Ok(app.regions(local)?.write(&name, &range, &data)?)
+        });
+    }
+    let (app, outputs) = (Arc::clone(app), outputs.collect::<Vec<_>>());
+    let written = off_loop(move || -> Result<(), RegionError> {
+        let regions = app.regions(local)?;
+        outputs.iter().try_for_each(|(name, range, data)| regions.write(name, range, data))
+    });
+    written.await.map_err(panicked)??;
+    Ok(())
+}
+
+fn panicked(error: String) -> Failed {
+    Failed::new(StatusCode::INTERNAL_SERVER_ERROR, error)
+}
+
 async fn respond(slot: &Arc<Slot>, frame: Frame, answer: Answer) -> Result<Response, Failed> {
     let json_elements = frame.wanted.iter().zip(&answer.outputs);
-    let json_elements = json_elements.filter(|(wanted, _)| !wanted.binary);
+    let json_elements =
+        json_elements.filter(|(wanted, _)| !wanted.binary && wanted.shared.is_none());
     let json_bytes: usize = json_elements.map(|(_, tensor)| tensor.data.len()).sum();
     let begun = Instant::now();
     let encode = |slot: &Slot, frame: &Frame, answer: &Answer| {
@@ -117,7 +232,7 @@ async fn respond(slot: &Arc<Slot>, frame: Frame, answer: Answer) -> Result<Respo
         let slot = Arc::clone(slot);
         off_loop(move || Ok::<_, AnswerError>((encode(&slot, &frame, &answer)?, answer)))
             .await
-            .map_err(|error| Failed::new(StatusCode::INTERNAL_SERVER_ERROR, error))??
+            .map_err(panicked)??
     };
     let response = response(encoded, &answer.variant.info().name);
     let now = Instant::now();
@@ -177,11 +292,7 @@ pub(super) async fn read(
     let claimed = claimed.map_or(Some(limit), |length| length.parse().ok());
     let claimed = claimed.filter(|claimed| *claimed <= limit).ok_or_else(too_large)?;
     // A body without a length might grow to the limit.
-    let kib = u32::try_from(claimed.div_ceil(1024)).map_err(|_| too_large())?;
-    let held = Arc::clone(&app.bodies).try_acquire_many_owned(kib).map_err(|_| {
-        let error = "refused: too many large requests are in flight";
-        Failed::unavailable(error, Duration::from_secs(1))
-    })?;
+    let held = app.hold(claimed as u64)?;
     let whole = axum::body::to_bytes(body, limit);
     match tokio::time::timeout(Duration::from_secs(HTTP_BODY_SECS), whole).await {
         Ok(Ok(bytes)) => Ok((bytes, held)),

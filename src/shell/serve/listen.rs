@@ -1,35 +1,124 @@
 //! The accept loop: bounded connections, time-outs for idle ones and for those that do not read, graceful end.
 
 use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::limits::{HTTP_CONNECTIONS, HTTP_IDLE_SECS, HTTP_WRITE_SECS};
+use crate::limits::{
+    CONNECTION_CHECK_SECS, HTTP_CONNECTIONS, HTTP_IDLE_SECS, HTTP_WRITE_SECS,
+    HTTP2_CONNECTION_WINDOW, HTTP2_CONNECTIONS, HTTP2_ERROR_STREAMS, HTTP2_FRAME_BYTES,
+    HTTP2_HEADER_BYTES, HTTP2_PING_SECS, HTTP2_PONG_SECS, HTTP2_RESET_STREAMS, HTTP2_SEND_BYTES,
+    HTTP2_STREAM_WINDOW, HTTP2_STREAMS,
+};
 
+use super::activity::{Activity, Standing};
+use super::authority::NamedByPath;
+use super::front::Front;
 use super::patience::Patient;
+use super::unix::UnixSocket;
 
 /// Pause after an accept that failed for want of descriptors or memory: without it the loop would
 /// spin until some are freed.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// What a listener's connections speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Speaks {
+    Http1,
+    Http2,
+    /// As a connection's first bytes say.
+    Either,
+}
+
+impl Speaks {
+    /// Connections at a time.
+    fn connections(self) -> usize {
+        match self {
+            Self::Http1 => HTTP_CONNECTIONS,
+            Self::Http2 | Self::Either => HTTP2_CONNECTIONS,
+        }
+    }
+
+    fn builder(self) -> auto::Builder<TokioExecutor> {
+        let builder = auto::Builder::new(TokioExecutor::new());
+        let mut builder = match self {
+            Self::Http1 => builder.http1_only(),
+            Self::Http2 => builder.http2_only(),
+            Self::Either => builder,
+        };
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(Duration::from_secs(HTTP_IDLE_SECS));
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(HTTP2_STREAMS)
+            .initial_stream_window_size(HTTP2_STREAM_WINDOW)
+            .initial_connection_window_size(HTTP2_CONNECTION_WINDOW)
+            .max_frame_size(HTTP2_FRAME_BYTES)
+            .max_header_list_size(HTTP2_HEADER_BYTES)
+            .max_pending_accept_reset_streams(HTTP2_RESET_STREAMS)
+            .max_local_error_reset_streams(HTTP2_ERROR_STREAMS)
+            .max_send_buf_size(HTTP2_SEND_BYTES)
+            .keep_alive_interval(Duration::from_secs(HTTP2_PING_SECS))
+            .keep_alive_timeout(Duration::from_secs(HTTP2_PONG_SECS));
+        builder
+    }
+}
+
+/// Where connections come from.
+pub(super) trait Listener: Send {
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    /// The next connection, and whether its other end is on this box.
+    fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, bool)>> + Send;
+}
+
+impl Listener for TcpListener {
+    type Stream = TcpStream;
+
+    async fn accept(&self) -> io::Result<(TcpStream, bool)> {
+        let (stream, peer) = TcpListener::accept(self).await?;
+        // Answers are written in one piece; waiting for more to send only adds latency. A client that has gone
+        // again already is its own affair: its connection will end.
+        let _ = stream.set_nodelay(true);
+        Ok((stream, is_local(peer)))
+    }
+}
+
+impl Listener for UnixSocket {
+    type Stream = NamedByPath<UnixStream>;
+
+    async fn accept(&self) -> io::Result<(Self::Stream, bool)> {
+        let (stream, _) = self.listener.accept().await?;
+        Ok((NamedByPath::new(stream), true))
+    }
+}
+
+fn is_local(peer: SocketAddr) -> bool {
+    peer.ip().to_canonical().is_loopback()
+}
+
 pub(super) async fn run(
-    listener: TcpListener,
-    router: Router,
+    listener: impl Listener,
+    front: Front,
+    speaks: Speaks,
     stop: CancellationToken,
     grace: watch::Receiver<Duration>,
 ) -> usize {
-    let places = Arc::new(Semaphore::new(HTTP_CONNECTIONS));
-    let graceful = GracefulShutdown::new();
+    let places = Arc::new(Semaphore::new(speaks.connections()));
+    let builder = speaks.builder();
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -37,7 +126,7 @@ pub(super) async fn run(
             Some(_) = connections.join_next() => continue,
             accepted = accept(&listener, &places) => accepted,
         };
-        let (stream, place) = match accepted {
+        let (stream, local, place) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
@@ -45,24 +134,21 @@ pub(super) async fn run(
                 continue;
             }
         };
-        let service = TowerToHyperService::new(router.clone());
+        let activity = Activity::new();
+        let service = front.of(local, Arc::clone(&activity));
         let stream = Patient::new(stream, Duration::from_secs(HTTP_WRITE_SECS));
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(Duration::from_secs(HTTP_IDLE_SECS))
-            .serve_connection(TokioIo::new(stream), service);
-        let connection = graceful.watch(connection);
+        let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
+        let stop = stop.clone();
         connections.spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection ended early");
-            }
+            carry(connection, &activity, &stop).await;
             drop(place);
         });
     }
     drop(listener);
     let grace = *grace.borrow();
     // Idle connections end at once, busy ones after the answer that they are waiting for.
-    if tokio::time::timeout(grace, graceful.shutdown()).await.is_ok() {
+    let all = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(grace, all).await.is_ok() {
         return 0;
     }
     while connections.try_join_next().is_some() {}
@@ -71,14 +157,74 @@ pub(super) async fn run(
     cut
 }
 
+type Connection<S> =
+    auto::Connection<'static, TokioIo<Patient<S>>, super::front::Served, TokioExecutor>;
+
+/// Serves a connection to its end: the client's, or ours where it is idle, stuck or the server stops.
+async fn carry<S>(connection: Connection<S>, activity: &Activity, stop: &CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let mut connection = pin!(connection);
+    let mut check = tokio::time::interval(Duration::from_secs(CONNECTION_CHECK_SECS));
+    let (idle, write) = (Duration::from_secs(HTTP_IDLE_SECS), Duration::from_secs(HTTP_WRITE_SECS));
+    let mut ending = false;
+    loop {
+        tokio::select! {
+            ended = connection.as_mut() => {
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "a connection ended early");
+                }
+                return;
+            }
+            () = stop.cancelled(), if !ending => {
+                ending = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            now = check.tick() => match activity.standing(now, idle, write) {
+                Standing::Busy => {}
+                Standing::Idle if !ending => {
+                    ending = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                // A client that was asked to go and does not, or that takes nothing.
+                Standing::Idle | Standing::Stuck => {
+                    tracing::debug!("a connection was ended: it was idle, or took no answer");
+                    return;
+                }
+            },
+        }
+    }
+}
+
 type Place = tokio::sync::OwnedSemaphorePermit;
 
 /// Waits for a free place first: what cannot be served waits in the kernel's backlog.
-async fn accept(listener: &TcpListener, places: &Arc<Semaphore>) -> io::Result<(TcpStream, Place)> {
+async fn accept<L: Listener>(
+    listener: &L,
+    places: &Arc<Semaphore>,
+) -> io::Result<(L::Stream, bool, Place)> {
     let place = Arc::clone(places).acquire_owned().await.map_err(io::Error::other)?;
-    let (stream, _) = listener.accept().await?;
-    // Answers are written in one piece; waiting for more to send only adds latency. A client that has gone
-    // again already is its own affair: its connection will end.
-    let _ = stream.set_nodelay(true);
-    Ok((stream, place))
+    let (stream, local) = listener.accept().await?;
+    Ok((stream, local, place))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_local;
+
+    #[test]
+    fn a_client_on_this_box_is_known_by_its_address() {
+        for (peer, local) in [
+            ("127.0.0.1:5", true),
+            ("127.9.9.9:5", true),
+            ("[::1]:5", true),
+            ("[::ffff:127.0.0.1]:5", true),
+            ("192.168.0.7:5", false),
+            ("[::ffff:192.168.0.7]:5", false),
+            ("0.0.0.0:5", false),
+        ] {
+            assert_eq!(is_local(peer.parse().unwrap()), local, "{peer}");
+        }
+    }
 }

@@ -1,30 +1,45 @@
-//! The HTTP front: the Open Inference Protocol v2 REST routes with Triton's extensions, blochd's
+//! The network front: the Open Inference Protocol v2 over REST and gRPC with Triton's extensions, blochd's
 //! own status, and the metrics page. Speaks `protocol`, submits to `slot`, decides nothing.
 //!
-//! Status codes: 200; 400 a request that is wrong (the error names the input); 404 an unknown
-//! model, version or path; 405 a wrong method; 408 a body that does not come; 413 a body above the
-//! limit; 415 a compressed body; 500 a model that failed while it ran; 503 with `Retry-After` for a
-//! model or server that is not ready, a full queue, and a deadline that cannot be met (Triton's
-//! code for both); 504 a repository command that takes too long. Every error's body is `{"error":
-//! "…"}`.
+//! REST is spoken on one TCP port, gRPC on another, both on a Unix socket. Status codes of REST: 200; 400 a
+//! request that is wrong (the error names the input); 403 shared memory from afar; 404 an unknown model,
+//! version, path or region; 405 a wrong method; 408 a body that does not come; 409 a region's name that is
+//! taken; 413 a body above the limit; 415 a compressed body; 500 a model that failed while it ran; 501 shared
+//! memory that is not switched on; 503 with `Retry-After` for a model or server that is not ready, a full
+//! queue, and a deadline that cannot be met (Triton's code for both); 504 a repository command that takes too
+//! long. Every error's body is `{"error": "…"}`. Those of gRPC stand in `grpc/mod.rs`.
 
+mod activity;
+mod authority;
+mod front;
+mod grpc;
 mod infer;
 mod listen;
+mod memory_routes;
 mod metrics_page;
 mod patience;
+mod regions;
 mod reply;
 mod routes;
+mod unix;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::limits::{HTTP_BODIES_BYTES, HTTP_BODY_BYTES};
 use crate::shell::metrics::Metrics;
 use crate::shell::slot::Repository;
+
+use front::{Calls, Front};
+use listen::Speaks;
+use regions::{RegionError, Regions};
+use reply::Failed;
+
+pub use unix::UnixSocket;
 
 /// Gives the JSON of `GET /v2/blochd/status`, anew for every call.
 pub type StatusSource = Arc<dyn Fn() -> serde_json::Value + Send + Sync>;
@@ -36,6 +51,8 @@ pub struct App {
     max_body: usize,
     /// Bytes that request bodies may still take, in KiB.
     bodies: Arc<Semaphore>,
+    /// Where shared memory is switched on.
+    regions: Option<Regions>,
 }
 
 impl App {
@@ -53,20 +70,100 @@ impl App {
     ) -> Self {
         let max_body = max_body.min(HTTP_BODIES_BYTES);
         let bodies = Arc::new(Semaphore::new(HTTP_BODIES_BYTES / 1024 + 1));
-        Self { repository, status, max_body, bodies }
+        Self { repository, status, max_body, bodies, regions: None }
+    }
+
+    /// With shared memory for clients on this box, or without.
+    #[must_use]
+    pub fn sharing_memory(mut self, on: bool) -> Self {
+        self.regions = on.then(Regions::new);
+        self
+    }
+
+    fn shares_memory(&self) -> bool {
+        self.regions.is_some()
+    }
+
+    /// The regions of shared memory, for a client that may use them.
+    fn regions(&self, local: bool) -> Result<&Regions, RegionError> {
+        let regions = self.regions.as_ref().ok_or(RegionError::Off)?;
+        if local { Ok(regions) } else { Err(RegionError::Remote) }
+    }
+
+    fn too_large(&self) -> Failed {
+        let error = format!("the request is larger than the limit of {} bytes", self.max_body);
+        Failed::new(axum::http::StatusCode::PAYLOAD_TOO_LARGE, error)
+    }
+
+    /// Counts `bytes` of memory for bodies until the permit is dropped.
+    fn hold(&self, bytes: u64) -> Result<OwnedSemaphorePermit, Failed> {
+        let held = Arc::clone(&self.bodies).try_acquire_many_owned(self.kib(bytes)?);
+        held.map_err(|_| no_room())
+    }
+
+    /// As [`App::hold`], after those that hold too much of it now.
+    async fn wait_to_hold(&self, bytes: u64) -> Result<OwnedSemaphorePermit, Failed> {
+        let held = Arc::clone(&self.bodies).acquire_many_owned(self.kib(bytes)?);
+        held.await.map_err(|_| no_room())
+    }
+
+    fn kib(&self, bytes: u64) -> Result<u32, Failed> {
+        u32::try_from(bytes.div_ceil(1024)).map_err(|_| self.too_large())
     }
 }
 
-/// Serves the protocol on `listener` until `stop` is cancelled, then finishes the requests in
+fn no_room() -> Failed {
+    let error = "refused: too many large requests are in flight";
+    Failed::unavailable(error, Duration::from_secs(1))
+}
+
+/// Where clients come in.
+pub enum Door {
+    /// REST.
+    Rest(TcpListener),
+    /// gRPC.
+    Grpc(TcpListener),
+    /// Both.
+    Unix(UnixSocket),
+}
+
+/// Serves the protocol at `doors` until `stop` is cancelled, then finishes the requests in
 /// flight for at most what `grace` says at that moment. Returns the number of connections that had
 /// to be cut off.
 pub async fn serve(
-    listener: TcpListener,
+    doors: Vec<Door>,
     app: Arc<App>,
     stop: CancellationToken,
     grace: watch::Receiver<Duration>,
 ) -> usize {
-    listen::run(listener, routes::router(app), stop, grace).await
+    let rest = Front::rest(routes::router(Arc::clone(&app)));
+    let calls = Some(Calls { app, stop: stop.clone() });
+    let mut open = tokio::task::JoinSet::new();
+    for door in doors {
+        let (rest, calls) = (rest.clone(), calls.clone());
+        let (stop, grace) = (stop.clone(), grace.clone());
+        match door {
+            Door::Rest(listener) => {
+                open.spawn(listen::run(listener, rest, Speaks::Http1, stop, grace))
+            }
+            Door::Grpc(listener) => {
+                let front = Front { rest: None, grpc: calls };
+                open.spawn(listen::run(listener, front, Speaks::Http2, stop, grace))
+            }
+            Door::Unix(socket) => {
+                let front = Front { grpc: calls, ..rest };
+                open.spawn(listen::run(socket, front, Speaks::Either, stop, grace))
+            }
+        };
+    }
+    let mut cut = 0;
+    while let Some(ended) = open.join_next().await {
+        cut += ended.unwrap_or_else(|error| {
+            tracing::error!(%error, "a listener ended");
+            0
+        });
+    }
+    cut
 }
 
 /// Serves `GET /metrics` on `listener` until `stop` is cancelled.
@@ -76,5 +173,6 @@ pub async fn serve_metrics(
     stop: CancellationToken,
 ) -> usize {
     let (_, none) = watch::channel(Duration::ZERO);
-    listen::run(listener, metrics_page::router(metrics), stop, none).await
+    let front = Front::rest(metrics_page::router(metrics));
+    listen::run(listener, front, Speaks::Http1, stop, none).await
 }

@@ -1,4 +1,4 @@
-//! Errors → HTTP answers: the one place that knows which failure gets which status code.
+//! Errors → answers: the one place that knows which failure gets which status code, of HTTP and of gRPC.
 
 use std::time::Duration;
 
@@ -7,8 +7,11 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
+use crate::protocol::grpc::frame::Code;
 use crate::protocol::{AnswerError, ErrorBody, RequestError};
 use crate::shell::slot::{CommandError, InferError, NotServed, Refusal};
+
+use super::regions::RegionError;
 
 /// A call that failed.
 #[derive(Debug)]
@@ -16,11 +19,35 @@ pub(super) struct Failed {
     pub status: StatusCode,
     pub error: String,
     pub retry_after: Option<Duration>,
+    /// Where gRPC has a finer word than `status`.
+    finer: Option<Code>,
 }
 
 impl Failed {
     pub fn new(status: StatusCode, error: impl Into<String>) -> Self {
-        Self { status, error: error.into(), retry_after: None }
+        Self { status, error: error.into(), retry_after: None, finer: None }
+    }
+
+    fn finer(mut self, code: Code) -> Self {
+        self.finer = Some(code);
+        self
+    }
+
+    /// What a call over gRPC ends with.
+    pub fn code(&self) -> Code {
+        self.finer.unwrap_or(match self.status {
+            StatusCode::BAD_REQUEST => Code::InvalidArgument,
+            StatusCode::NOT_FOUND => Code::NotFound,
+            StatusCode::FORBIDDEN => Code::PermissionDenied,
+            StatusCode::CONFLICT => Code::AlreadyExists,
+            StatusCode::PAYLOAD_TOO_LARGE => Code::ResourceExhausted,
+            StatusCode::METHOD_NOT_ALLOWED
+            | StatusCode::UNSUPPORTED_MEDIA_TYPE
+            | StatusCode::NOT_IMPLEMENTED => Code::Unimplemented,
+            StatusCode::REQUEST_TIMEOUT | StatusCode::GATEWAY_TIMEOUT => Code::DeadlineExceeded,
+            StatusCode::SERVICE_UNAVAILABLE => Code::Unavailable,
+            _ => Code::Internal,
+        })
     }
 
     pub fn bad_request(error: impl Into<String>) -> Self {
@@ -28,8 +55,8 @@ impl Failed {
     }
 
     pub fn unavailable(error: impl Into<String>, retry_after: Duration) -> Self {
-        let status = StatusCode::SERVICE_UNAVAILABLE;
-        Self { status, error: error.into(), retry_after: Some(retry_after) }
+        let retry_after = Some(retry_after);
+        Self { retry_after, ..Self::new(StatusCode::SERVICE_UNAVAILABLE, error) }
     }
 }
 
@@ -85,7 +112,16 @@ impl From<NotServed> for Failed {
 
 impl From<Refusal> for Failed {
     fn from(refusal: Refusal) -> Self {
-        Self::unavailable(format!("refused: {refusal}"), refusal.retry_after())
+        let failed = Self::unavailable(format!("refused: {refusal}"), refusal.retry_after());
+        match refusal {
+            Refusal::DeadlineUnreachable { .. } | Refusal::Expired { .. } => {
+                failed.finer(Code::DeadlineExceeded)
+            }
+            Refusal::QueueFull { .. }
+            | Refusal::Overbooked { .. }
+            | Refusal::Displaced { .. }
+            | Refusal::Closing => failed,
+        }
     }
 }
 
@@ -110,6 +146,35 @@ impl From<CommandError> for Failed {
                 Self::bad_request(error.to_string())
             }
             CommandError::Busy(_) => Self::unavailable(error.to_string(), NOT_READY_RETRY),
+        }
+    }
+}
+
+impl From<RegionError> for Failed {
+    fn from(error: RegionError) -> Self {
+        let words = error.to_string();
+        match error {
+            RegionError::Off => Self::new(StatusCode::NOT_IMPLEMENTED, words),
+            RegionError::Remote => Self::new(StatusCode::FORBIDDEN, words),
+            RegionError::Unknown { .. } => Self::new(StatusCode::NOT_FOUND, words),
+            RegionError::Registered { .. } => Self::new(StatusCode::CONFLICT, words),
+            RegionError::Open { ref source, .. } => match source.kind() {
+                std::io::ErrorKind::NotFound => Self::new(StatusCode::NOT_FOUND, words),
+                std::io::ErrorKind::PermissionDenied => Self::new(StatusCode::FORBIDDEN, words),
+                _ => Self::bad_request(words),
+            },
+            RegionError::TooMany => {
+                Self::new(StatusCode::BAD_REQUEST, words).finer(Code::ResourceExhausted)
+            }
+            RegionError::Name { .. }
+            | RegionError::Key { .. }
+            | RegionError::NotMemory { .. }
+            | RegionError::Size { .. }
+            | RegionError::Range { .. }
+            | RegionError::Shrunk { .. }
+            | RegionError::ReadOnly { .. }
+            | RegionError::TooSmall { .. } => Self::bad_request(words),
+            RegionError::Access { .. } => Self::new(StatusCode::INTERNAL_SERVER_ERROR, words),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{Path, State};
+use axum::extract::{Extension, Path, State};
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::Response;
 use axum::routing::{get, post};
@@ -16,14 +16,15 @@ use crate::protocol::{
     BatchStats, IndexLine, IndexRequest, InferenceStats, ModelConfig, ModelMetadata, ModelStats,
     ReadyBody, RepositoryRequest, ServerMetadata, StatDuration, StatsBody,
 };
-use crate::shell::slot::{BatchTimes, ModelState, NotServed, Slot};
+use crate::shell::slot::{BatchTimes, CommandError, ModelState, NotServed, Slot};
 use crate::units::Version;
 
+use super::front::Local;
 use super::reply::{Failed, json};
-use super::{App, infer};
+use super::{App, infer, memory_routes};
 
-type Shared = State<Arc<App>>;
-type Reply = Result<Response, Failed>;
+pub(super) type Shared = State<Arc<App>>;
+pub(super) type Reply = Result<Response, Failed>;
 
 /// Every path under `/v2`.
 pub(super) fn router(app: Arc<App>) -> Router {
@@ -34,8 +35,8 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/stats", get(stats))
         .route("/config", get(config));
     Router::new()
-        .route("/v2", get(|| async { Json(ServerMetadata::this()) }))
-        .route("/v2/", get(|| async { Json(ServerMetadata::this()) }))
+        .route("/v2", get(server_metadata))
+        .route("/v2/", get(server_metadata))
         .route("/v2/health/live", get(|| async { Json(serde_json::json!({ "live": true })) }))
         .route("/v2/health/ready", get(server_ready))
         .route("/v2/models/stats", get(all_stats))
@@ -45,6 +46,7 @@ pub(super) fn router(app: Arc<App>) -> Router {
         .route("/v2/repository/models/{model}/load", post(load))
         .route("/v2/repository/models/{model}/unload", post(unload))
         .route("/v2/blochd/status", get(status))
+        .merge(memory_routes::router())
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
         .with_state(app)
@@ -59,16 +61,27 @@ struct Target {
 
 impl Target {
     fn version(&self) -> Result<Option<Version>, Failed> {
-        let Some(text) = &self.version else { return Ok(None) };
-        let number = text.parse().map_err(|_| {
-            Failed::bad_request(format!("'{text}' is not a model version: expected a number"))
-        })?;
-        Ok(Some(Version(number)))
+        self.version.as_ref().map_or(Ok(None), |text| version_of(text))
     }
 
     fn slot(&self, app: &App) -> Result<Arc<Slot>, Failed> {
         Ok(app.repository.find(&self.model, self.version()?)?)
     }
+}
+
+/// The version that a client writes; none at all is the highest one.
+pub(super) fn version_of(text: &str) -> Result<Option<Version>, Failed> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let number = text.parse().map_err(|_| {
+        Failed::bad_request(format!("'{text}' is not a model version: expected a number"))
+    })?;
+    Ok(Some(Version(number)))
+}
+
+async fn server_metadata(State(app): Shared) -> Json<ServerMetadata> {
+    Json(ServerMetadata::this(app.shares_memory()))
 }
 
 async fn unknown_path(uri: Uri) -> Failed {
@@ -117,24 +130,31 @@ async fn config(State(app): Shared, Path(target): Path<Target>) -> Reply {
 async fn infer_call(
     State(app): Shared,
     Path(target): Path<Target>,
+    Extension(local): Extension<Local>,
     headers: HeaderMap,
     body: Body,
 ) -> Reply {
     let version = target.version()?;
-    infer::infer(&app, (&target.model, version), &headers, body).await
+    infer::infer(&app, (&target.model, version), local, &headers, body).await
 }
 
 async fn stats(State(app): Shared, Path(target): Path<Target>) -> Reply {
-    let slots = match target.version()? {
-        Some(_) => vec![target.slot(&app)?],
-        None => {
-            target.slot(&app)?;
-            let versions = app.repository.ready_versions(&target.model);
-            let find = |version| app.repository.find(&target.model, Some(version)).ok();
-            versions.into_iter().filter_map(find).collect()
-        }
-    };
-    Ok(stats_of(&slots))
+    Ok(stats_of(&stats_slots(&app, &target.model, target.version()?)?))
+}
+
+/// The slots that a call for a model's statistics means: one version, or all that are served.
+pub(super) fn stats_slots(
+    app: &App,
+    model: &str,
+    version: Option<Version>,
+) -> Result<Vec<Arc<Slot>>, Failed> {
+    let slot = app.repository.find(model, version)?;
+    if version.is_some() {
+        return Ok(vec![slot]);
+    }
+    let versions = app.repository.ready_versions(model);
+    let find = |version| app.repository.find(model, Some(version)).ok();
+    Ok(versions.into_iter().filter_map(find).collect())
 }
 
 async fn all_stats(State(app): Shared) -> Response {
@@ -146,7 +166,7 @@ fn stats_of(slots: &[Arc<Slot>]) -> Response {
     json(StatusCode::OK, &StatsBody { model_stats })
 }
 
-fn model_stats(slot: &Slot) -> ModelStats {
+pub(super) fn model_stats(slot: &Slot) -> ModelStats {
     let totals = slot.totals();
     let time = |count: u64, sum: Duration| StatDuration {
         count,
@@ -178,7 +198,7 @@ fn model_stats(slot: &Slot) -> ModelStats {
 }
 
 /// Reads a small JSON body; none at all is the default.
-async fn small<T: DeserializeOwned + Default>(
+pub(super) async fn small<T: DeserializeOwned + Default>(
     app: &App,
     headers: &HeaderMap,
     body: Body,
@@ -193,19 +213,20 @@ async fn small<T: DeserializeOwned + Default>(
 
 async fn index(State(app): Shared, headers: HeaderMap, body: Body) -> Reply {
     let request: IndexRequest = small(&app, &headers, body).await?;
-    let lines: Vec<IndexLine> = app
-        .repository
-        .index()
-        .into_iter()
-        .filter(|entry| !request.ready || entry.state == ModelState::Ready)
+    Ok(json(StatusCode::OK, &index_lines(&app, request.ready)))
+}
+
+/// The repository's index, or only what is ready of it.
+pub(super) fn index_lines(app: &App, ready: bool) -> Vec<IndexLine> {
+    let all = app.repository.index().into_iter();
+    all.filter(|entry| !ready || entry.state == ModelState::Ready)
         .map(|entry| IndexLine {
             name: entry.model,
             version: entry.version.to_string(),
             state: entry.state.word(),
             reason: entry.reason,
         })
-        .collect();
-    Ok(json(StatusCode::OK, &lines))
+        .collect()
 }
 
 async fn load(
@@ -215,7 +236,8 @@ async fn load(
     body: Body,
 ) -> Reply {
     parameters(&app, &headers, body).await?;
-    commanded(app.repository.load(&model)).await
+    commanded(app.repository.load(&model)).await?;
+    Ok(json(StatusCode::OK, &serde_json::json!({})))
 }
 
 async fn unload(
@@ -225,30 +247,31 @@ async fn unload(
     body: Body,
 ) -> Reply {
     parameters(&app, &headers, body).await?;
-    commanded(app.repository.unload(&model)).await
+    commanded(app.repository.unload(&model)).await?;
+    Ok(json(StatusCode::OK, &serde_json::json!({})))
 }
 
 async fn parameters(app: &App, headers: &HeaderMap, body: Body) -> Result<(), Failed> {
     let request: RepositoryRequest = small(app, headers, body).await?;
-    let refuse = |name| {
-        let error = format!(
-            "the parameter '{name}' is not supported: models and their policies come from the \
-             model directory only"
-        );
-        Err(Failed::bad_request(error))
-    };
-    request.unsupported().map_or(Ok(()), refuse)
+    unsupported_parameter(request.unsupported())
 }
 
-async fn commanded(
-    command: impl Future<Output = Result<(), crate::shell::slot::CommandError>>,
-) -> Reply {
+pub(super) fn unsupported_parameter(name: Option<&str>) -> Result<(), Failed> {
+    let Some(name) = name else { return Ok(()) };
+    let error = format!(
+        "the parameter '{name}' is not supported: models and their policies come from the model \
+         directory only"
+    );
+    Err(Failed::bad_request(error))
+}
+
+/// Waits for a command's end, within bounds.
+pub(super) async fn commanded(
+    command: impl Future<Output = Result<(), CommandError>>,
+) -> Result<(), Failed> {
     let bound = Duration::from_secs(REPOSITORY_COMMAND_SECS);
     match tokio::time::timeout(bound, command).await {
-        Ok(done) => {
-            done?;
-            Ok(json(StatusCode::OK, &serde_json::json!({})))
-        }
+        Ok(done) => Ok(done?),
         Err(_) => {
             let error = format!("the command is still under way after {REPOSITORY_COMMAND_SECS} s");
             Err(Failed::new(StatusCode::GATEWAY_TIMEOUT, error))

@@ -1,0 +1,90 @@
+//! gRPC over HTTP/2: the calls of `inference.GRPCInferenceService` and the health check. Only what carries
+//! them stands here; what they mean is the same as over REST.
+//!
+//! Messages are put together here and not by a framework, so that the memory for one is counted when its
+//! length is announced and before its bytes are taken in, and so that tensors are neither copied out of a
+//! message nor into an answer.
+//!
+//! Status codes: `INVALID_ARGUMENT` a request that is wrong; `NOT_FOUND` an unknown model, version or region;
+//! `ALREADY_EXISTS` a region's name that is taken; `PERMISSION_DENIED` shared memory from afar;
+//! `RESOURCE_EXHAUSTED` a message above the limit; `UNIMPLEMENTED` an unknown call, a compressed message, what
+//! is not switched on; `DEADLINE_EXCEEDED` a deadline that has passed or cannot be met; `UNAVAILABLE`, with
+//! `grpc-retry-pushback-ms`, a model that is not ready, a full queue or memory, and an agent that stops;
+//! `INTERNAL` a model that failed while it ran.
+
+mod calls;
+mod infer;
+mod messages;
+mod reply;
+
+use std::time::{Duration, Instant};
+
+use axum::http::{Method, StatusCode};
+use axum::response::Response;
+use hyper::body::Incoming;
+
+use crate::limits::REPOSITORY_BODY_BYTES;
+use crate::protocol::grpc::frame;
+
+use super::front::{Calls, Local};
+use super::reply::Failed;
+
+use messages::{Messages, Patience};
+
+const INFERENCE: &str = "/inference.GRPCInferenceService/";
+const HEALTH: &str = "/grpc.health.v1.Health/";
+
+/// What a call says of itself in front of its messages.
+struct Caller {
+    local: bool,
+    begun: Instant,
+    /// How long it may take from then on.
+    timeout: Option<Duration>,
+}
+
+/// Answers one call.
+pub(super) async fn call(
+    calls: Calls,
+    local: Local,
+    request: hyper::Request<Incoming>,
+) -> Response {
+    answer(calls, local, request).await.unwrap_or_else(reply::failed)
+}
+
+async fn answer(
+    calls: Calls,
+    local: Local,
+    request: hyper::Request<Incoming>,
+) -> Result<Response, Failed> {
+    let begun = Instant::now();
+    let (head, body) = request.into_parts();
+    if head.method != Method::POST {
+        return Err(Failed::new(StatusCode::METHOD_NOT_ALLOWED, "gRPC's calls are POST requests"));
+    }
+    let timeout = match head.headers.get("grpc-timeout") {
+        None => None,
+        Some(text) => {
+            let timeout = text.to_str().ok().and_then(frame::timeout);
+            Some(timeout.ok_or_else(|| Failed::bad_request("grpc-timeout is no time"))?)
+        }
+    };
+    let caller = Caller { local: local.0, begun, timeout };
+    let path = head.uri.path();
+    let app = &calls.app;
+    let body = |limit, patience| Messages::of(app.clone(), body, limit, patience);
+    match path.strip_prefix(INFERENCE) {
+        Some("ModelInfer") => infer::infer(app, caller, body(app.max_body, Patience::None)).await,
+        Some("ModelStreamInfer") => {
+            let messages = body(app.max_body, Patience::Waits);
+            Ok(infer::stream(calls.clone(), caller, messages))
+        }
+        Some(name) => {
+            let mut messages = body(REPOSITORY_BODY_BYTES, Patience::None);
+            calls::inference(app, &caller, name, &mut messages).await
+        }
+        None => {
+            let mut messages = body(REPOSITORY_BODY_BYTES, Patience::None);
+            calls::health(app, path.strip_prefix(HEALTH), &mut messages).await
+        }
+    }
+}
