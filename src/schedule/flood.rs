@@ -140,8 +140,8 @@ fn outliers_and_a_squeeze_cost_what_waits_behind_them() {
     let squeeze = Flood { squeeze: true, ..FLOOD };
     for seed in 0..5 {
         let (late, useful) = run(Flood { seed, ..outliers });
-        assert!(late <= 0.05 && useful >= 0.85, "seed {seed}: {late} late, {useful} useful");
+        assert!(late <= 0.08 && useful >= 0.85, "seed {seed}: {late} late, {useful} useful");
         let (late, useful) = run(Flood { seed, ..squeeze });
-        assert!(late <= 0.05 && useful >= 0.85, "seed {seed}: {late} late, {useful} useful");
+        assert!(late <= 0.02 && useful >= 0.85, "seed {seed}: {late} late, {useful} useful");
     }
 }
