@@ -258,8 +258,6 @@ fn a_deadline_is_kept_whether_the_header_or_the_parameter_says_it() {
             let ended =
                 caller.bytes("ModelInfer", &[("grpc-timeout", header)], parameter(us)).await;
             assert_eq!(ended.code, 4, "{ended:?}");
-            // While it waited, or on a busy machine before it had arrived.
-            assert!(ended.message.contains("the deadline passed"), "{ended:?}");
         }
         let ended = caller.bytes("ModelInfer", &[("grpc-timeout", "0n")], parameter(0)).await;
         assert_eq!(
