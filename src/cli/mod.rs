@@ -8,6 +8,7 @@ mod log;
 mod prune;
 mod run;
 mod runtime;
+mod sandbox;
 mod status;
 mod trial;
 

@@ -8,7 +8,7 @@ use std::str::FromStr;
 use crate::limits;
 use crate::units::{ByteSize, Percentile, Span, UnitError, is_latency_ratio};
 
-use super::checked::{Budget, LogFormat, LogLevel, Method, Threads};
+use super::checked::{Budget, LogFormat, LogLevel, Method, Sandbox, Threads};
 use super::error::{Wrong, did_you_mean};
 
 /// The text that reads back as the same value.
@@ -257,6 +257,7 @@ words!(LogLevel, log_level, [
     "error" => Error, "warn" => Warn, "info" => Info, "debug" => Debug, "trace" => Trace,
 ]);
 words!(LogFormat, log_format, ["text" => Text, "json" => Json]);
+words!(Sandbox, sandbox, ["auto" => Auto, "off" => Off, "required" => Required]);
 words!(Method, method, [
     "obs" => Obs, "response" => Response, "spectral" => Spectral, "magnitude" => Magnitude,
     "random" => Random,

@@ -7,6 +7,7 @@ use tokio::sync::watch;
 
 use super::Agent;
 use super::companions::CALIBRATION;
+use super::confined::Seen;
 use super::event::{Event, Fate};
 use super::served::{Build, Candidate, Served, Standby};
 use crate::arrivals::VersionKey;
@@ -175,6 +176,8 @@ impl Agent {
                 floor: served.config.quality_floor,
                 timeout: self.config.build.timeout.into(),
                 memory: Memory::or_part(self.config.build.memory, limits::BUILD_MEMORY_PARTS),
+                sandbox: self.config.sandbox,
+                folders: self.store.children_dir(),
                 nice: self.config.build.nice,
             };
             self.note_build(id, BuildState::Building);
@@ -186,7 +189,8 @@ impl Agent {
             self.build_since = None;
             let (wisher, wish) = watch::channel(Wish::Run);
             self.build_wish = wisher;
-            spawn_build(self.events.clone(), key, id, job, wish);
+            let told = Told { events: self.events.clone(), confined: self.loader.confined.clone() };
+            spawn_build(told, key, id, job, wish);
         }
     }
 
@@ -322,16 +326,24 @@ impl Agent {
     }
 }
 
-fn spawn_build(
+/// Whom a build tells.
+struct Told {
     events: tokio::sync::mpsc::Sender<Event>,
+    confined: Seen,
+}
+
+fn spawn_build(
+    told: Told,
     key: VersionKey,
     id: LadderId,
     job: BuildJob,
     wish: watch::Receiver<Wish>,
 ) {
     tokio::spawn(async move {
+        let Told { events, confined } = told;
         let (told, of) = (events.clone(), key.clone());
         let mut tell = move |event: BuildEvent| match event {
+            BuildEvent::Confined(how) => confined.told(how),
             BuildEvent::Progress { stage, done, total } => {
                 let share = done as f64 / total.max(1) as f64;
                 // Progress that finds the queue full is not worth waiting for.

@@ -141,6 +141,7 @@ impl Agent {
             },
             "models": models, "refused": refused, "quarantine": quarantine,
             "building": self.building.as_ref().map(|(key, _)| key.model.clone()),
+            "sandbox": self.loader.confined.status(self.config.sandbox),
             "hardware": (self.hardware)(),
         });
         self.status.store(Arc::new(status));
