@@ -182,8 +182,11 @@ pub enum LogLevel {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
+    /// The journal where standard error is connected to it, text otherwise.
+    Auto,
     Text,
     Json,
+    Journald,
 }
 
 /// Whether the processes that touch models first are kept from what they do not need: other files, the network,
@@ -216,7 +219,7 @@ impl Default for Config {
             metrics_address: SocketAddr::from((Ipv4Addr::LOCALHOST, 8002)),
             runtime_library: None,
             log_level: LogLevel::Info,
-            log_format: LogFormat::Text,
+            log_format: LogFormat::Auto,
             drain_timeout: Span::secs(30),
             arrivals: Arrivals { settle: Span::millis(500), rescan: Span::secs(10) },
             sandbox: Sandbox::Auto,

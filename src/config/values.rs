@@ -256,7 +256,9 @@ macro_rules! words {
 words!(LogLevel, log_level, [
     "error" => Error, "warn" => Warn, "info" => Info, "debug" => Debug, "trace" => Trace,
 ]);
-words!(LogFormat, log_format, ["text" => Text, "json" => Json]);
+words!(LogFormat, log_format, [
+    "auto" => Auto, "text" => Text, "json" => Json, "journald" => Journald,
+]);
 words!(Sandbox, sandbox, ["auto" => Auto, "off" => Off, "required" => Required]);
 words!(Method, method, [
     "obs" => Obs, "response" => Response, "spectral" => Spectral, "magnitude" => Magnitude,
