@@ -113,7 +113,13 @@ impl Agent {
         let models: Vec<_> = self
             .served
             .values()
-            .map(|served| served.status(self.verdicts.get(&served.key.model), now))
+            .map(|served| {
+                let mut status = served.status(self.verdicts.get(&served.key.model), now);
+                let is_built = self.building.as_ref().is_some_and(|(key, _)| *key == served.key);
+                let paused = *self.build_wish.borrow() == Wish::Pause;
+                status["build_paused"] = json!(is_built && paused);
+                status
+            })
             .collect();
         let refused: Vec<_> = self
             .refused
