@@ -185,6 +185,12 @@ fn a_ladder_is_built_confined_and_nothing_is_written_elsewhere() {
             .output()
             .unwrap()
     };
+    let reused = |done: &Output| -> u64 {
+        let said = String::from_utf8_lossy(&done.stdout).into_owned();
+        let mut lines = said.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let told = lines.rfind(|line| line["event"] == "reused").expect(&said);
+        told["latencies"].as_u64().unwrap()
+    };
     let done = prune("fixtures/mlp_gemm.onnx", &[]);
     assert!(done.status.success(), "{}", words(&done));
     assert_eq!(told(&done)["event"], "confined");
@@ -194,6 +200,10 @@ fn a_ladder_is_built_confined_and_nothing_is_written_elsewhere() {
     assert!(dir.path().join("state/latencies/table.json").exists(), "{}", words(&done));
     let in_state: Vec<_> = fs::read_dir(dir.path().join("state")).unwrap().flatten().collect();
     assert_eq!(in_state.len(), 1);
+    // The next one reads what this one measured.
+    let again = prune("fixtures/mlp_gemm.onnx", &[]);
+    assert!(again.status.success(), "{}", words(&again));
+    assert!(reused(&again) > reused(&done), "{} {}", reused(&again), reused(&done));
     // Samples lie elsewhere, and are read all the same.
     let samples = model("fixtures/inputs/frames_of_48.npz").display().to_string();
     let done = prune("fixtures/inputs/frames_of_48.onnx", &["--calibration", &samples]);

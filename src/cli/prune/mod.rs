@@ -199,10 +199,12 @@ impl Prune {
         let shown = Shown::new(self.progress, self.json);
         let table = latencies.join(LATENCY_TABLE);
         let mut keeping = Keeping::new(shown, &self.out, unfinished, table);
+        let finished = before.as_ref().map_or(0, |before| before.finished.len());
         let mut table = keeping.table();
         let ladder = task
             .make(before, &mut table, &mut keeping)
             .map_err(|error| self.failure(&model, error))?;
+        keeping.shown.reused(finished, table.found());
         keeping.shown.finish();
         let manifest = self.manifest(&task, dense, ladder);
         let text = serde_json::to_string_pretty(&manifest).code(Code::Software)?;

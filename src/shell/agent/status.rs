@@ -1,5 +1,6 @@
 //! The agent's turn: the governor, the metrics, the status and the watchdog.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -66,6 +67,11 @@ impl Agent {
             let version = served.key.version;
             let budget = served.config.budget.map(|budget| Duration::from(budget.limit));
             self.metrics.budget(model, version, budget);
+            let mut standby = BTreeMap::new();
+            for candidate in &served.candidates {
+                *standby.entry(candidate.standby.words().0).or_default() += 1;
+            }
+            self.metrics.ladder(model, version, served.current, standby);
             let Some(verdict) = self.verdicts.get(model) else { continue };
             self.metrics.slowdown(model, version, Some(verdict.slowdown));
             if let Some(met) = verdict.met {

@@ -48,6 +48,11 @@ pub struct BuildJob {
 pub enum BuildEvent {
     /// How it is confined: its first line, and none after that.
     Confined(Confined),
+    /// What was taken over from earlier builds: finished rungs, and latencies of parts of the network.
+    Reused {
+        rungs: u64,
+        latencies: u64,
+    },
     Progress {
         stage: String,
         done: u64,

@@ -238,6 +238,7 @@ impl Slot {
         let latency = at.saturating_duration_since(answer.arrived);
         let stats = &answer.variant.stats;
         stats.answered(at, latency, answer.compute);
+        stats.queued(answer.queued);
         stats.counters.encoded(encode);
         self.shared.counters.encoded(encode);
     }

@@ -149,6 +149,24 @@ struct LiveHistogram {
     sum_ns: AtomicU64,
 }
 
+impl LiveHistogram {
+    fn add(&self, duration: Duration) {
+        let us = duration.as_micros();
+        let bucket = LATENCY_BUCKETS_US.partition_point(|bound| u128::from(*bound) < us);
+        one(&self.buckets[bucket]);
+        add(&self.sum_ns, duration);
+    }
+
+    fn copy(&self) -> Histogram {
+        let mut copy = Histogram::default();
+        for (to, from) in copy.buckets.iter_mut().zip(&self.buckets) {
+            *to = from.load(Ordering::Relaxed);
+        }
+        copy.sum = Duration::from_nanos(self.sum_ns.load(Ordering::Relaxed));
+        copy
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Sample {
     at: Instant,
@@ -162,6 +180,8 @@ pub struct Stats {
     /// Exact counts.
     pub counters: Counters,
     latency: LiveHistogram,
+    queue: LiveHistogram,
+    compute: LiveHistogram,
     recent: Mutex<VecDeque<Sample>>,
 }
 
@@ -169,10 +189,8 @@ impl Stats {
     /// Takes in one answered request: when its answer was ready for the socket, how long after its
     /// arrival that was, and how long the session took.
     pub(super) fn answered(&self, at: Instant, latency: Duration, compute: Duration) {
-        let us = latency.as_micros();
-        let bucket = LATENCY_BUCKETS_US.partition_point(|bound| u128::from(*bound) < us);
-        one(&self.latency.buckets[bucket]);
-        add(&self.latency.sum_ns, latency);
+        self.latency.add(latency);
+        self.compute.add(compute);
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         if recent.len() == OBSERVATIONS {
             recent.pop_front();
@@ -180,14 +198,24 @@ impl Stats {
         recent.push_back(Sample { at, latency, compute });
     }
 
-    /// The latency histogram since the start.
+    /// How long an answered request had waited in the queue.
+    pub(super) fn queued(&self, time: Duration) {
+        self.queue.add(time);
+    }
+
+    /// Latencies since the start.
     pub fn histogram(&self) -> Histogram {
-        let mut copy = Histogram::default();
-        for (to, from) in copy.buckets.iter_mut().zip(&self.latency.buckets) {
-            *to = from.load(Ordering::Relaxed);
-        }
-        copy.sum = Duration::from_nanos(self.latency.sum_ns.load(Ordering::Relaxed));
-        copy
+        self.latency.copy()
+    }
+
+    /// Times in the queue since the start.
+    pub fn queue_histogram(&self) -> Histogram {
+        self.queue.copy()
+    }
+
+    /// Times in the session since the start.
+    pub fn compute_histogram(&self) -> Histogram {
+        self.compute.copy()
     }
 
     /// The requests answered since `since`, as far as the ring reaches back.
