@@ -506,6 +506,23 @@ pub const CHILD_LINES: usize = 1_000_000;
 /// and that of ONNX Runtime start in 100 MiB.
 pub const CHILD_MEMORY: u64 = 256 << 20;
 
+/// Files that a child may hold open: a model's own are closed once they are mapped, libraries and pipes are
+/// some tens.
+pub const CHILD_FILES: u64 = 1024;
+
+/// Largest file that a child may write: all weights of the largest model.
+pub const CHILD_FILE_BYTES: u64 = EXTERNAL_DATA_BYTES;
+
+/// Threads of a child, beyond those that its operators are given, that may be busy all the time.
+pub const CHILD_SPARE_THREADS: usize = 1;
+
+/// Seconds of processor time that a child has left to end by itself once what it may take is used up.
+pub const CHILD_LAST_SECS: u64 = 5;
+
+/// Landlock's interface from which on it counts as confinement where that is insisted on: the first that keeps
+/// files elsewhere from being cut short.
+pub const LANDLOCK_ENOUGH: u32 = 3;
+
 /// Parts of the memory that is available of which a build may take one: serving goes on beside it.
 pub const BUILD_MEMORY_PARTS: u64 = 2;
 

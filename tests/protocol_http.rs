@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use blochd::onnx::{DType, ExecError, Tensor};
 use blochd::protocol::Signature;
+use blochd::shell::metrics::BuildOutcome;
 use blochd::shell::slot::{Entry, ModelState, Runner};
 use blochd::units::Version;
 use serde_json::{Value, json};
@@ -415,6 +416,11 @@ fn the_metrics_page_counts_what_was_answered_refused_and_told() {
     served.metrics.swapped("sum", Version(1), "over_budget");
     served.metrics.budget_held("sum", Version(1), false, Duration::from_millis(1500));
     served.metrics.slowdown("sum", Version(1), Some(1.25));
+    served.metrics.built("sum", Version(1), BuildOutcome::Built);
+    served.metrics.reused("sum", Version(1), 2, 30);
+    served.metrics.reused("sum", Version(1), 1, 0);
+    served.metrics.ladder("sum", Version(1), 0, [("in service", 1), ("loading", 2)].into());
+    served.metrics.ladder("sum", Version(1), 1, [("in service", 1), ("ready", 2)].into());
     let page = Client::to(served.metrics_at).get("/metrics");
     assert_eq!(page.header("content-type"), Some("text/plain; version=0.0.4; charset=utf-8"));
     let text = String::from_utf8(page.body).unwrap();
@@ -429,6 +435,14 @@ fn the_metrics_page_counts_what_was_answered_refused_and_told() {
         r#"blochd_swaps_total{model="sum",version="1",reason="over_budget"} 1"#,
         r#"blochd_budget_seconds_total{model="sum",version="1",met="false"} 1.5"#,
         r#"blochd_slowdown_ratio{model="sum",version="1"} 1.25"#,
+        r#"blochd_queue_duration_seconds_count{model="sum",version="1",variant="dense"} 1"#,
+        r#"blochd_compute_duration_seconds_count{model="sum",version="1",variant="dense"} 1"#,
+        r#"blochd_rung{model="sum",version="1"} 1"#,
+        r#"blochd_variants{model="sum",version="1",state="loading"} 0"#,
+        r#"blochd_variants{model="sum",version="1",state="ready"} 2"#,
+        r#"blochd_builds_total{model="sum",version="1",outcome="built"} 1"#,
+        r#"blochd_analysis_reused_total{model="sum",version="1",what="rungs"} 3"#,
+        r#"blochd_analysis_reused_total{model="sum",version="1",what="latencies"} 30"#,
     ] {
         assert!(text.lines().any(|other| other == line), "{line} is not in\n{text}");
     }

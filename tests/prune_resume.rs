@@ -134,18 +134,18 @@ fn latencies_that_were_measured_outlive_the_kill() {
     let dir = tempfile::tempdir().unwrap();
     let (out, state) = (dir.path().join("out"), dir.path().join("state"));
     let table = || -> Option<LatencyTable> {
-        let text = fs::read_to_string(state.join("latency.json")).ok()?;
+        let text = fs::read_to_string(state.join("latencies/table.json")).ok()?;
         Some(serde_json::from_str(&text).expect("never half a table"))
     };
     // It is written while cuts are timed, not only behind the last of them.
     killed_at(command(&out, &state, &[]), |said| {
         table().is_some() || said.iter().any(|line| is_stage(line, "building"))
     });
-    let before = fs::read(state.join("latency.json")).unwrap();
+    let before = fs::read(state.join("latencies/table.json")).unwrap();
     let before: Value = serde_json::from_slice(&before).unwrap();
     finish(command(&out, &state, &[]));
     let after: Value =
-        serde_json::from_slice(&fs::read(state.join("latency.json")).unwrap()).unwrap();
+        serde_json::from_slice(&fs::read(state.join("latencies/table.json")).unwrap()).unwrap();
     let mut compared = 0;
     for (engine, measured) in before["engines"].as_object().unwrap() {
         for (segment, entry) in measured["segments"].as_object().unwrap() {

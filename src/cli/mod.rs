@@ -8,6 +8,7 @@ mod log;
 mod prune;
 mod run;
 mod runtime;
+mod sandbox;
 mod status;
 mod trial;
 
@@ -51,6 +52,8 @@ enum Command {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Code {
+    /// The command line asks for what cannot be done (`EX_USAGE`).
+    Usage = 64,
     /// The input file is not what it should be (`EX_DATAERR`).
     Data = 65,
     /// Something that the command needs is missing, such as ONNX Runtime (`EX_UNAVAILABLE`).

@@ -50,7 +50,7 @@ pub struct Run {
     /// error, warn, info, debug or trace [default: info].
     #[arg(long)]
     log_level: Option<String>,
-    /// text or json [default: text].
+    /// auto, text, json or journald [default: auto].
     #[arg(long)]
     log_format: Option<String>,
     /// Any setting: `--set defaults.budget="p99: 40ms"`. May be given several times.

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow, bail};
 use blochd::onnx::{Engine, ExecError, Session, Tensor};
 use blochd::protocol::{Inputs, Signature, suitable};
+use blochd::shell::children::confine::Needs;
 use blochd::shell::children::is_out_of_memory;
 use blochd::shell::children::trial::RanOn;
 use blochd::shell::engine::{self, EngineOptions, LiveSession, OrtEngine, Search};
@@ -18,6 +19,7 @@ use blochd::units::Percentile;
 use clap::Args;
 use serde_json::json;
 
+use super::sandbox::SandboxArgs;
 use super::{Code, Failure, OrFail};
 
 /// Load, warm and time one model in this process.
@@ -56,6 +58,8 @@ pub struct Trial {
     /// Print one line of JSON.
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    sandbox: SandboxArgs,
 }
 
 /// What a model was run on, once, and found to run.
@@ -70,13 +74,17 @@ fn lent(inputs: &Inputs) -> Vec<(&str, &Tensor)> {
 
 impl Trial {
     pub fn run(self) -> Result<(), Failure> {
+        let state = self.state_dir.clone().unwrap_or_else(places::state_dir);
+        let search = Search::new(self.runtime.clone(), &state);
+        let mut needs = Needs::model(&self.model);
+        needs.read.extend(self.inputs.clone());
+        needs.runtime(&search);
+        self.sandbox.begin(needs, self.json)?;
         let model = models::load(&self.model).map_err(|error| Failure {
             code: if error.is_bad_data() { Code::Data } else { Code::Io },
             error: error.into(),
         })?;
-        let state = self.state_dir.clone().unwrap_or_else(places::state_dir);
-        let runtime =
-            engine::init(&Search::new(self.runtime.clone(), &state)).code(Code::Unavailable)?;
+        let runtime = engine::init(&search).code(Code::Unavailable)?;
         let options =
             EngineOptions { intra_op_threads: self.threads.max(1), ..EngineOptions::default() };
         let engine = OrtEngine::new(&runtime, options);

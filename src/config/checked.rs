@@ -39,6 +39,8 @@ pub struct Config {
     /// How long requests in flight may take after SIGTERM before they are cut off.
     pub drain_timeout: Span,
     pub arrivals: Arrivals,
+    /// Whether child processes are kept from what their work does not need.
+    pub sandbox: Sandbox,
     pub trial: Trial,
     pub build: Build,
     /// What holds for each model where nothing else is said of it.
@@ -200,8 +202,22 @@ pub enum LogLevel {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
+    /// The journal where standard error is connected to it, text otherwise.
+    Auto,
     Text,
     Json,
+    Journald,
+}
+
+/// Whether the processes that touch models first are kept from what they do not need: other files, the network,
+/// most of the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sandbox {
+    /// As far as the kernel can.
+    Auto,
+    Off,
+    /// Where the kernel cannot, nothing is tried, and nothing new is served.
+    Required,
 }
 
 /// How channels are selected for removal.
@@ -226,9 +242,10 @@ impl Default for Config {
             metrics_address: SocketAddr::from((Ipv4Addr::LOCALHOST, 8002)),
             runtime_library: None,
             log_level: LogLevel::Info,
-            log_format: LogFormat::Text,
+            log_format: LogFormat::Auto,
             drain_timeout: Span::secs(30),
             arrivals: Arrivals { settle: Span::millis(500), rescan: Span::secs(10) },
+            sandbox: Sandbox::Auto,
             trial: Trial { timeout: Span::secs(120), memory: None },
             build: Build { timeout: Span::secs(3600), memory: None, nice: 19 },
             defaults: ModelConfig::default(),

@@ -18,7 +18,7 @@ mod values;
 mod tests;
 
 pub use checked::{
-    Budget, Config, LogFormat, LogLevel, Method, ModelConfig, Policy, Socket, Threads,
+    Budget, Config, LogFormat, LogLevel, Method, ModelConfig, Policy, Sandbox, Socket, Threads,
 };
 pub use diff::{Change, Diff};
 pub use error::{ConfigErrors, Origin, Problem};

@@ -79,6 +79,7 @@ pub static AGENT: &[Setting<Config>] = &[
     agent!("drain_timeout", Scalar, false, |t| between(t, 0, 3600), drain_timeout),
     agent!("arrivals.settle", Scalar, false, read::wait, arrivals.settle),
     agent!("arrivals.rescan", Scalar, false, read::wait, arrivals.rescan),
+    agent!("sandbox", Scalar, false, read::sandbox, sandbox),
     agent!("trial.timeout", Scalar, false, read::wait, trial.timeout),
     agent!("trial.memory", Scalar, false, read::memory, trial.memory),
     agent!("build.timeout", Scalar, false, |t| between(t, 1, 86_400), build.timeout),

@@ -8,7 +8,7 @@ use std::str::FromStr;
 use crate::limits::{self, SOCKET_PATH_BYTES};
 use crate::units::{ByteSize, Percentile, Span, UnitError, is_latency_ratio};
 
-use super::checked::{Budget, LogFormat, LogLevel, Method, Socket, Threads};
+use super::checked::{Budget, LogFormat, LogLevel, Method, Sandbox, Socket, Threads};
 use super::error::{Wrong, did_you_mean};
 
 /// The text that reads back as the same value.
@@ -292,7 +292,10 @@ macro_rules! words {
 words!(LogLevel, log_level, [
     "error" => Error, "warn" => Warn, "info" => Info, "debug" => Debug, "trace" => Trace,
 ]);
-words!(LogFormat, log_format, ["text" => Text, "json" => Json]);
+words!(LogFormat, log_format, [
+    "auto" => Auto, "text" => Text, "json" => Json, "journald" => Journald,
+]);
+words!(Sandbox, sandbox, ["auto" => Auto, "off" => Off, "required" => Required]);
 words!(Method, method, [
     "obs" => Obs, "response" => Response, "spectral" => Spectral, "magnitude" => Magnitude,
     "random" => Random,

@@ -19,13 +19,16 @@ use crate::surgery::{self, Cut, CutError};
 
 /// Savings by engine and segment: kept width (or rank) → microseconds saved. Width 0 stands for the whole
 /// segment's time. Bounded: what was not used for longest goes first.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct LatencyTable {
     /// By device, execution provider and runtime version (see `Engine::identity`): one engine's latencies say
     /// nothing of another's.
     engines: BTreeMap<String, Measured>,
     /// Counts the builds that used the table.
     builds: u64,
+    /// Segments of which something was known when they were asked for, since the table was read.
+    #[serde(skip)]
+    found: usize,
 }
 
 /// What one engine measured.
@@ -40,6 +43,13 @@ struct Measured {
 struct Entry {
     used: u64,
     savings: BTreeMap<usize, f64>,
+}
+
+/// What was asked of a table makes no difference.
+impl PartialEq for LatencyTable {
+    fn eq(&self, other: &Self) -> bool {
+        self.engines == other.engines && self.builds == other.builds
+    }
 }
 
 impl LatencyTable {
@@ -59,6 +69,7 @@ impl LatencyTable {
         let found = self.engines.get_mut(engine).and_then(|all| all.segments.get_mut(segment));
         let Some(entry) = found else { return BTreeMap::new() };
         entry.used = self.builds;
+        self.found += 1;
         entry.savings.clone()
     }
 
@@ -75,6 +86,11 @@ impl LatencyTable {
             let Some(oldest) = oldest.map(|(name, _)| name.clone()) else { break };
             all.remove(&oldest);
         }
+    }
+
+    /// How often something was known of a segment: what was not measured again, or not all of it.
+    pub fn found(&self) -> usize {
+        self.found
     }
 
     /// Number of segments that an engine measured.
@@ -354,7 +370,9 @@ mod tests {
         let name = |number: usize| format!("{number:06}");
         (0..limits::LATENCY_SEGMENTS).for_each(|n| table.add("cpu", &name(n), &[(1, 1.0)].into()));
         table.begin("cpu");
+        assert_eq!((table.known("cpu", "no such"), table.found()), (BTreeMap::new(), 0));
         assert_eq!(table.known("cpu", &name(0)), [(1, 1.0)].into());
+        assert_eq!(table.found(), 1);
         table.add("cpu", &name(limits::LATENCY_SEGMENTS), &[(1, 1.0), (2, f64::NAN)].into());
         assert_eq!(table.segments("cpu"), limits::LATENCY_SEGMENTS);
         let last = name(limits::LATENCY_SEGMENTS);

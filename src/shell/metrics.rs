@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use crate::shell::slot::{Histogram, LATENCY_BUCKETS_US, Repository, Slot, Totals};
+use crate::shell::slot::{Histogram, LATENCY_BUCKETS_US, Repository, Slot, Stats, Totals};
 use crate::units::Version;
 
 use page::{Kind, Page};
@@ -29,6 +29,31 @@ struct Told {
     budget: Option<Duration>,
     slowdown: Option<f64>,
     build: Option<f64>,
+    rung: Option<usize>,
+    /// Variants by how they stand by.
+    standby: BTreeMap<&'static str, usize>,
+    builds: BTreeMap<&'static str, u64>,
+    reused: BTreeMap<&'static str, u64>,
+}
+
+/// How a ladder that was wanted came about, or did not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BuildOutcome {
+    /// A build made it.
+    Built,
+    /// It was there from before.
+    Kept,
+    Failed,
+}
+
+impl BuildOutcome {
+    fn label(self) -> &'static str {
+        match self {
+            Self::Built => "built",
+            Self::Kept => "kept",
+            Self::Failed => "failed",
+        }
+    }
 }
 
 /// Everything that the page shows.
@@ -77,6 +102,38 @@ impl Metrics {
     /// How far the ladder's build is, 0 to 1; `None` when none is under way.
     pub fn build_progress(&self, model: &str, version: Version, progress: Option<f64>) {
         self.tell(model, version, |told| told.build = progress);
+    }
+
+    /// A ladder came about, or did not.
+    pub fn built(&self, model: &str, version: Version, outcome: BuildOutcome) {
+        self.tell(model, version, |told| *told.builds.entry(outcome.label()).or_default() += 1);
+    }
+
+    /// A build went on with what earlier ones had found out: finished rungs, and latencies of parts of the
+    /// network that were not measured again.
+    pub fn reused(&self, model: &str, version: Version, rungs: u64, latencies: u64) {
+        // A build may tell of a version that has gone meanwhile.
+        if let Some(told) = self.lock().get_mut(&(model.to_owned(), version)) {
+            *told.reused.entry("rungs").or_default() += rungs;
+            *told.reused.entry("latencies").or_default() += latencies;
+        }
+    }
+
+    /// Where on its ladder the variant in service stands, dense being 0, and how many variants stand by in
+    /// which state.
+    pub fn ladder(
+        &self,
+        model: &str,
+        version: Version,
+        rung: usize,
+        standby: BTreeMap<&'static str, usize>,
+    ) {
+        self.tell(model, version, |told| {
+            told.rung = Some(rung);
+            // A state that was left is shown as such, not dropped.
+            told.standby.values_mut().for_each(|count| *count = 0);
+            told.standby.extend(standby);
+        });
     }
 
     /// Drops all series of a version that is gone.
@@ -211,15 +268,35 @@ fn variants(page: &mut Page, slots: &[Arc<Slot>]) {
 }
 
 fn latencies(page: &mut Page, slots: &[Arc<Slot>]) {
-    let help = "Arrival of a request to its answer standing ready, by variant.";
-    page.family("blochd_request_duration_seconds", Kind::Histogram, help);
-    for slot in slots {
-        let version = slot.version().to_string();
-        for (variant, stats) in slot.variants() {
-            let labels = [("model", slot.model()), ("version", &version), ("variant", &variant)];
-            let Histogram { buckets, sum } = stats.histogram();
-            let bounds = LATENCY_BUCKETS_US.iter().map(|us| *us as f64 / 1e6);
-            page.histogram(&labels, bounds, &buckets, sum.as_secs_f64());
+    type Value = fn(&Stats) -> Histogram;
+    let families: [(&str, &str, Value); 3] = [
+        (
+            "blochd_request_duration_seconds",
+            "Arrival of a request to its answer standing ready, by variant.",
+            Stats::histogram,
+        ),
+        (
+            "blochd_queue_duration_seconds",
+            "Time of answered requests in the queue, by variant.",
+            Stats::queue_histogram,
+        ),
+        (
+            "blochd_compute_duration_seconds",
+            "Time of answered requests in the session, by variant.",
+            Stats::compute_histogram,
+        ),
+    ];
+    for (name, help, value) in families {
+        page.family(name, Kind::Histogram, help);
+        for slot in slots {
+            let version = slot.version().to_string();
+            for (variant, stats) in slot.variants() {
+                let labels =
+                    [("model", slot.model()), ("version", &version), ("variant", &variant)];
+                let Histogram { buckets, sum } = value(&stats);
+                let bounds = LATENCY_BUCKETS_US.iter().map(|us| *us as f64 / 1e6);
+                page.histogram(&labels, bounds, &buckets, sum.as_secs_f64());
+            }
         }
     }
 }
@@ -244,7 +321,12 @@ fn agent(page: &mut Page, told: &BTreeMap<Key, Told>) {
         }
     }
     type Value = fn(&Told) -> Option<f64>;
-    let gauges: [(&str, &str, Value); 3] = [
+    let gauges: [(&str, &str, Value); 4] = [
+        (
+            "blochd_rung",
+            "Place of the variant in service on its ladder: 0 is dense, each next one faster.",
+            |told| told.rung.map(|rung| rung as f64),
+        ),
         ("blochd_budget_seconds", "Latency budget in force.", |told| {
             told.budget.map(|budget| budget.as_secs_f64())
         }),
@@ -260,6 +342,38 @@ fn agent(page: &mut Page, told: &BTreeMap<Key, Told>) {
                 let version = version.to_string();
                 page.sample(&[("model", model), ("version", &version)], value);
             }
+        }
+    }
+    ladders(page, told);
+}
+
+/// How ladders came about and stand.
+fn ladders(page: &mut Page, told: &BTreeMap<Key, Told>) {
+    let help = "Variants of the model by how they stand by.";
+    page.family("blochd_variants", Kind::Gauge, help);
+    for ((model, version), told) in told {
+        let version = version.to_string();
+        for (state, count) in &told.standby {
+            let labels = [("model", model.as_str()), ("version", &version), ("state", state)];
+            page.sample(&labels, *count as f64);
+        }
+    }
+    let help = "Ladders that were wanted: built, kept from before, or failed to build.";
+    page.family("blochd_builds_total", Kind::Counter, help);
+    for ((model, version), told) in told {
+        let version = version.to_string();
+        for (outcome, count) in &told.builds {
+            let labels = [("model", model.as_str()), ("version", &version), ("outcome", outcome)];
+            page.sample(&labels, *count as f64);
+        }
+    }
+    let help = "What builds took over from earlier ones: finished rungs, and measured latencies.";
+    page.family("blochd_analysis_reused_total", Kind::Counter, help);
+    for ((model, version), told) in told {
+        let version = version.to_string();
+        for (what, count) in &told.reused {
+            let labels = [("model", model.as_str()), ("version", &version), ("what", what)];
+            page.sample(&labels, *count as f64);
         }
     }
 }

@@ -5,7 +5,7 @@ mod keeping;
 mod shown;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
 use blochd::ladder::calibration::{self, Samples, free_sizes};
@@ -17,6 +17,7 @@ use blochd::ladder::{Manifest, report};
 use blochd::limits;
 use blochd::onnx::{DType, Engine, Model};
 use blochd::redundancy::selection::Method;
+use blochd::shell::children::confine::Needs;
 use blochd::shell::engine::{self, EngineOptions, OrtEngine, Provider, Search};
 use blochd::shell::probe::HostProbe;
 use blochd::shell::unfinished::{self, Unfinished};
@@ -25,9 +26,15 @@ use blochd::surgery::repair::Mode;
 use blochd::units::{Digest, is_latency_ratio};
 use clap::{Args, ValueEnum};
 
+use super::sandbox::SandboxArgs;
 use super::{Code, Failure, OrFail};
 use keeping::Keeping;
 use shown::{Shown, print_table};
+
+/// Folder of the latency table in the state directory, and its file: a folder of its own, so that a confined
+/// build can replace the one and nothing else.
+const LATENCIES: &str = "latencies";
+const LATENCY_TABLE: &str = "table.json";
 
 /// Make a ladder of faster variants of a model, without training.
 ///
@@ -121,6 +128,8 @@ pub struct Prune {
     /// programs, or nothing.
     #[arg(long, value_enum, default_value_t = ProgressArg::Auto)]
     progress: ProgressArg,
+    #[command(flatten)]
+    sandbox: SandboxArgs,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -174,10 +183,12 @@ impl Prune {
     pub fn run(self) -> Result<(), Failure> {
         let state = self.state_dir.clone().unwrap_or_else(places::state_dir);
         let importances = self.importances()?;
+        let latencies = state.join(LATENCIES);
+        let search = Search::new(self.runtime.clone(), &state);
+        self.confine(&search, &latencies)?;
         let model = models::load(&self.model)
             .map_err(|error| (if error.is_bad_data() { Code::Data } else { Code::Io }, error))
             .map_err(|(code, error)| Failure { code, error: error.into() })?;
-        let search = Search::new(self.runtime.clone(), &state);
         let runtime = engine::init(&search).code(Code::Unavailable)?;
         let options =
             EngineOptions { intra_op_threads: self.threads.max(1), ..EngineOptions::default() };
@@ -191,11 +202,8 @@ impl Prune {
         let dense = model.digest().code(Code::Data)?;
         let conditions =
             conditions(&dense, &Engine::identity(&engine), &options, &given, eval.as_ref());
-        let out = self.out.clone().unwrap_or_default();
-        std::fs::create_dir_all(&out)
-            .with_context(|| format!("cannot make the folder {}", out.display()))
-            .code(Code::Io)?;
-        let begun = unfinished::read(&out, &conditions);
+        self.make_out()?;
+        let begun = unfinished::read(self.out(), &conditions);
         let before = begun.as_ref().map(|begun| begun.samples);
         let samples = self.affordable(&engine, &model, given, before)?;
         // What was fitted on other samples is no part of the same ladder.
@@ -210,11 +218,14 @@ impl Prune {
             options: &options,
         };
         let shown = Shown::new(self.progress, self.json);
-        let mut keeping = Keeping::new(shown, &out, unfinished, state.join("latency.json"));
+        let table = latencies.join(LATENCY_TABLE);
+        let mut keeping = Keeping::new(shown, self.out(), unfinished, table);
+        let finished = before.as_ref().map_or(0, |before| before.finished.len());
         let mut table = keeping.table();
         let ladder = task
             .make(before, &mut table, &mut keeping)
             .map_err(|error| self.failure(&model, error))?;
+        keeping.shown.reused(finished, table.found());
         keeping.shown.finish();
         let manifest = self.manifest(&task, dense, ladder);
         let text = serde_json::to_string_pretty(&manifest).code(Code::Software)?;
@@ -225,6 +236,36 @@ impl Prune {
             print_table(&manifest);
         }
         Ok(())
+    }
+
+    /// Keeps this process from all but the model, the samples, and the folders that it writes to. Those are
+    /// made before: it could not make them itself any more.
+    fn confine(&self, search: &Search, latencies: &Path) -> Result<(), Failure> {
+        // Groups are asked for by hand, and go where the caller likes.
+        if self.sandbox.is_off() || self.groups.is_some() {
+            return Ok(());
+        }
+        self.make_out()?;
+        // The table only saves time.
+        let _ = std::fs::create_dir_all(latencies);
+        let mut needs = Needs::model(&self.model);
+        needs.read.extend(self.calibration.clone());
+        needs.read.extend(self.eval.clone());
+        needs.read.extend(self.scores.clone());
+        needs.runtime(search);
+        needs.write = vec![self.out().to_owned(), latencies.to_owned()];
+        self.sandbox.begin(needs, self.progress == ProgressArg::Json)
+    }
+
+    /// The folder for the rungs; there is one unless only the groups are asked for.
+    fn out(&self) -> &Path {
+        self.out.as_deref().unwrap_or(Path::new("."))
+    }
+
+    fn make_out(&self) -> Result<(), Failure> {
+        std::fs::create_dir_all(self.out())
+            .with_context(|| format!("cannot make the folder {}", self.out().display()))
+            .code(Code::Io)
     }
 
     fn manifest(&self, task: &Task, digest: Digest, ladder: Ladder) -> Manifest {

@@ -31,6 +31,13 @@ impl Shown {
         Self { bar, json: progress == ProgressArg::Json }
     }
 
+    /// What was taken over from earlier builds.
+    pub fn reused(&self, rungs: usize, latencies: usize) {
+        if self.json {
+            println!("{}", json!({"event": "reused", "rungs": rungs, "latencies": latencies}));
+        }
+    }
+
     pub fn event(&mut self, event: &Event) {
         if self.json {
             let line = match event {

@@ -1,12 +1,14 @@
 //! How a served version gets its ladder: kept from before, or built, one at a time.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 
 use super::Agent;
 use super::companions::CALIBRATION;
+use super::confined::Seen;
 use super::event::{Event, Fate};
 use super::served::{Build, Candidate, Served, Standby};
 use crate::arrivals::VersionKey;
@@ -16,6 +18,7 @@ use crate::limits;
 use crate::shell::children::builder::{BuildEvent, BuildJob, blame, build};
 use crate::shell::children::{ChildError, Memory, Wish, this_program};
 use crate::shell::files;
+use crate::shell::metrics::{BuildOutcome, Metrics};
 use crate::shell::slot::VariantInfo;
 use crate::shell::store::{BuildState, Damage, Ladder, LadderId, LadderRecord};
 
@@ -63,6 +66,7 @@ impl Agent {
         // The agent may have ended between the end of a build and its being taken into place.
         if let Some(ladder) = self.store.finished_ladder(&id) {
             tracing::info!(model = key.model, "its ladder was built before");
+            self.metrics.built(&key.model, key.version, BuildOutcome::Kept);
             self.note_build(id, BuildState::Done);
             return self.take_ladder(&key.model, ladder);
         }
@@ -84,6 +88,7 @@ impl Agent {
         match found {
             Ok(manifest) => {
                 tracing::info!(model = key.model, "its ladder was built before");
+                self.metrics.built(&key.model, key.version, BuildOutcome::Kept);
                 self.note_build(id, BuildState::Done);
                 let ladder = Ladder { manifest: *manifest, folder: self.store.ladder_dir(&id) };
                 self.take_ladder(&key.model, ladder);
@@ -175,6 +180,8 @@ impl Agent {
                 floor: served.config.quality_floor,
                 timeout: self.config.build.timeout.into(),
                 memory: Memory::or_part(self.config.build.memory, limits::BUILD_MEMORY_PARTS),
+                sandbox: self.config.sandbox,
+                folders: self.store.children_dir(),
                 nice: self.config.build.nice,
             };
             self.note_build(id, BuildState::Building);
@@ -186,7 +193,12 @@ impl Agent {
             self.build_since = None;
             let (wisher, wish) = watch::channel(Wish::Run);
             self.build_wish = wisher;
-            spawn_build(self.events.clone(), key, id, job, wish);
+            let told = Told {
+                events: self.events.clone(),
+                confined: self.loader.confined.clone(),
+                metrics: Arc::clone(&self.metrics),
+            };
+            spawn_build(told, key, id, job, wish);
         }
     }
 
@@ -232,11 +244,17 @@ impl Agent {
         self.metrics.build_progress(&key.model, key.version, None);
         // A crash will come again; a full disk, or what the kernel or an operator ends, need not.
         let fate = outcome.as_ref().map_or_else(|error| blame(error).into(), |()| Fate::Later);
+        let asked_to_end = matches!(outcome, Err(ChildError::Ended));
         let kept = outcome
             .map_err(|error| format!("its build failed: {error}"))
             .and_then(|()| self.store.commit_ladder(&id).map_err(|error| error.to_string()));
-        let wanted = self.served.get(&key.model).filter(|served| served.key == *key);
-        let wanted = wanted.is_some_and(|served| self.ladder_id(served) == id);
+        let served = self.served.get(&key.model).filter(|served| served.key == *key);
+        let is_served = served.is_some();
+        let wanted = served.is_some_and(|served| self.ladder_id(served) == id);
+        if is_served && !asked_to_end {
+            let outcome = if kept.is_ok() { BuildOutcome::Built } else { BuildOutcome::Failed };
+            self.metrics.built(&key.model, key.version, outcome);
+        }
         match kept {
             Ok(ladder) => {
                 self.note_build(id, BuildState::Done);
@@ -322,16 +340,28 @@ impl Agent {
     }
 }
 
-fn spawn_build(
+/// Whom a build tells.
+struct Told {
     events: tokio::sync::mpsc::Sender<Event>,
+    confined: Seen,
+    metrics: Arc<Metrics>,
+}
+
+fn spawn_build(
+    told: Told,
     key: VersionKey,
     id: LadderId,
     job: BuildJob,
     wish: watch::Receiver<Wish>,
 ) {
     tokio::spawn(async move {
+        let Told { events, confined, metrics } = told;
         let (told, of) = (events.clone(), key.clone());
         let mut tell = move |event: BuildEvent| match event {
+            BuildEvent::Confined(how) => confined.told(how),
+            BuildEvent::Reused { rungs, latencies } => {
+                metrics.reused(&of.model, of.version, rungs, latencies);
+            }
             BuildEvent::Progress { stage, done, total } => {
                 let share = done as f64 / total.max(1) as f64;
                 // Progress that finds the queue full is not worth waiting for.

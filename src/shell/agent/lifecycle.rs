@@ -32,6 +32,7 @@ impl Agent {
         loader.threads = config.intra_op_threads.count(cores, loader.instances);
         loader.trial_timeout = self.config.trial.timeout.into();
         loader.trial_memory = Memory::or_part(self.config.trial.memory, limits::TRIAL_MEMORY_PARTS);
+        loader.sandbox = self.config.sandbox;
         loader.samples =
             self.companion(model, CALIBRATION).or_else(|| self.store.reservoir_file(model));
         let quarantined = self.store.quarantined().iter();

@@ -12,6 +12,7 @@
 mod building;
 mod companions;
 mod config_file;
+mod confined;
 mod convict;
 mod doors;
 mod event;
@@ -41,6 +42,7 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
 pub use self::config_file::ConfigFile;
+use self::confined::Seen;
 use self::event::Event;
 use self::loads::Loads;
 use self::prepare::{Loader, chain};
@@ -220,6 +222,9 @@ impl Agent {
             batching: Batching::OFF,
             trial_timeout: config.trial.timeout.into(),
             trial_memory: Memory::or_part(config.trial.memory, limits::TRIAL_MEMORY_PARTS),
+            sandbox: config.sandbox,
+            folders: store.children_dir(),
+            confined: Seen::default(),
             samples: None,
             quarantined: Arc::default(),
         };

@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::confined::Seen;
 use super::event::{Fate, Opened, Prepared, Unfit};
 use super::memory;
+use crate::config::Sandbox;
 use crate::limits;
 use crate::onnx::Engine;
 use crate::protocol::{Inputs, Signature};
@@ -33,6 +35,10 @@ pub struct Loader {
     /// Wall time and memory of a trial.
     pub trial_timeout: Duration,
     pub trial_memory: Memory,
+    pub sandbox: Sandbox,
+    /// Where children get folders of their own.
+    pub folders: PathBuf,
+    pub confined: Seen,
     /// Real inputs to try and to warm variants with, where there are any.
     pub samples: Option<PathBuf>,
     /// What is not to be tried again, and why.
@@ -152,10 +158,13 @@ impl Loader {
             runs: limits::TRIAL_RUNS,
             timeout: self.trial_timeout,
             memory: self.trial_memory,
+            sandbox: self.sandbox,
+            folders: self.folders.clone(),
             samples: self.samples.clone(),
         };
         let (_wisher, wish) = watch::channel(Wish::Run);
-        attempt(&this_program(), &job, wish).await.map_err(|error| Unfit {
+        let mut confined = |told| self.confined.told(told);
+        attempt(&this_program(), &job, wish, &mut confined).await.map_err(|error| Unfit {
             digest: Some(digest),
             reason: format!("{}: {error}", path.display()),
             fate: error.blame().into(),

@@ -61,7 +61,7 @@ pub enum Standby {
 }
 
 impl Standby {
-    fn words(&self) -> (&'static str, Option<&str>) {
+    pub fn words(&self) -> (&'static str, Option<&str>) {
         match self {
             Self::InService => ("in service", None),
             Self::Loaded(_) => ("ready", None),
@@ -83,6 +83,33 @@ pub enum Build {
     },
     Done(Box<Manifest>),
     Failed(String),
+}
+
+impl Build {
+    /// What the status of its model says of it.
+    fn status(&self) -> Value {
+        let (build, why) = match self {
+            Self::None(why) => ("none".to_owned(), Some(why)),
+            Self::Queued => ("queued".to_owned(), None),
+            Self::Running { share, stage } => (format!("{stage} {:.0} %", 100.0 * share), None),
+            Self::Done(_) => ("done".to_owned(), None),
+            Self::Failed(why) => ("failed".to_owned(), Some(why)),
+        };
+        let (share, stage) = match self {
+            Self::Running { share, stage } => (Some(share), Some(stage)),
+            Self::None(_) | Self::Queued | Self::Done(_) | Self::Failed(_) => (None, None),
+        };
+        let (not_built, samples) = match self {
+            Self::Done(manifest) => (json!(manifest.not_built), json!(manifest.calibration)),
+            Self::None(_) | Self::Queued | Self::Running { .. } | Self::Failed(_) => {
+                (json!([]), Value::Null)
+            }
+        };
+        json!({
+            "build": build, "build_why": why, "build_share": share, "build_stage": stage,
+            "not_built": not_built, "calibration": samples,
+        })
+    }
 }
 
 /// One model in service.
@@ -177,13 +204,8 @@ impl Served {
         let mut latencies = self.recent(now).latency;
         latencies.sort_unstable();
         let totals = self.slot.totals();
-        let (build, why) = match &self.build {
-            Build::None(why) => ("none".to_owned(), Some(why.clone())),
-            Build::Queued => ("queued".to_owned(), None),
-            Build::Running { share, stage } => (format!("{stage} {:.0} %", 100.0 * share), None),
-            Build::Done(_) => ("done".to_owned(), None),
-            Build::Failed(why) => ("failed".to_owned(), Some(why.clone())),
-        };
+        let at_budget = self.percentile().of(&latencies);
+        let build = self.build.status();
         let candidates = self.candidates.iter().map(|candidate| {
             let (state, why) = candidate.standby.words();
             json!({
@@ -192,17 +214,7 @@ impl Served {
                 "promised_p99_ms": candidate.p99.map(ms), "state": state, "why": why,
             })
         });
-        let not_built = match &self.build {
-            Build::Done(manifest) => json!(manifest.not_built),
-            Build::None(_) | Build::Queued | Build::Running { .. } | Build::Failed(_) => json!([]),
-        };
-        let samples = match &self.build {
-            Build::Done(manifest) => json!(manifest.calibration),
-            Build::None(_) | Build::Queued | Build::Running { .. } | Build::Failed(_) => {
-                Value::Null
-            }
-        };
-        json!({
+        let mut status = json!({
             "model": self.key.model, "version": self.key.version.0,
             "digest": self.digest.to_string(),
             "variant": self.candidates[self.current].info.name,
@@ -214,15 +226,19 @@ impl Served {
                 "requests": latencies.len(),
                 "p50_ms": Percentile::P50.of(&latencies).map(ms),
                 "p99_ms": Percentile::P99.of(&latencies).map(ms),
+                "at_budget_ms": at_budget.map(ms),
             },
             "met": verdict.and_then(|verdict| verdict.met),
             "slowdown": verdict.map(|verdict| verdict.slowdown),
             "quality_floor": self.config.quality_floor,
             "answered": totals.success, "failed": totals.failure,
+            "refused": self.slot.refusals().values().sum::<u64>(), "queued": self.slot.pending().0,
             "swaps": self.swaps, "last_swap_because": self.last_because,
-            "build": build, "build_why": why, "not_built": not_built,
-            "calibration": samples,
             "ladder": candidates.collect::<Vec<_>>(),
-        })
+        });
+        if let (Some(status), Value::Object(build)) = (status.as_object_mut(), build) {
+            status.extend(build);
+        }
+        status
     }
 }

@@ -1,5 +1,6 @@
 //! The agent's turn: the governor, the metrics, the status and the watchdog.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -66,6 +67,11 @@ impl Agent {
             let version = served.key.version;
             let budget = served.config.budget.map(|budget| Duration::from(budget.limit));
             self.metrics.budget(model, version, budget);
+            let mut standby = BTreeMap::new();
+            for candidate in &served.candidates {
+                *standby.entry(candidate.standby.words().0).or_default() += 1;
+            }
+            self.metrics.ladder(model, version, served.current, standby);
             let Some(verdict) = self.verdicts.get(model) else { continue };
             self.metrics.slowdown(model, version, Some(verdict.slowdown));
             if let Some(met) = verdict.met {
@@ -113,7 +119,13 @@ impl Agent {
         let models: Vec<_> = self
             .served
             .values()
-            .map(|served| served.status(self.verdicts.get(&served.key.model), now))
+            .map(|served| {
+                let mut status = served.status(self.verdicts.get(&served.key.model), now);
+                let is_built = self.building.as_ref().is_some_and(|(key, _)| *key == served.key);
+                let paused = *self.build_wish.borrow() == Wish::Pause;
+                status["build_paused"] = json!(is_built && paused);
+                status
+            })
             .collect();
         let refused: Vec<_> = self
             .refused
@@ -141,6 +153,7 @@ impl Agent {
             },
             "models": models, "refused": refused, "quarantine": quarantine,
             "building": self.building.as_ref().map(|(key, _)| key.model.clone()),
+            "sandbox": self.loader.confined.status(self.config.sandbox),
             "hardware": (self.hardware)(),
         });
         self.status.store(Arc::new(status));

@@ -6,7 +6,11 @@ use std::time::Duration;
 use serde::Deserialize;
 use tokio::sync::watch;
 
-use super::process::{Blame, Bounds, ChildError, Memory, Priority, Wish, run};
+use super::confine::Confined;
+use super::process::{
+    Blame, Bounds, ChildError, Memory, Priority, Wish, argument, folder, processor_time, run,
+};
+use crate::config::Sandbox;
 use crate::ladder::manifest::CalibrationSource;
 
 /// What to build, and how.
@@ -32,6 +36,9 @@ pub struct BuildJob {
     pub floor: f64,
     pub timeout: Duration,
     pub memory: Memory,
+    pub sandbox: Sandbox,
+    /// Where it gets a folder of its own.
+    pub folders: PathBuf,
     pub nice: i32,
 }
 
@@ -39,20 +46,37 @@ pub struct BuildJob {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum BuildEvent {
-    Progress { stage: String, done: u64, total: u64 },
-    Rung { name: String, ratio: f64, quality: f64 },
-    NotBuilt { asked: f64, because: String },
+    /// How it is confined: its first line, and none after that.
+    Confined(Confined),
+    /// What was taken over from earlier builds: finished rungs, and latencies of parts of the network.
+    Reused {
+        rungs: u64,
+        latencies: u64,
+    },
+    Progress {
+        stage: String,
+        done: u64,
+        total: u64,
+    },
+    Rung {
+        name: String,
+        ratio: f64,
+        quality: f64,
+    },
+    NotBuilt {
+        asked: f64,
+        because: String,
+    },
 }
 
 impl BuildJob {
     fn arguments(&self) -> Vec<String> {
-        let text = |path: &Path| path.to_string_lossy().into_owned();
         let ratios: Vec<String> = self.ratios.iter().map(f64::to_string).collect();
-        let mut arguments = vec!["prune".to_owned(), text(&self.model)];
+        let mut arguments = vec!["prune".to_owned(), argument(&self.model)];
         let options = [
-            ("--out", text(&self.out)),
-            ("--runtime", text(&self.runtime)),
-            ("--state-dir", text(&self.state_dir)),
+            ("--out", argument(&self.out)),
+            ("--runtime", argument(&self.runtime)),
+            ("--state-dir", argument(&self.state_dir)),
             ("--ratios", ratios.join(",")),
             ("--method", self.method.clone()),
             ("--seed", self.seed.to_string()),
@@ -60,6 +84,7 @@ impl BuildJob {
             ("--floor", self.floor.to_string()),
             ("--samples", self.most_samples.to_string()),
             ("--progress", "json".to_owned()),
+            ("--sandbox", self.sandbox.to_string()),
         ];
         for (name, value) in options {
             arguments.extend([name.to_owned(), value]);
@@ -68,7 +93,7 @@ impl BuildJob {
             arguments.extend(["--align".to_owned(), align.to_string()]);
         }
         if let Some((path, source)) = &self.samples {
-            arguments.extend(["--calibration".to_owned(), text(path)]);
+            arguments.extend(["--calibration".to_owned(), argument(path)]);
             if *source == CalibrationSource::Live {
                 arguments.push("--calibration-is-live".to_owned());
             }
@@ -96,19 +121,29 @@ pub async fn build(
     wish: watch::Receiver<Wish>,
     told: &mut (dyn FnMut(BuildEvent) + Send),
 ) -> Result<(), ChildError> {
+    let folder = folder(&job.folders);
+    let mut arguments = job.arguments();
+    if let Some(folder) = &folder {
+        arguments.extend(["--scratch".to_owned(), argument(folder.path())]);
+    }
     let bounds = Bounds {
         timeout: job.timeout,
+        processor: processor_time(job.timeout, job.threads),
         memory: job.memory,
         priority: Priority::Idle { nice: job.nice },
+        folder: folder.as_ref().map(|folder| folder.path().to_owned()),
     };
+    let mut first = true;
     let mut line = |line: &str| {
         match serde_json::from_str(line) {
+            Ok(BuildEvent::Confined(_)) if !first => {}
             Ok(event) => told(event),
             Err(_) => tracing::debug!(line, "a build wrote"),
         }
+        first = false;
         Ok(())
     };
-    run(program, &job.arguments(), &bounds, wish, &mut line).await
+    run(program, &arguments, &bounds, wish, &mut line).await
 }
 
 #[cfg(test)]
@@ -132,6 +167,8 @@ mod tests {
             floor: 0.5,
             timeout: Duration::from_secs(1),
             memory: Memory::Bytes(1 << 30),
+            sandbox: Sandbox::Auto,
+            folders: "folders".into(),
             nice: 0,
         };
         let given = |align| {

@@ -1,15 +1,16 @@
 //! Child processes: this program itself, started again for what must not share an address space or a
 //! priority with serving. A child that crashes, hangs, floods its output or eats the memory becomes
-//! a typed reason; it never becomes our end. `process` starts and bounds any child; `trial` and
-//! `builder` know the two kinds that the agent runs.
+//! a typed reason; it never becomes our end. `process` starts and bounds any child; `confine` is what
+//! the child itself begins with; `trial` and `builder` know the two kinds that the agent runs.
 
 pub mod builder;
+pub mod confine;
 mod process;
 #[cfg(test)]
 mod tests;
 pub mod trial;
 
 pub use process::{
-    Blame, Bounds, ChildError, Memory, Priority, WORK_REFUSED, Wish, is_out_of_memory, run,
-    this_program,
+    Blame, Bounds, ChildError, Memory, Priority, WORK_REFUSED, Wish, is_out_of_memory,
+    processor_time, run, this_program,
 };

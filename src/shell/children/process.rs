@@ -7,9 +7,10 @@ use std::process::{ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::libc;
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
+use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::sync::watch;
@@ -64,8 +65,32 @@ impl Memory {
 pub struct Bounds {
     /// Wall time; while the child is paused it does not count.
     pub timeout: Duration,
+    /// Time of all its threads on processors.
+    pub processor: Duration,
     pub memory: Memory,
     pub priority: Priority,
+    /// Where it works, and keeps what it needs for a while; where there is none, where this process does.
+    pub folder: Option<PathBuf>,
+}
+
+/// The processor time of a child whose operators run on so many threads, all of them busy until its wall time
+/// is over: what takes more has made threads of its own.
+pub fn processor_time(timeout: Duration, threads: usize) -> Duration {
+    let busy = threads.max(1).saturating_add(limits::CHILD_SPARE_THREADS);
+    timeout.saturating_mul(u32::try_from(busy).unwrap_or(u32::MAX))
+}
+
+/// A folder in `folders` for one child alone, which goes with it. Without one a child has no place to write to,
+/// which only models too large for memory need: a full disk keeps nothing else from being tried.
+pub fn folder(folders: &Path) -> Option<TempDir> {
+    let made = std::fs::create_dir_all(folders).and_then(|()| TempDir::new_in(folders));
+    made.inspect_err(|error| tracing::warn!("a child works without a folder: {error}")).ok()
+}
+
+/// A path as a child's argument, which works elsewhere.
+pub fn argument(path: &Path) -> String {
+    let whole = std::path::absolute(path);
+    whole.as_deref().unwrap_or(path).to_string_lossy().into_owned()
 }
 
 /// What the child shall do now.
@@ -85,6 +110,8 @@ pub enum ChildError {
     Start { program: PathBuf, reason: String },
     #[error("it hung: nothing came of it within {limit:?}{said}")]
     TimedOut { limit: Duration, said: String },
+    #[error("it used up the {limit:?} of processor time that it may take{said}")]
+    OutOfTime { limit: Duration, said: String },
     #[error("it crashed ({signal}){said}")]
     Crashed { signal: String, said: String },
     #[error(
@@ -124,6 +151,7 @@ impl ChildError {
             Self::Failed { .. } => Blame::Circumstances,
             Self::Killed { .. } | Self::Short { .. } => Blame::Either,
             Self::TimedOut { .. }
+            | Self::OutOfTime { .. }
             | Self::Crashed { .. }
             | Self::OutOfMemory { .. }
             | Self::Output { .. } => Blame::Work,
@@ -170,8 +198,11 @@ pub async fn run(
     command.args(arguments);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.process_group(0).kill_on_drop(true);
+    if let Some(folder) = &bounds.folder {
+        command.current_dir(folder).env("TMPDIR", folder);
+    }
     let memory = bounds.memory.now();
-    bound(&mut command, memory, bounds.priority);
+    bound(&mut command, memory, bounds);
     let mut child = command.spawn().map_err(|error| start(error.to_string()))?;
     let (Some(out), Some(err)) = (child.stdout.take(), child.stderr.take()) else {
         return Err(start("its output is not connected".to_owned()));
@@ -206,7 +237,7 @@ pub async fn run(
             };
         }
     };
-    outcome(status, bounds.memory, memory, said.text())
+    outcome(status, bounds, memory, said.text())
 }
 
 /// Waits for `work`, pauses and resumes as wished; `None` where its time is over or its end wished.
@@ -278,20 +309,27 @@ impl Group {
     }
 }
 
-/// Sets what the child inherits, between fork and exec.
-fn bound(command: &mut Command, memory: Option<u64>, priority: Priority) {
+/// Sets what the child inherits, between fork and exec. The number of its threads is not among it: the kernel
+/// counts those of all that the same user runs, visible from here or not.
+fn bound(command: &mut Command, memory: Option<u64>, bounds: &Bounds) {
     let parent = nix::unistd::getpid();
+    let priority = bounds.priority;
+    let seconds = bounds.processor.as_secs().max(1);
     let prepare = move || {
         // Only system calls: after a fork there is neither allocation nor lock.
         nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
         if nix::unistd::getppid() != parent {
             return Err(nix::errno::Errno::ESRCH.into());
         }
+        nix::sys::prctl::set_no_new_privs()?;
         if let Some(memory) = memory {
-            setrlimit(Resource::RLIMIT_DATA, memory, memory)?;
+            lower(Resource::RLIMIT_DATA, memory, memory)?;
         }
         // A crash of a child is a reason in a report; gigabytes of core dump would fill the disk.
-        setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
+        lower(Resource::RLIMIT_CORE, 0, 0)?;
+        lower(Resource::RLIMIT_CPU, seconds, seconds.saturating_add(limits::CHILD_LAST_SECS))?;
+        lower(Resource::RLIMIT_NOFILE, limits::CHILD_FILES, limits::CHILD_FILES)?;
+        lower(Resource::RLIMIT_FSIZE, limits::CHILD_FILE_BYTES, limits::CHILD_FILE_BYTES)?;
         first_to_go();
         if let Priority::Idle { nice } = priority {
             yield_to_others(nice);
@@ -300,6 +338,12 @@ fn bound(command: &mut Command, memory: Option<u64>, priority: Priority) {
     };
     // SAFETY: `prepare` runs in the forked child and makes system calls only.
     unsafe { command.pre_exec(prepare) };
+}
+
+/// Sets a bound and how far it could be raised again, neither above what it is.
+fn lower(resource: Resource, soft: u64, hard: u64) -> nix::Result<()> {
+    let (soft_now, hard_now) = getrlimit(resource)?;
+    setrlimit(resource, soft.min(soft_now), hard.min(hard_now))
 }
 
 /// Where the box runs out of memory, a child goes before the agent does.
@@ -383,7 +427,7 @@ const CRASHES: [Signal; 7] = [
 /// What came of a child that ended without our doing.
 fn outcome(
     status: ExitStatus,
-    memory: Memory,
+    bounds: &Bounds,
     limit: Option<u64>,
     said: String,
 ) -> Result<(), ChildError> {
@@ -391,7 +435,7 @@ fn outcome(
         return Ok(());
     }
     if let Some(limit) = limit.map(ByteSize).filter(|_| is_out_of_memory(&said)) {
-        return Err(match memory {
+        return Err(match bounds.memory {
             Memory::Bytes(_) => ChildError::OutOfMemory { limit, said },
             Memory::Available { .. } => ChildError::Short { limit, said },
         });
@@ -404,6 +448,9 @@ fn outcome(
             let signal = known
                 .map_or_else(|| format!("signal {number}"), |signal| signal.as_str().to_owned());
             match known {
+                Some(Signal::SIGXCPU) => {
+                    Err(ChildError::OutOfTime { limit: bounds.processor, said })
+                }
                 Some(known) if CRASHES.contains(&known) => {
                     Err(ChildError::Crashed { signal, said })
                 }

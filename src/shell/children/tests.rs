@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use super::trial::{TrialJob, attempt};
 use super::*;
+use crate::config::Sandbox;
 
 /// A folder with one program in it.
 fn script(body: &str) -> (TempDir, PathBuf) {
@@ -19,7 +20,13 @@ fn script(body: &str) -> (TempDir, PathBuf) {
 }
 
 fn bounds(timeout: Duration) -> Bounds {
-    Bounds { timeout, memory: Memory::Bytes(1 << 40), priority: Priority::Normal }
+    Bounds {
+        timeout,
+        processor: processor_time(timeout, 1),
+        memory: Memory::Bytes(1 << 40),
+        priority: Priority::Normal,
+        folder: None,
+    }
 }
 
 const LONG: Duration = Duration::from_secs(60);
@@ -178,6 +185,33 @@ async fn builds_are_idle_and_the_first_to_go() {
     assert_eq!(lines, ["1000", "19 5"]);
 }
 
+#[tokio::test]
+async fn a_child_that_uses_up_its_processor_time_is_to_blame_for_it() {
+    let limit = Duration::from_secs(1);
+    let busy = Bounds { processor: limit, ..bounds(LONG) };
+    let (done, _) = lines_of("while :; do :; done", busy.clone()).await;
+    assert_eq!(done, Err(ChildError::OutOfTime { limit, said: String::new() }));
+    assert_eq!(done.unwrap_err().blame(), Blame::Work);
+    // Waiting takes none.
+    let (done, lines) = lines_of("sleep 3; echo done", busy).await;
+    assert_eq!((done, lines), (Ok(()), vec!["done".to_owned()]));
+    assert_eq!(processor_time(Duration::from_secs(10), 3), Duration::from_secs(40));
+    assert_eq!(processor_time(Duration::from_secs(10), 0), Duration::from_secs(20));
+    assert_eq!(processor_time(Duration::MAX, usize::MAX), Duration::MAX);
+}
+
+#[tokio::test]
+async fn children_are_bounded_in_all_that_the_kernel_counts_and_gain_no_rights() {
+    let body = "ulimit -c; ulimit -t; ulimit -n; ulimit -H -n; ulimit -f; \
+                grep NoNewPrivs /proc/$$/status";
+    let (done, lines) = lines_of(body, bounds(LONG)).await;
+    assert_eq!(done, Ok(()));
+    // The shell counts files in blocks of 512 bytes.
+    let size = (crate::limits::CHILD_FILE_BYTES / 512).to_string();
+    let files = crate::limits::CHILD_FILES.to_string();
+    assert_eq!(lines, ["0", "120", &files, &files, &size, "NoNewPrivs:\t1"]);
+}
+
 fn state_of(pid: &str) -> char {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit(") ").next().and_then(|rest| rest.chars().next()).unwrap_or('?')
@@ -233,6 +267,8 @@ fn job(timeout: Duration) -> TrialJob {
         runs: 20,
         timeout,
         memory: Memory::Bytes(1 << 40),
+        sandbox: Sandbox::Auto,
+        folders: std::env::temp_dir(),
         samples: None,
     }
 }
@@ -240,7 +276,51 @@ fn job(timeout: Duration) -> TrialJob {
 async fn trial(body: &str, timeout: Duration) -> Result<trial::TrialReport, trial::TrialError> {
     let (_dir, path) = script(body);
     let (_wisher, wish) = watch::channel(Wish::Run);
-    attempt(&path, &job(timeout), wish).await
+    attempt(&path, &job(timeout), wish, &mut |_| ()).await
+}
+
+#[tokio::test]
+async fn a_trial_tells_how_it_is_confined_before_anything_else_and_only_then() {
+    let told = |abi: u32| {
+        format!(r#"echo '{{"event":"confined","landlock":{abi},"seccomp":true,"missing":[]}}'"#)
+    };
+    let report = r#"echo '{"load_ms":1,"p50_us":2,"p99_us":3,"runs":20}'"#;
+    let cases = [
+        (format!("{}\n{}\n{report}", told(7), told(99)), vec![7]),
+        // Whatever printed before it may have printed this, too.
+        (format!("echo banner\n{}\n{report}", told(99)), vec![]),
+        (report.to_owned(), vec![]),
+    ];
+    for (body, expected) in cases {
+        let (_dir, path) = script(&body);
+        let (_wisher, wish) = watch::channel(Wish::Run);
+        let mut heard = Vec::new();
+        let mut hear = |confined: confine::Confined| heard.extend(confined.landlock);
+        let report = attempt(&path, &job(LONG), wish, &mut hear).await.unwrap();
+        assert_eq!((report.p50_us, heard), (Some(2.0), expected), "{body}");
+    }
+}
+
+#[tokio::test]
+async fn a_trial_works_in_a_folder_of_its_own_that_goes_with_it_however_it_ends() {
+    for end in ["exit 0", "kill -KILL $$"] {
+        let dir = tempfile::tempdir().unwrap();
+        let note = dir.path().join("note");
+        let body = format!(
+            "echo \"$PWD\" > {0}; echo \"$TMPDIR\" >> {0}; echo \"$@\" >> {0}; \
+             touch left; mktemp > /dev/null; {end}",
+            note.display()
+        );
+        let _ = trial(&body, LONG).await;
+        let text = fs::read_to_string(note).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], lines[1], "{text}");
+        assert!(lines[2].contains(&format!("--sandbox auto --scratch {}", lines[0])), "{text}");
+        // What it works on is named as seen from anywhere.
+        let model = std::env::current_dir().unwrap().join("m.onnx");
+        assert!(lines[2].starts_with(&format!("trial {}", model.display())), "{text}");
+        assert!(!PathBuf::from(lines[0]).exists(), "{text}");
+    }
 }
 
 #[tokio::test]

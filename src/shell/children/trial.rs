@@ -6,7 +6,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::process::{Blame, Bounds, ChildError, Memory, Priority, Wish, run};
+use super::confine::Confined;
+use super::process::{
+    Blame, Bounds, ChildError, Memory, Priority, Wish, argument, folder, processor_time, run,
+};
+use crate::config::Sandbox;
 use crate::protocol::Example;
 
 /// What to try, and how.
@@ -20,6 +24,9 @@ pub struct TrialJob {
     pub runs: usize,
     pub timeout: Duration,
     pub memory: Memory,
+    pub sandbox: Sandbox,
+    /// Where it gets a folder of its own.
+    pub folders: PathBuf,
     /// Real inputs, where there are any. Those that do not suit the model are made up for.
     pub samples: Option<PathBuf>,
 }
@@ -49,6 +56,13 @@ pub struct TrialReport {
     pub peak_memory_bytes: Option<u64>,
 }
 
+/// What a trial tells before its report.
+#[derive(Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+enum Told {
+    Confined(Confined),
+}
+
 /// Why a variant failed its trial.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("its trial failed: {0}")]
@@ -61,7 +75,8 @@ impl TrialError {
     }
 }
 
-/// Tries a variant with `program` (this one, outside of tests).
+/// Tries a variant with `program` (this one, outside of tests), which tells `confined` how far it is that
+/// before it looks at the model.
 ///
 /// # Errors
 /// What went wrong.
@@ -69,23 +84,38 @@ pub async fn attempt(
     program: &Path,
     job: &TrialJob,
     wish: watch::Receiver<Wish>,
+    confined: &mut (dyn FnMut(Confined) + Send),
 ) -> Result<TrialReport, TrialError> {
-    let text = |path: &Path| path.to_string_lossy().into_owned();
-    let mut arguments = vec!["trial".to_owned(), text(&job.model)];
-    arguments.extend(["--runtime".to_owned(), text(&job.runtime)]);
+    let mut arguments = vec!["trial".to_owned(), argument(&job.model)];
+    arguments.extend(["--runtime".to_owned(), argument(&job.runtime)]);
     arguments.extend(["--threads".to_owned(), job.threads.to_string()]);
     arguments.extend(["--runs".to_owned(), job.runs.to_string(), "--json".to_owned()]);
+    arguments.extend(["--sandbox".to_owned(), job.sandbox.to_string()]);
     if let Some(samples) = &job.samples {
-        arguments.extend(["--inputs".to_owned(), text(samples), "--or-made-up".to_owned()]);
+        arguments.extend(["--inputs".to_owned(), argument(samples), "--or-made-up".to_owned()]);
     }
-    let bounds = Bounds { timeout: job.timeout, memory: job.memory, priority: Priority::Normal };
+    let folder = folder(&job.folders);
+    if let Some(folder) = &folder {
+        arguments.extend(["--scratch".to_owned(), argument(folder.path())]);
+    }
+    let bounds = Bounds {
+        timeout: job.timeout,
+        processor: processor_time(job.timeout, job.threads),
+        memory: job.memory,
+        priority: Priority::Normal,
+        folder: folder.as_ref().map(|folder| folder.path().to_owned()),
+    };
     let mut report = None;
+    let mut first = true;
     let mut line = |line: &str| {
-        // Vendor libraries print to standard output as they please; only our own lines count.
-        match serde_json::from_str(line) {
-            Ok(found) => report = Some(found),
-            Err(_) => tracing::debug!(line, "a trial wrote"),
+        // Vendor libraries print to standard output as they please; only our own lines count, and of how it is
+        // confined only the first, which comes before anything else can speak.
+        match (serde_json::from_str(line), serde_json::from_str(line)) {
+            (Ok(found), _) => report = Some(found),
+            (_, Ok(Told::Confined(told))) if first => confined(told),
+            _ => tracing::debug!(line, "a trial wrote"),
         }
+        first = false;
         Ok(())
     };
     let ran = run(program, &arguments, &bounds, wish, &mut line).await;

@@ -252,7 +252,8 @@ impl Slot {
     pub fn ready(&self, answer: &Answer, at: Instant, encode: Duration) {
         let latency = at.saturating_duration_since(answer.arrived);
         let stats = &answer.variant.stats;
-        stats.answered(at, latency, (answer.together == 1).then_some(answer.compute));
+        stats.answered(at, latency, answer.compute, answer.together);
+        stats.queued(answer.queued);
         stats.counters.encoded(encode);
         self.shared.counters.encoded(encode);
     }

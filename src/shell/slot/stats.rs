@@ -191,6 +191,24 @@ struct LiveHistogram {
     sum_ns: AtomicU64,
 }
 
+impl LiveHistogram {
+    fn add(&self, duration: Duration) {
+        let us = duration.as_micros();
+        let bucket = LATENCY_BUCKETS_US.partition_point(|bound| u128::from(*bound) < us);
+        one(&self.buckets[bucket]);
+        add(&self.sum_ns, duration);
+    }
+
+    fn copy(&self) -> Histogram {
+        let mut copy = Histogram::default();
+        for (to, from) in copy.buckets.iter_mut().zip(&self.buckets) {
+            *to = from.load(Ordering::Relaxed);
+        }
+        copy.sum = Duration::from_nanos(self.sum_ns.load(Ordering::Relaxed));
+        copy
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 struct Sample {
     at: Instant,
@@ -204,17 +222,25 @@ pub struct Stats {
     /// Exact counts.
     pub counters: Counters,
     latency: LiveHistogram,
+    queue: LiveHistogram,
+    compute: LiveHistogram,
     recent: Mutex<VecDeque<Sample>>,
 }
 
 impl Stats {
     /// Takes in one answered request: when its answer was ready for the socket, how long after its
-    /// arrival that was, and how long the session took, where it ran alone.
-    pub(super) fn answered(&self, at: Instant, latency: Duration, alone: Option<Duration>) {
-        let us = latency.as_micros();
-        let bucket = LATENCY_BUCKETS_US.partition_point(|bound| u128::from(*bound) < us);
-        one(&self.latency.buckets[bucket]);
-        add(&self.latency.sum_ns, latency);
+    /// arrival that was, how long the session took, and for how many requests together.
+    pub(super) fn answered(
+        &self,
+        at: Instant,
+        latency: Duration,
+        compute: Duration,
+        together: usize,
+    ) {
+        self.latency.add(latency);
+        self.compute.add(compute);
+        // What is promised is the time of a request that runs alone.
+        let alone = (together == 1).then_some(compute);
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         if recent.len() == OBSERVATIONS {
             recent.pop_front();
@@ -222,14 +248,24 @@ impl Stats {
         recent.push_back(Sample { at, latency, alone });
     }
 
-    /// The latency histogram since the start.
+    /// How long an answered request had waited in the queue.
+    pub(super) fn queued(&self, time: Duration) {
+        self.queue.add(time);
+    }
+
+    /// Latencies since the start.
     pub fn histogram(&self) -> Histogram {
-        let mut copy = Histogram::default();
-        for (to, from) in copy.buckets.iter_mut().zip(&self.latency.buckets) {
-            *to = from.load(Ordering::Relaxed);
-        }
-        copy.sum = Duration::from_nanos(self.latency.sum_ns.load(Ordering::Relaxed));
-        copy
+        self.latency.copy()
+    }
+
+    /// Times in the queue since the start.
+    pub fn queue_histogram(&self) -> Histogram {
+        self.queue.copy()
+    }
+
+    /// Times in the session since the start.
+    pub fn compute_histogram(&self) -> Histogram {
+        self.compute.copy()
     }
 
     /// The requests answered since `since`, as far as the ring reaches back.

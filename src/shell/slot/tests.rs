@@ -458,7 +458,7 @@ fn windows_hold_the_recent_requests_and_their_percentiles() {
     let start = Instant::now();
     let ms = Duration::from_millis;
     for n in 1..=100 {
-        stats.answered(start + ms(n), ms(n), Some(ms(n) / 2));
+        stats.answered(start + ms(n), ms(n), ms(n) / 2, 1);
     }
     let all = stats.window(start);
     assert_eq!(all.latency_at(Percentile::P99), Some(ms(99)));
@@ -468,7 +468,7 @@ fn windows_hold_the_recent_requests_and_their_percentiles() {
     assert!(stats.window(start + ms(101)).is_empty());
     assert_eq!(stats.histogram().sum, ms(5050));
     for n in 0..crate::limits::OBSERVATIONS {
-        stats.answered(start + ms(200), ms(n as u64), None);
+        stats.answered(start + ms(200), ms(n as u64), ms(1), 2);
     }
     assert_eq!(stats.window(start).len(), crate::limits::OBSERVATIONS, "the ring is bounded");
 }

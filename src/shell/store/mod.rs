@@ -8,6 +8,7 @@
 //! ladders/<dense>-<conditions>/ manifest, rungs, and a seal with the hash of each file
 //! reservoirs/<name>/<hash>.npz  samples of live requests
 //! damaged/                      what was found broken, moved aside
+//! children/                     folders of the children that run, for as long as they do
 //! ```
 //!
 //! Every write is a temporary file, fsync, rename, fsync of the directory. A method that returns
@@ -92,6 +93,7 @@ const BUILDS: &str = "builds";
 const LADDERS: &str = "ladders";
 const RESERVOIRS: &str = "reservoirs";
 const DAMAGED: &str = "damaged";
+const CHILDREN: &str = "children";
 
 impl Store {
     /// Opens the state directory, makes what is missing of it, and locks it against other agents.
@@ -109,6 +111,8 @@ impl Store {
         let file = options.open(&path).map_err(failed)?;
         let lock = Flock::lock(file, FlockArg::LockExclusiveNonblock)
             .map_err(|_| StoreError::InUse { path: root.to_owned() })?;
+        // Left by an agent that was killed, with its children. What cannot be removed is in nobody's way.
+        let _ = std::fs::remove_dir_all(root.join(CHILDREN));
         let mut store = Self::open_on(Arc::new(disk), root)?;
         store._lock = Some(lock);
         Ok(store)
@@ -159,6 +163,11 @@ impl Store {
     /// The directory itself.
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Where children that run have folders of their own.
+    pub fn children_dir(&self) -> PathBuf {
+        self.root.join(CHILDREN)
     }
 
     /// What is remembered of a model; nothing of one that was never served.

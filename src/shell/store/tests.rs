@@ -360,6 +360,15 @@ fn the_quarantine_and_the_ladders_are_bounded() {
 }
 
 #[test]
+fn folders_that_a_killed_agent_left_of_its_children_are_gone_at_the_next_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path()).unwrap();
+    std::fs::create_dir_all(store.children_dir().join("one/more")).unwrap();
+    drop(store);
+    assert!(!Store::open(dir.path()).unwrap().children_dir().exists());
+}
+
+#[test]
 fn two_agents_cannot_share_a_state_directory() {
     let dir = tempfile::tempdir().unwrap();
     let first = Store::open(dir.path()).unwrap();

@@ -1,17 +1,22 @@
 //! `blochd status`: what the agent on this box does now.
 
+mod live;
+mod terminal;
+
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use blochd::config::Config;
+use blochd::units::Span;
 use clap::Args;
 use serde_json::Value;
 
 use super::{Code, Failure, OrFail, configured};
+use terminal::Waited;
 
 /// Show the models that an agent serves, their budgets, ladders, and the box.
 ///
@@ -25,17 +30,22 @@ pub struct Status {
     /// The configuration. Without: `/etc/blochd/agent.yaml` where it is there, else the defaults.
     #[arg(long, env = "BLOCHD_CONFIG")]
     config: Option<PathBuf>,
-    /// Show it again every second, until interrupted.
+    /// Show on the terminal what it does at the moment, until `q` or Ctrl-C. With --json: the agent's answer on
+    /// one line, again and again.
     #[arg(long, short)]
     watch: bool,
     /// Print the agent's answer as it is.
     #[arg(long)]
     json: bool,
+    /// How often it is asked with --watch: a time from 100ms to 1h.
+    #[arg(long, default_value = "1s", value_parser = interval, requires = "watch")]
+    interval: Duration,
 }
 
 /// How long the agent may take to answer, in seconds.
 const PATIENCE: Duration = Duration::from_secs(5);
-const EVERY: Duration = Duration::from_secs(1);
+/// The shortest and the longest time between two questions.
+const INTERVALS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3600));
 /// Largest answer that is taken: a thousand models with their ladders.
 const ANSWER_BYTES: u64 = 16 << 20;
 
@@ -44,19 +54,57 @@ impl Status {
         let config = ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).build();
         let client = ureq::Agent::new_with_config(config);
         let url = self.url();
-        loop {
+        if !self.watch {
             let shown = ask(&client, &url).map(|status| self.show(&status));
-            if !self.watch {
-                return shown.and_then(|text| print(&text)).code(Code::Unavailable);
+            return shown.and_then(|text| print(&text)).code(Code::Unavailable);
+        }
+        if self.json {
+            return self.lines(&client, &url).code(Code::Unavailable);
+        }
+        if !std::io::stdout().is_terminal() {
+            let error =
+                anyhow!("--watch draws on a terminal; --watch --json writes lines for programs");
+            return Err(Failure { code: Code::Usage, error });
+        }
+        self.draw(&client, &url).code(Code::Software)
+    }
+
+    /// The agent's answers, each on a line. One that restarts is waited for.
+    fn lines(&self, client: &ureq::Agent, url: &str) -> anyhow::Result<()> {
+        loop {
+            match ask(client, url) {
+                Ok(status) => print(&format!("{status}\n"))?,
+                Err(error) => eprintln!("blochd: {error:#}"),
             }
-            // An agent that restarts is waited for.
-            let text = shown.unwrap_or_else(|error| format!("{error:#}\n"));
-            let clear = if std::io::stdout().is_terminal() { "\x1b[H\x1b[2J" } else { "" };
-            if print(&format!("{clear}{text}")).is_err() {
-                // Whoever read this has gone.
-                return Ok(());
+            std::thread::sleep(self.interval);
+        }
+    }
+
+    /// Draws until somebody leaves. An agent that restarts is waited for.
+    fn draw(&self, client: &ureq::Agent, url: &str) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        let mut history = live::History::default();
+        let mut terminal = terminal::Terminal::enter().context("cannot draw on this terminal")?;
+        loop {
+            let asked = Instant::now();
+            let answer = ask(client, url);
+            if let Ok(status) = &answer {
+                history.take(status, begun.elapsed());
             }
-            std::thread::sleep(EVERY);
+            // A change of size asks for another frame, not for another answer.
+            loop {
+                let (width, height) = terminal.size();
+                let lines = match &answer {
+                    Ok(status) => live::frame(status, &history, width),
+                    Err(error) => live::trouble(&format!("{error:#}"), width),
+                };
+                terminal.draw(live::fit(lines, height))?;
+                match terminal.wait(self.interval.saturating_sub(asked.elapsed()))? {
+                    Waited::Leave => return Ok(()),
+                    Waited::Passed => break,
+                    Waited::Resized => {}
+                }
+            }
         }
     }
 
@@ -83,6 +131,16 @@ impl Status {
 
     fn show(&self, status: &Value) -> String {
         if self.json { format!("{status:#}\n") } else { render(status) }
+    }
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    let (least, most) = INTERVALS;
+    let time = text.parse::<Span>().map(Duration::from).map_err(|error| error.to_string())?;
+    if (least..=most).contains(&time) {
+        Ok(time)
+    } else {
+        Err("write a time from 100ms to 1h".to_owned())
     }
 }
 
@@ -137,24 +195,53 @@ fn render(status: &Value) -> String {
 }
 
 fn head(status: &Value) -> String {
+    let mut text = format!("{}\n", title(status));
+    for line in refused_configuration(status) {
+        let _ = writeln!(text, "{line}");
+    }
+    for line in [hardware(&status["hardware"]), sandbox(&status["sandbox"])] {
+        if !line.is_empty() {
+            let _ = writeln!(text, "{line}");
+        }
+    }
+    text
+}
+
+fn title(status: &Value) -> String {
     let ready = if status["ready"] == true { "ready" } else { "not ready" };
     let uptime = Duration::from_secs(status["uptime_s"].as_u64().unwrap_or(0));
     let config = &status["config"];
     let file = config["file"].as_str().map_or("no configuration file".to_owned(), printable);
-    let mut text = format!(
-        "blochd {}  {ready}  up {}  {file}, revision {}\n",
+    format!(
+        "blochd {}  {ready}  up {}  {file}, revision {}",
         word(&status["blochd"]),
         span(uptime),
         word(&config["revision"]),
-    );
-    if let Some(error) = config["error"].as_str() {
-        let _ = writeln!(text, "The configuration file is refused, the last good one holds:");
-        for line in error.lines() {
-            let _ = writeln!(text, "  {}", printable(line));
-        }
+    )
+}
+
+fn refused_configuration(status: &Value) -> Vec<String> {
+    let Some(error) = status["config"]["error"].as_str() else { return Vec::new() };
+    let head = "The configuration file is refused, the last good one holds:".to_owned();
+    let lines = error.lines().map(|line| format!("  {}", printable(line)));
+    std::iter::once(head).chain(lines).collect()
+}
+
+/// What keeps children from what they do not need; nothing before the first has started.
+fn sandbox(sandbox: &Value) -> String {
+    if sandbox["wanted"] == "off" {
+        return "Children are not confined: the configuration says so".to_owned();
     }
-    text.push_str(&hardware(&status["hardware"]));
-    text
+    let missing: Vec<String> = array(&sandbox["missing"]).map(word).collect();
+    let without = |text: String| match missing.as_slice() {
+        [] => text,
+        missing => format!("{text} (without {})", missing.join("; without ")),
+    };
+    match sandbox["in_force"].as_str() {
+        Some(in_force) => without(format!("Children are confined: {}", printable(in_force))),
+        None if missing.is_empty() => String::new(),
+        None => without("Children are not confined".to_owned()),
+    }
 }
 
 fn hardware(host: &Value) -> String {
@@ -184,7 +271,7 @@ fn hardware(host: &Value) -> String {
     for device in array(&host["devices"]) {
         parts.push(format!("{} {}", word(&device["vendor"]), word(&device["model"])));
     }
-    if parts.is_empty() { String::new() } else { format!("{}\n", parts.join(", ")) }
+    parts.join(", ")
 }
 
 const COLUMNS: [&str; 9] =
@@ -393,6 +480,31 @@ bad version 3 is not served: model.onnx:  [2Jtruncated
         assert_eq!(asked("0.0.0.0:8000"), "127.0.0.1:8000");
         assert_eq!(asked("[::]:9"), "[::1]:9");
         assert_eq!(asked("192.168.1.7:80"), "192.168.1.7:80");
+    }
+
+    #[test]
+    fn how_children_are_confined_is_told_in_a_line() {
+        let line = |value: Value| sandbox(&value);
+        let in_force = "landlock ABI 7, seccomp";
+        let all = json!({"wanted": "auto", "in_force": in_force, "missing": []});
+        assert_eq!(line(all), "Children are confined: landlock ABI 7, seccomp");
+        let some = json!({"wanted": "auto", "in_force": "seccomp", "missing": ["landlock: none"]});
+        assert_eq!(line(some), "Children are confined: seccomp (without landlock: none)");
+        let none = json!({"wanted": "required", "in_force": null, "missing": ["a", "b"]});
+        assert_eq!(line(none), "Children are not confined (without a; without b)");
+        assert!(line(json!({"wanted": "off"})).starts_with("Children are not confined: the conf"));
+        // Before the first child, and of an agent that does not tell.
+        for nothing in [json!({"wanted": "auto", "in_force": null, "missing": []}), Value::Null] {
+            assert_eq!(line(nothing), "");
+        }
+    }
+
+    #[test]
+    fn intervals_are_times_within_reason() {
+        assert_eq!(interval("250ms"), Ok(Duration::from_millis(250)));
+        for wrong in ["1ms", "2h", "5", "soon"] {
+            assert!(interval(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -1,0 +1,108 @@
+//! What a child takes from itself before it touches a model: the right to open files that the work does not
+//! need, to reach the network, and to ask the kernel for what no model needs. A file in ONNX's format is data,
+//! but what reads it is a million lines of native code, and a vendor's provider is not ours: what takes such
+//! code over shall find an empty room.
+//!
+//! Two of the kernel's means are used, each where it is there. *Landlock* (`files`) knows paths and TCP ports;
+//! *seccomp* (`calls`) knows system calls and their numbers, and no paths. Both bind the calling thread and
+//! what it starts, for good: a child begins with this while it has one thread. What a superuser may besides
+//! (`powers`) goes first.
+
+mod calls;
+mod files;
+mod powers;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::limits;
+use crate::shell::engine::Search;
+
+/// The paths that a child needs, beyond the system's libraries and devices. Those that are not there are passed
+/// over: whoever opens them says so better.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Needs {
+    /// Files, and folders with all below them, that are read.
+    pub read: Vec<PathBuf>,
+    /// Folders in which files are made, written, renamed and removed.
+    pub write: Vec<PathBuf>,
+}
+
+impl Needs {
+    /// What loading the model at `path` needs: its folder, where its external data lies, and the file itself
+    /// where its name is a link.
+    pub fn model(path: &Path) -> Self {
+        let folder = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+        let folder = folder.unwrap_or(Path::new(".")).to_owned();
+        Self { read: vec![folder, path.to_owned()], write: Vec::new() }
+    }
+
+    /// ONNX Runtime's library wherever it may be found, with what lies beside it.
+    pub fn runtime(&mut self, search: &Search) {
+        for named in [&search.config, &search.environment].into_iter().flatten() {
+            let file = named.canonicalize().unwrap_or_else(|_| named.clone());
+            let beside = if file.is_dir() { Some(file.as_path()) } else { file.parent() };
+            self.read.extend(beside.map(Path::to_owned));
+        }
+        self.read.push(search.state_dir.join("runtime"));
+    }
+}
+
+/// What is in force in a child: the first that it tells.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Confined {
+    /// Version of landlock's interface by which files and TCP are bound; `None` where they are not.
+    pub landlock: Option<u32>,
+    /// Whether system calls are bound.
+    pub seccomp: bool,
+    /// What could not be had, and why.
+    pub missing: Vec<String>,
+}
+
+impl Confined {
+    /// Whether that is enough for who insists: files can neither be opened, changed nor cut short elsewhere,
+    /// and nothing reaches the network, which seccomp sees to on kernels whose landlock does not.
+    pub fn is_enough(&self) -> bool {
+        self.seccomp && self.landlock.is_some_and(|abi| abi >= limits::LANDLOCK_ENOUGH)
+    }
+
+    /// What is in force, in words; `None` where nothing is.
+    pub fn in_force(&self) -> Option<String> {
+        let landlock = self.landlock.map(|abi| format!("landlock ABI {abi}"));
+        let seccomp = self.seccomp.then(|| "seccomp".to_owned());
+        let all: Vec<String> = landlock.into_iter().chain(seccomp).collect();
+        (!all.is_empty()).then(|| all.join(", "))
+    }
+}
+
+impl fmt::Display for Confined {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.in_force().as_deref().unwrap_or("nothing is in force"))?;
+        if !self.missing.is_empty() {
+            write!(f, " (without {})", self.missing.join("; without "))?;
+        }
+        Ok(())
+    }
+}
+
+/// Confines this thread and all that it starts to what `needs` says, as far as the kernel can, and tells how
+/// far that is.
+pub fn begin(needs: &Needs) -> Confined {
+    let accelerators = files::accelerators(Path::new("/dev"));
+    let mut missing = Vec::new();
+    if let Err(why) = powers::give_up() {
+        missing.push(format!("giving up the superuser's powers: {why}"));
+    }
+    let landlock = files::restrict(needs, &accelerators)
+        .map_err(|why| missing.push(format!("landlock: {why}")))
+        .ok();
+    // Where a vendor's compiler may be at work it starts programs of its own; a processor's kernels do not.
+    let calls = if accelerators.is_empty() { calls::Work::Alone } else { calls::Work::Programs };
+    let seccomp =
+        calls::restrict(calls).map_err(|why| missing.push(format!("seccomp: {why}"))).is_ok();
+    Confined { landlock, seccomp, missing }
+}
