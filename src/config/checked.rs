@@ -32,6 +32,8 @@ pub struct Config {
     pub log_format: LogFormat,
     /// How long requests in flight may take after SIGTERM before they are cut off.
     pub drain_timeout: Span,
+    /// Where what the governor sees is recorded; `None`: nowhere.
+    pub trace: Option<TraceDir>,
     pub arrivals: Arrivals,
     pub trial: Trial,
     pub build: Build,
@@ -40,6 +42,10 @@ pub struct Config {
     /// What the agent's own file, the environment and flags say of single models.
     pub(super) models: BTreeMap<String, Vec<Assigned>>,
 }
+
+/// A directory of traces, see the room `governor`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TraceDir(pub PathBuf);
 
 /// When files count as complete.
 #[derive(Debug, Clone, PartialEq)]
@@ -205,6 +211,7 @@ impl Default for Config {
             log_level: LogLevel::Info,
             log_format: LogFormat::Text,
             drain_timeout: Span::secs(30),
+            trace: None,
             arrivals: Arrivals { settle: Span::millis(500), rescan: Span::secs(10) },
             trial: Trial { timeout: Span::secs(120), memory: None },
             build: Build { timeout: Span::secs(3600), memory: None, nice: 19 },

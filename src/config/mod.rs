@@ -17,7 +17,9 @@ mod values;
 #[cfg(test)]
 mod tests;
 
-pub use checked::{Budget, Config, LogFormat, LogLevel, Method, ModelConfig, Policy, Threads};
+pub use checked::{
+    Budget, Config, LogFormat, LogLevel, Method, ModelConfig, Policy, Threads, TraceDir,
+};
 pub use diff::{Change, Diff};
 pub use error::{ConfigErrors, Origin, Problem};
 pub use layers::{Flag, Layers, Loaded, Text};

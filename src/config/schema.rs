@@ -74,6 +74,7 @@ pub static AGENT: &[Setting<Config>] = &[
     agent!("log_level", Scalar, false, read::log_level, log_level),
     agent!("log_format", Scalar, true, read::log_format, log_format),
     agent!("drain_timeout", Scalar, false, |t| between(t, 0, 3600), drain_timeout),
+    agent!("trace", Path, false, read::trace, trace),
     agent!("arrivals.settle", Scalar, false, read::wait, arrivals.settle),
     agent!("arrivals.rescan", Scalar, false, read::wait, arrivals.rescan),
     agent!("trial.timeout", Scalar, false, read::wait, trial.timeout),
@@ -335,11 +336,11 @@ impl Reader {
     }
 
     /// Relative paths in a file start from its folder, so that it does not matter where the agent
-    /// was started. `auto` is no path.
+    /// was started. `auto` and `none` are no paths.
     fn beside_the_file(&self, text: &str) -> String {
         let folder = std::path::Path::new(&*self.file).parent();
         match folder {
-            Some(folder) if text != "auto" && !text.is_empty() => {
+            Some(folder) if !matches!(text, "auto" | "none" | "") => {
                 folder.join(text).display().to_string()
             }
             _ => text.to_owned(),

@@ -8,7 +8,7 @@ use std::str::FromStr;
 use crate::limits;
 use crate::units::{ByteSize, Percentile, Span, UnitError, is_latency_ratio};
 
-use super::checked::{Budget, LogFormat, LogLevel, Method, Threads};
+use super::checked::{Budget, LogFormat, LogLevel, Method, Threads, TraceDir};
 use super::error::{Wrong, did_you_mean};
 
 /// The text that reads back as the same value.
@@ -60,6 +60,16 @@ impl Absent for PathBuf {
     const WORD: &'static str = "auto";
 }
 
+impl Show for TraceDir {
+    fn show(&self) -> String {
+        self.0.show()
+    }
+}
+
+impl Absent for TraceDir {
+    const WORD: &'static str = "none";
+}
+
 impl Absent for ByteSize {
     const WORD: &'static str = "auto";
 }
@@ -95,6 +105,11 @@ pub(super) fn path(text: &str) -> Result<PathBuf, Wrong> {
 
 pub(super) fn path_or_auto(text: &str) -> Result<Option<PathBuf>, Wrong> {
     if text == PathBuf::WORD { Ok(None) } else { path(text).map(Some) }
+}
+
+/// A directory, or `none`.
+pub(super) fn trace(text: &str) -> Result<Option<TraceDir>, Wrong> {
+    if text == TraceDir::WORD { Ok(None) } else { path(text).map(|dir| Some(TraceDir(dir))) }
 }
 
 fn span(text: &str) -> Result<Span, Wrong> {

@@ -19,6 +19,7 @@ mod loads;
 mod memory;
 mod pace;
 mod prepare;
+mod recording;
 mod reservoir;
 mod retry;
 mod samples;
@@ -44,6 +45,7 @@ pub use self::config_file::ConfigFile;
 use self::event::Event;
 use self::loads::Loads;
 use self::prepare::{Loader, chain};
+use self::recording::Recording;
 use self::retry::Again;
 use self::samples::Sampling;
 use self::served::Served;
@@ -140,6 +142,7 @@ struct Agent {
     config_error: Option<String>,
     /// Changes that were told to wait for the next start.
     config_restart: Vec<Change>,
+    recording: Recording,
 }
 
 /// Serves until SIGTERM or SIGINT, then drains.
@@ -262,6 +265,7 @@ impl Agent {
             config_revision: 1,
             config_error: None,
             config_restart: Vec::new(),
+            recording: Recording::new(now),
         }
     }
 
