@@ -8,6 +8,7 @@ mod log;
 mod prune;
 mod run;
 mod runtime;
+mod simulate;
 mod status;
 mod trial;
 
@@ -41,6 +42,7 @@ enum Command {
     Runtime(runtime::Runtime),
     Analyze(Box<analyze::Analyze>),
     Prune(Box<prune::Prune>),
+    Simulate(Box<simulate::Simulate>),
     Status(status::Status),
     Trial(trial::Trial),
     /// Print the licence of this program.
@@ -51,6 +53,8 @@ enum Command {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Code {
+    /// All went well, and what was asked for does not hold.
+    Unmet = 1,
     /// The input file is not what it should be (`EX_DATAERR`).
     Data = 65,
     /// Something that the command needs is missing, such as ONNX Runtime (`EX_UNAVAILABLE`).
@@ -107,6 +111,7 @@ pub fn run(args: Args) -> ExitCode {
         Command::Runtime(_)
         | Command::Analyze(_)
         | Command::Prune(_)
+        | Command::Simulate(_)
         | Command::Status(_)
         | Command::Trial(_)
         | Command::License => end_with_the_reader(),
@@ -122,6 +127,7 @@ pub fn run(args: Args) -> ExitCode {
         Command::Runtime(runtime) => runtime.run(),
         Command::Analyze(analyze) => analyze.run(),
         Command::Prune(prune) => prune.run(),
+        Command::Simulate(simulate) => simulate.run(),
         Command::Status(status) => status.run(),
         Command::Trial(trial) => trial.run(),
         Command::License => {
