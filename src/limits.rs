@@ -486,6 +486,50 @@ pub const PROMISE_HELD: std::time::Duration = std::time::Duration::from_secs(60)
 /// Most doublings of the wait before another attempt to go up: 64 times the wait, some minutes.
 pub const UPWARD_DOUBLINGS: u32 = 6;
 
+/// Probations without a switch for which one failed attempt to go up is forgotten.
+pub const FAILURE_FORGOTTEN: u32 = 4;
+
+/// Fewest requests that break a budget at once, without being spread over the window, where all of the newest
+/// quarter lie above it: a quarter of a second of forty a second.
+pub const NEWEST_REQUESTS: usize = 10;
+
+/// Share of its time from which on the sessions of a variant are taken to be busy all the time: beyond it small
+/// bursts wait for one another.
+pub const UTILISATION: f64 = 0.9;
+
+/// How often the wait before an attempt to go up is doubled where the better variant would be busy all the
+/// time: four times as long outlasts most bursts, and a client that only seems to ask for too much is found
+/// out.
+pub const CROWDED_DOUBLINGS: u32 = 2;
+
+/// Stretch of time over which it is judged whether a box gets slower: long enough that a ramp of one per cent a
+/// second stands out of the noise of runs.
+pub const TREND_SPAN: std::time::Duration = std::time::Duration::from_secs(8);
+
+/// Fewest moments of that: three seconds.
+pub const TREND_POINTS: usize = 12;
+
+/// Standard errors by which it must rise.
+pub const TREND_CERTAIN: f64 = 3.0;
+
+/// How far ahead a budget is looked after: as long as it takes to see, to swap and to be seen again.
+pub const TREND_AHEAD: std::time::Duration = std::time::Duration::from_secs(3);
+
+/// Most lines of a trace: three days of one model, four a second.
+pub const TRACE_ROWS: usize = 1_000_000;
+
+/// Most requests of a trace: each is simulated, at about a microsecond and a hundred bytes.
+pub const TRACE_REQUESTS: u64 = 20_000_000;
+
+/// Longest time that a trace tells of, seconds: a month, ten million looks of the governor.
+pub const TRACE_SECONDS: f64 = 31.0 * 86_400.0;
+
+/// Largest file of a trace that is read.
+pub const TRACE_READ_BYTES: usize = 128 << 20;
+
+/// Largest slowdown of a trace, and the inverse of the least: beyond it a clock was wrong.
+pub const TRACE_SLOWDOWN: f64 = 1000.0;
+
 // ---- arrivals ----
 
 /// Longest name of a model: fits a file name with a suffix and a metric's label.
@@ -612,6 +656,14 @@ pub const FAULTS_TO_CONVICT: u32 = 3;
 
 /// How long the agent waits at its start for files that are still being written before it counts as ready.
 pub const READY_PATIENCE: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// Bytes of a file of a recorded trace, from which on another one is begun, and how many are kept: 64 MiB,
+/// three days of one model that is asked without a pause.
+pub const TRACE_FILE_BYTES: u64 = 8 << 20;
+pub const TRACE_FILES: usize = 8;
+
+/// Lines of a trace, all models of one moment in each, that may wait for the disk: half a minute.
+pub const TRACE_WAITING: usize = 128;
 
 /// Runs of a variant in its trial.
 pub const TRIAL_RUNS: usize = 20;

@@ -9,6 +9,7 @@ mod prune;
 mod run;
 mod runtime;
 mod sandbox;
+mod simulate;
 mod status;
 mod trial;
 
@@ -42,6 +43,7 @@ enum Command {
     Runtime(runtime::Runtime),
     Analyze(Box<analyze::Analyze>),
     Prune(Box<prune::Prune>),
+    Simulate(Box<simulate::Simulate>),
     Status(status::Status),
     Trial(trial::Trial),
     /// Print the licence of this program.
@@ -52,6 +54,8 @@ enum Command {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Code {
+    /// All went well, and what was asked for does not hold.
+    Unmet = 1,
     /// The command line asks for what cannot be done (`EX_USAGE`).
     Usage = 64,
     /// The input file is not what it should be (`EX_DATAERR`).
@@ -110,6 +114,7 @@ pub fn run(args: Args) -> ExitCode {
         Command::Runtime(_)
         | Command::Analyze(_)
         | Command::Prune(_)
+        | Command::Simulate(_)
         | Command::Status(_)
         | Command::Trial(_)
         | Command::License => end_with_the_reader(),
@@ -125,6 +130,7 @@ pub fn run(args: Args) -> ExitCode {
         Command::Runtime(runtime) => runtime.run(),
         Command::Analyze(analyze) => analyze.run(),
         Command::Prune(prune) => prune.run(),
+        Command::Simulate(simulate) => simulate.run(),
         Command::Status(status) => status.run(),
         Command::Trial(trial) => trial.run(),
         Command::License => {

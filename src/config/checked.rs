@@ -38,6 +38,8 @@ pub struct Config {
     pub log_format: LogFormat,
     /// How long requests in flight may take after SIGTERM before they are cut off.
     pub drain_timeout: Span,
+    /// Where what the governor sees is recorded; `None`: nowhere.
+    pub trace: Option<TraceDir>,
     pub arrivals: Arrivals,
     /// Whether child processes are kept from what their work does not need.
     pub sandbox: Sandbox,
@@ -58,6 +60,10 @@ pub enum Socket {
     Off,
     At(PathBuf),
 }
+
+/// A directory of traces, see the room `governor`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TraceDir(pub PathBuf);
 
 /// When files count as complete.
 #[derive(Debug, Clone, PartialEq)]
@@ -244,6 +250,7 @@ impl Default for Config {
             log_level: LogLevel::Info,
             log_format: LogFormat::Auto,
             drain_timeout: Span::secs(30),
+            trace: None,
             arrivals: Arrivals { settle: Span::millis(500), rescan: Span::secs(10) },
             sandbox: Sandbox::Auto,
             trial: Trial { timeout: Span::secs(120), memory: None },

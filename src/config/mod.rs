@@ -19,6 +19,7 @@ mod tests;
 
 pub use checked::{
     Budget, Config, LogFormat, LogLevel, Method, ModelConfig, Policy, Sandbox, Socket, Threads,
+    TraceDir,
 };
 pub use diff::{Change, Diff};
 pub use error::{ConfigErrors, Origin, Problem};

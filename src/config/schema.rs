@@ -77,6 +77,7 @@ pub static AGENT: &[Setting<Config>] = &[
     agent!("log_level", Scalar, false, read::log_level, log_level),
     agent!("log_format", Scalar, true, read::log_format, log_format),
     agent!("drain_timeout", Scalar, false, |t| between(t, 0, 3600), drain_timeout),
+    agent!("trace", Path, false, read::trace, trace),
     agent!("arrivals.settle", Scalar, false, read::wait, arrivals.settle),
     agent!("arrivals.rescan", Scalar, false, read::wait, arrivals.rescan),
     agent!("sandbox", Scalar, false, read::sandbox, sandbox),

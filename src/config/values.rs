@@ -8,7 +8,7 @@ use std::str::FromStr;
 use crate::limits::{self, SOCKET_PATH_BYTES};
 use crate::units::{ByteSize, Percentile, Span, UnitError, is_latency_ratio};
 
-use super::checked::{Budget, LogFormat, LogLevel, Method, Sandbox, Socket, Threads};
+use super::checked::{Budget, LogFormat, LogLevel, Method, Sandbox, Socket, Threads, TraceDir};
 use super::error::{Wrong, did_you_mean};
 
 /// The text that reads back as the same value.
@@ -74,6 +74,16 @@ impl Absent for PathBuf {
     const WORD: &'static str = "auto";
 }
 
+impl Show for TraceDir {
+    fn show(&self) -> String {
+        self.0.show()
+    }
+}
+
+impl Absent for TraceDir {
+    const WORD: &'static str = "none";
+}
+
 impl Absent for ByteSize {
     const WORD: &'static str = "auto";
 }
@@ -131,6 +141,11 @@ pub(super) fn path(text: &str) -> Result<PathBuf, Wrong> {
 
 pub(super) fn path_or_auto(text: &str) -> Result<Option<PathBuf>, Wrong> {
     if text == PathBuf::WORD { Ok(None) } else { path(text).map(Some) }
+}
+
+/// A directory, or `none`.
+pub(super) fn trace(text: &str) -> Result<Option<TraceDir>, Wrong> {
+    if text == TraceDir::WORD { Ok(None) } else { path(text).map(|dir| Some(TraceDir(dir))) }
 }
 
 fn span(text: &str) -> Result<Span, Wrong> {

@@ -13,7 +13,8 @@
 use std::time::Duration;
 
 use crate::limits::{
-    BROKEN_CHANCE, BROKEN_REQUESTS, OBSERVED_MIN, PROMISE_RUNS, SLICE_REQUESTS, SLICES,
+    BROKEN_CHANCE, BROKEN_REQUESTS, NEWEST_REQUESTS, OBSERVED_MIN, PROMISE_RUNS, SLICE_REQUESTS,
+    SLICES,
 };
 use crate::units::Percentile;
 
@@ -107,6 +108,28 @@ impl Observed {
         let hit = self.slices().filter(|slice| slice.iter().any(|latency| over(*latency))).count();
         let slices = self.slices().len();
         hit >= slices.min((slices / 2).max(2)) && self.breaks(over, besides)
+    }
+
+    /// Whether all of the newest requests are above `budget`, a quarter of the window and [`NEWEST_REQUESTS`]
+    /// at least. A stall that long is not told from a squeeze.
+    pub(super) fn newest_break(&self, budget: Duration) -> bool {
+        let newest = NEWEST_REQUESTS.max(self.latencies.len().div_ceil(4));
+        let from = self.latencies.len().checked_sub(newest);
+        from.is_some_and(|from| self.latencies[from..].iter().all(|latency| *latency > budget))
+    }
+
+    /// The median of the newest runs, a slice of the window; `None` with fewer than [`SLICE_REQUESTS`].
+    pub(super) fn newest_run(&self) -> Option<Duration> {
+        let newest = SLICE_REQUESTS.max(self.runs.len() / SLICES);
+        let mut runs = self.runs[self.runs.len().checked_sub(newest)?..].to_vec();
+        runs.sort_unstable();
+        Percentile::P50.of(&runs)
+    }
+
+    /// The mean run.
+    pub(super) fn mean_run(&self) -> Option<Duration> {
+        let count = u32::try_from(self.runs.len()).ok().filter(|count| *count > 0)?;
+        Some(self.runs.iter().sum::<Duration>() / count)
     }
 
     fn slices(&self) -> impl ExactSizeIterator<Item = &[Duration]> {

@@ -13,18 +13,25 @@
 //! variant is asked only for the requests that it would be too slow for, not for those that the faster
 //! one in service does not answer in time either.
 //!
-//! A rung that takes longer than it promised goes back at once; see `promise.rs`.
+//! A rung that takes longer than it promised goes back at once; see `promise.rs`. A budget that a box which
+//! gets slower will break is left before; see `trend.rs`. Where models share a box and the more important one
+//! has no faster variant left, a less important one makes room; see `relief.rs`.
+//!
+//! All of it runs over recorded or made-up boxes in [`simulate`]; what is recorded is a [`trace`].
 
 mod estimate;
 mod policy;
 mod promise;
 #[cfg(test)]
 mod queue;
+mod relief;
 pub mod simulate;
+pub mod trace;
+mod trend;
 mod types;
 
 pub use estimate::Observed;
 pub use policy::step;
 pub use types::{
-    Action, Because, Conviction, ModelView, Outcome, Policy, State, VariantView, Verdict,
+    Action, Because, Conviction, Load, ModelView, Outcome, Policy, State, VariantView, Verdict,
 };

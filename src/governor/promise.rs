@@ -223,6 +223,7 @@ mod tests {
                 probation: ms(30_000),
             },
             observed: Observed::new(vec![took; runs], Percentile::P99).with_runs(vec![took; runs]),
+            load: None,
             fault: false,
         }
     }

@@ -71,6 +71,7 @@ fn model(the: &Site) -> ModelView {
             probation: Duration::from_secs(30),
         },
         observed: Observed::default(),
+        load: None,
         fault: false,
     }
 }

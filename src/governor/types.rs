@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::estimate::Observed;
 use super::promise::Promises;
+use super::trend::Trend;
 
 /// One variant of a model that could serve it.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,6 +41,15 @@ pub struct Policy {
     pub probation: Duration,
 }
 
+/// How much a model is asked for.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Load {
+    /// Requests a second that arrived within the last window, whatever became of them.
+    pub rate: f64,
+    /// Requests that run at the same time.
+    pub instances: usize,
+}
+
 /// One model as it stands.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelView {
@@ -57,6 +67,8 @@ pub struct ModelView {
     pub policy: Policy,
     /// Since the variant in service came into service, within the last window.
     pub observed: Observed,
+    /// What is asked of it; `None` where that is not known.
+    pub load: Option<Load>,
     /// The variant in service has failed: an error, a value that is not finite.
     pub fault: bool,
 }
@@ -65,14 +77,18 @@ pub struct ModelView {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Because {
-    /// The budget is broken, or will be at the slowdown that is seen.
+    /// The budget is broken.
     Budget,
+    /// The budget is about to be broken: the box gets slower.
+    Foreseen,
     /// A better variant has fitted for long enough.
     Headroom,
     /// The variant in service failed.
     Fault,
     /// The variant in service takes longer than it promised, which the box does not explain.
     MissedPromise,
+    /// A model of higher priority breaks its budget and has no faster variant left.
+    Relief,
     /// There is no budget (any more), or the floor was raised.
     Policy,
 }
@@ -81,9 +97,11 @@ impl fmt::Display for Because {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Budget => "budget",
+            Self::Foreseen => "foreseen",
             Self::Headroom => "headroom",
             Self::Fault => "fault",
             Self::MissedPromise => "missed_promise",
+            Self::Relief => "relief",
             Self::Policy => "policy",
         })
     }
@@ -151,5 +169,14 @@ pub(super) struct Memory {
     pub fits_since: Option<Duration>,
     /// Failed attempts to go up, each doubling the wait.
     pub failures: u32,
+    /// The last attempt was made though the better variant seemed to be busy all the time.
+    pub dared: bool,
+    /// Such an attempt has failed: variants that promise this or more are.
+    pub overrun: Option<Duration>,
     pub promises: Promises,
+    pub trend: Trend,
+    /// The model for whose sake it was moved down, until dense serves again.
+    pub relieves: Option<String>,
+    /// When another model was moved down for its sake.
+    pub relieved: Option<Duration>,
 }

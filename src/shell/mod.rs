@@ -10,6 +10,7 @@ pub mod models;
 pub mod npz;
 pub mod places;
 pub mod probe;
+pub mod recorder;
 pub mod serve;
 pub mod slot;
 pub mod spectra_cache;

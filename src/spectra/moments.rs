@@ -147,10 +147,12 @@ pub fn cross_moments(
     let (mut x, mut y) = (Vec::new(), Vec::new());
     let stretches = chosen.chunks(STRETCH).zip(wanted.chunks((STRETCH * m).max(1)));
     for (stretch, wanted) in stretches {
-        (x.clear(), y.clear());
+        x.clear();
+        y.clear();
         stretch.iter().for_each(|row| rows.push_x(*row, &mut x));
         y.extend_from_slice(wanted);
-        (centre(&mut x, mean_x), centre(&mut y, &mean));
+        centre(&mut x, mean_x);
+        centre(&mut y, &mean);
         let x = MatRef::from_row_major_slice(&x, stretch.len(), n);
         let y = MatRef::from_row_major_slice(&y, stretch.len(), m);
         add_cross(&mut total, &mut part, y, x, scale);
@@ -190,9 +192,12 @@ impl<'r> Sums<'r> {
         let (mut mean_x, mut mean_y) = (vec![0.0f64; n], vec![0.0f64; m]);
         let (mut x, mut y) = (Vec::with_capacity(n), Vec::with_capacity(m));
         for row in chosen {
-            (x.clear(), y.clear());
-            (rows.push_x(*row, &mut x), rows.push_y(*row, &mut y));
-            (add(&mut mean_x, &x), add(&mut mean_y, &y));
+            x.clear();
+            y.clear();
+            rows.push_x(*row, &mut x);
+            rows.push_y(*row, &mut y);
+            add(&mut mean_x, &x);
+            add(&mut mean_y, &y);
         }
         let count = chosen.len() as f64;
         mean_x.iter_mut().chain(&mut mean_y).for_each(|mean| *mean /= count);
@@ -214,11 +219,14 @@ impl<'r> Sums<'r> {
         let held = chosen.len().min(STRETCH);
         let (mut x, mut y) = (Vec::with_capacity(held * n), Vec::with_capacity(held * m));
         for stretch in chosen.chunks(STRETCH) {
-            (x.clear(), y.clear());
+            x.clear();
+            y.clear();
             for row in stretch {
-                (self.rows.push_x(*row, &mut x), self.rows.push_y(*row, &mut y));
+                self.rows.push_x(*row, &mut x);
+                self.rows.push_y(*row, &mut y);
             }
-            (centre(&mut x, &self.mean_x), centre(&mut y, &self.mean_y));
+            centre(&mut x, &self.mean_x);
+            centre(&mut y, &self.mean_y);
             for row in y.chunks_exact(m.max(1)) {
                 let squares = row.iter().map(|value| f64::from(*value).powi(2));
                 self.yy.iter_mut().zip(squares).for_each(|(sum, y)| *sum += y * self.scale);

@@ -3,7 +3,7 @@
 
 mod agent;
 mod client;
-mod plot;
+pub mod plot;
 mod report;
 mod story;
 

@@ -9,6 +9,7 @@ use super::Agent;
 use super::companions::CALIBRATION;
 use super::event::{Event, Prepared, Unfit};
 use super::prepare::Loader;
+use super::recording::Demand;
 use super::served::{Build, Candidate, Served, Standby};
 use crate::arrivals::VersionKey;
 use crate::limits;
@@ -183,6 +184,7 @@ impl Agent {
             current: 0,
             switched: Instant::now(),
             fault: None,
+            demand: Demand::default(),
             build: Build::None("no ladder is wanted".to_owned()),
             swaps: 0,
             last_because: None,

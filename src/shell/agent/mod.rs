@@ -21,6 +21,7 @@ mod loads;
 mod memory;
 mod pace;
 mod prepare;
+mod recording;
 mod reservoir;
 mod retry;
 mod samples;
@@ -46,6 +47,7 @@ use self::confined::Seen;
 use self::event::Event;
 use self::loads::Loads;
 use self::prepare::{Loader, chain};
+use self::recording::Recording;
 use self::retry::Again;
 use self::samples::Sampling;
 use self::served::Served;
@@ -145,6 +147,7 @@ struct Agent {
     config_error: Option<String>,
     /// Changes that were told to wait for the next start.
     config_restart: Vec<Change>,
+    recording: Recording,
 }
 
 /// Serves until SIGTERM or SIGINT, then drains.
@@ -267,6 +270,7 @@ impl Agent {
             config_revision: 1,
             config_error: None,
             config_restart: Vec::new(),
+            recording: Recording::new(now),
         }
     }
 

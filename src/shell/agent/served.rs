@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::recording::Demand;
 use crate::arrivals::VersionKey;
 use crate::config::ModelConfig;
 use crate::governor::{ModelView, Observed, Policy, VariantView, Verdict};
@@ -124,6 +125,8 @@ pub struct Served {
     pub current: usize,
     pub switched: Instant,
     pub fault: Option<Misdeed>,
+    /// What is asked of it.
+    pub demand: Demand,
     pub build: Build,
     pub swaps: u64,
     pub last_because: Option<String>,
@@ -194,6 +197,7 @@ impl Served {
                 probation: governor.probation.into(),
             },
             observed,
+            load: self.demand.load(self.config.instances),
             fault: self.fault.is_some(),
         }
     }

@@ -16,7 +16,9 @@ impl Agent {
     pub(super) fn tick(&mut self) {
         let now = Instant::now();
         let elapsed = now - self.last_tick;
-        self.last_tick = now;
+        let last_tick = std::mem::replace(&mut self.last_tick, now);
+        self.count_arrivals(now);
+        self.record(last_tick);
         let views: Vec<_> = self.served.values().map(|served| served.view(now)).collect();
         let outcome = governor::step(&mut self.governor, &views, self.started.elapsed());
         self.verdicts = outcome.verdicts;
