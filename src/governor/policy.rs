@@ -56,6 +56,7 @@ impl Memory {
             went_up: false,
             fits_since: None,
             failures: 0,
+            failed: None,
             dared: false,
             overrun: None,
             promises: Promises::default(),
@@ -163,6 +164,11 @@ impl Memory {
         }
         self.dared = crowds;
         Some((to, Because::Headroom))
+    }
+
+    /// Whether the attempts that failed were at a variant that is no slower than this.
+    fn failed_at(&self, model: &ModelView, index: usize) -> bool {
+        self.failed.is_some_and(|failed| model.variants[index].promised >= failed)
     }
 
     /// The faster variant to be taken where the budget is in danger: the best that holds it, else the fastest.
@@ -308,14 +314,18 @@ impl Memory {
         let driven = matches!(because, Because::Budget | Because::Foreseen | Because::Relief);
         if self.went_up && elapsed < model.policy.probation {
             self.failures += u32::from(driven);
+            if driven {
+                self.failed = model.variants.get(model.current).map(|variant| variant.promised);
+            }
             if driven && self.dared {
                 self.overrun = model.variants.get(model.current).map(|variant| variant.promised);
             }
         } else {
-            // An attempt that lasted makes up for one that failed, and so does time.
+            // An attempt of the kind that failed, and lasted, makes up for one that failed, and so does time.
             let long = (model.policy.probation * limits::FAILURE_FORGOTTEN).as_secs_f64();
             let quiet = if long > 0.0 { (elapsed.as_secs_f64() / long) as u32 } else { 0 };
-            let made_up_for = quiet.saturating_add(u32::from(self.went_up));
+            let lasted = self.went_up && self.failed_at(model, model.current);
+            let made_up_for = quiet.saturating_add(u32::from(lasted));
             self.failures = self.failures.saturating_sub(made_up_for);
         }
         // What a variant that missed its promise made late, the one before it need not.

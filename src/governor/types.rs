@@ -169,6 +169,8 @@ pub(super) struct Memory {
     pub fits_since: Option<Duration>,
     /// Failed attempts to go up, each doubling the wait.
     pub failures: u32,
+    /// What the variant promises at which the last of them was made: that a faster one holds proves nothing.
+    pub failed: Option<Duration>,
     /// The last attempt was made though the better variant seemed to be busy all the time.
     pub dared: bool,
     /// Such an attempt has failed: variants that promise this or more are.

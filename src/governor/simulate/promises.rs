@@ -103,7 +103,8 @@ proptest! {
         prop_assert_eq!(lane.current, 0, "{:?}", lane.switches);
     }
 
-    /// A load that does not change makes it settle: attempts to go up that fail become ever rarer.
+    /// A load that does not change makes it settle: each attempt to go up that fails doubles the wait for the
+    /// next one, so that few fit into the minutes after the first.
     #[test]
     fn on_a_stationary_load_it_does_not_oscillate(
         ladder in ladders(),
@@ -114,8 +115,11 @@ proptest! {
     ) {
         let stretches = fixture::stretches(&[(400.0, rate, factor)]);
         let lane = driven(one(&ladder, 0.5, budget, &stretches, seed), 400);
-        let late = lane.switches.iter().filter(|switch| switch.at > Duration::from_secs(60));
-        prop_assert!(late.count() <= 4, "{:?}", lane.switches);
+        let late = lane.switches.iter().filter(|switch| {
+            let failed = matches!(switch.action.because, Because::Budget | Because::Foreseen);
+            failed && switch.at > Duration::from_secs(60)
+        });
+        prop_assert!(late.count() <= 5, "{:?}", lane.switches);
     }
 
     /// A step that breaks the budget is answered within a second where forty requests a second tell of it.
