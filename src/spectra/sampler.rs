@@ -1,4 +1,4 @@
-//! Draws rows from values of a network on the samples. A bounded number of positions is drawn from every sample.
+//! Draws rows from values of a network on the samples: a bounded number of positions of every sample.
 
 use std::ops::Range;
 
