@@ -73,6 +73,9 @@ impl Home {
         fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
+    /// The line of the configuration at which `more` begins, see [`Home::configure`].
+    pub const MORE: usize = 7;
+
     /// Writes the configuration: what every test needs, and `more`.
     pub fn configure(&self, more: &str) {
         let text = format!(
