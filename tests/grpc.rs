@@ -13,45 +13,12 @@ use blochd::protocol::Signature;
 use blochd::protocol::grpc::Message;
 use blochd::protocol::grpc::proto::grpc::health::v1 as health;
 use blochd::protocol::grpc::proto::inference as proto;
-use blochd::shell::slot::{Entry, ModelState, Runner};
+use blochd::shell::slot::{Entry, ModelState};
 use blochd::units::Version;
 use bytes::Bytes;
 
 use calling::{Caller, framed, infer, values};
-use serving::{Served, spec};
-
-fn sum_signature() -> Signature {
-    Signature {
-        inputs: vec![spec("x", DType::F32, &[-1])],
-        outputs: vec![spec("y", DType::F32, &[1])],
-    }
-}
-
-/// Adds its inputs up; fails on a sum below zero.
-fn sum() -> Box<dyn Runner> {
-    let run = |inputs: &[(&str, &Tensor)], _: &[&str]| -> Result<Vec<Tensor>, ExecError> {
-        let total: f32 = inputs[0].1.to_f32().unwrap().iter().sum();
-        if total < 0.0 {
-            let (doing, reason) = ("running node Sqrt_3".to_owned(), "negative".to_owned());
-            return Err(ExecError { doing, reason });
-        }
-        Ok(vec![Tensor::from_f32(&[1], &[total])])
-    };
-    Box::new(run)
-}
-
-/// A session that tells when it starts and waits for the test's word.
-fn gated() -> (Box<dyn Runner>, mpsc::Receiver<()>, mpsc::Sender<()>) {
-    let (tell, started) = mpsc::channel();
-    let (go, wait) = mpsc::channel();
-    let mut inner = sum();
-    let run = move |inputs: &[(&str, &Tensor)], wanted: &[&str]| {
-        tell.send(()).unwrap();
-        wait.recv().unwrap();
-        inner.run(inputs, wanted)
-    };
-    (Box::new(run), started, go)
-}
+use serving::{Served, gated, spec, sum, sum_signature};
 
 /// Runs `test` beside the server, on its own runtime so that blocking in it holds nothing up.
 fn with<T>(test: impl Future<Output = T>) -> T {

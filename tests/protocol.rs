@@ -1,6 +1,8 @@
 //! The forms of the Open Inference Protocol: golden files for the JSON, round trips for every element
 //! type, and what a wrong request is told.
 
+mod specs;
+
 use blochd::onnx::{DType, Tensor};
 use blochd::protocol::{
     AnswerError, Dim, InferAnswer, InferRequest, ModelConfig, ModelMetadata, RequestError,
@@ -9,23 +11,7 @@ use blochd::protocol::{
 use blochd::units::Version;
 use bytes::Bytes;
 use proptest::prelude::*;
-
-const ALL: [DType; 14] = [
-    DType::F32,
-    DType::U8,
-    DType::I8,
-    DType::U16,
-    DType::I16,
-    DType::I32,
-    DType::I64,
-    DType::String,
-    DType::Bool,
-    DType::F16,
-    DType::F64,
-    DType::U32,
-    DType::U64,
-    DType::BF16,
-];
+use specs::{ALL, spec};
 
 /// Compares with `tests/golden/protocol/<name>`; `UPDATE_EXPECT=1` writes it instead.
 fn golden(name: &str, actual: &str) {
@@ -35,13 +21,6 @@ fn golden(name: &str, actual: &str) {
     }
     let expected = std::fs::read_to_string(&path).unwrap_or_default();
     assert_eq!(actual, expected, "{path} (UPDATE_EXPECT=1 writes it)");
-}
-
-fn spec(name: &str, dtype: DType, shape: &[i64]) -> TensorSpec {
-    let dim =
-        |dim: &i64| usize::try_from(*dim).map_or_else(|_| Dim::Free(String::new()), Dim::Fixed);
-    let shape = shape.iter().map(dim).collect();
-    TensorSpec { name: name.to_owned(), dtype, shape: Some(shape) }
 }
 
 /// BYTES elements as they travel.

@@ -1,13 +1,14 @@
 //! The protocol's gRPC messages against the generated ones: every element type raw and typed, what a wrong
 //! request is told, and that no bytes make the reader panic or ask for memory.
 
+mod specs;
+
 use blochd::onnx::{DType, Tensor};
 use blochd::protocol::grpc::frame::PREFIX;
 use blochd::protocol::grpc::proto::inference as proto;
 use blochd::protocol::grpc::{Call, GrpcRequest, Message, raw_contents_begin, stream_error};
 use blochd::protocol::{
-    Dim, InferAnswer, InferRequest, RequestError, SharedRange, Signature, TensorSpec, WantedOutput,
-    datatype,
+    InferAnswer, InferRequest, RequestError, SharedRange, Signature, WantedOutput, datatype,
 };
 use blochd::units::Version;
 use bytes::Bytes;
@@ -15,30 +16,7 @@ use proptest::prelude::*;
 use proto::InferTensorContents as Contents;
 use proto::infer_parameter::ParameterChoice;
 use proto::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
-
-const ALL: [DType; 14] = [
-    DType::F32,
-    DType::U8,
-    DType::I8,
-    DType::U16,
-    DType::I16,
-    DType::I32,
-    DType::I64,
-    DType::String,
-    DType::Bool,
-    DType::F16,
-    DType::F64,
-    DType::U32,
-    DType::U64,
-    DType::BF16,
-];
-
-fn spec(name: &str, dtype: DType, shape: &[i64]) -> TensorSpec {
-    let dim =
-        |dim: &i64| usize::try_from(*dim).map_or_else(|_| Dim::Free(String::new()), Dim::Fixed);
-    let shape = shape.iter().map(dim).collect();
-    TensorSpec { name: name.to_owned(), dtype, shape: Some(shape) }
-}
+use specs::{ALL, spec};
 
 /// `x` and `y` of one type and any length, as inputs and as outputs.
 fn pair(dtype: DType) -> Signature {

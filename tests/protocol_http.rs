@@ -5,17 +5,16 @@ mod serving;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::mpsc;
 use std::time::Duration;
 
-use blochd::onnx::{DType, ExecError, Tensor};
+use blochd::onnx::DType;
 use blochd::protocol::Signature;
 use blochd::shell::metrics::BuildOutcome;
-use blochd::shell::slot::{Entry, ModelState, Runner};
+use blochd::shell::slot::{Entry, ModelState};
 use blochd::units::Version;
 use serde_json::{Value, json};
 
-use serving::{Served, spec};
+use serving::{Served, gated, spec, sum, sum_signature};
 
 struct Reply {
     status: u16,
@@ -93,39 +92,6 @@ impl Client {
 }
 
 const SUM: &str = "/v2/models/sum/infer";
-
-fn sum_signature() -> Signature {
-    Signature {
-        inputs: vec![spec("x", DType::F32, &[-1])],
-        outputs: vec![spec("y", DType::F32, &[1])],
-    }
-}
-
-/// Adds its inputs up; fails on a sum below zero.
-fn sum() -> Box<dyn Runner> {
-    let run = |inputs: &[(&str, &Tensor)], _: &[&str]| -> Result<Vec<Tensor>, ExecError> {
-        let total: f32 = inputs[0].1.to_f32().unwrap().iter().sum();
-        if total < 0.0 {
-            let (doing, reason) = ("running node Sqrt_3".to_owned(), "negative".to_owned());
-            return Err(ExecError { doing, reason });
-        }
-        Ok(vec![Tensor::from_f32(&[1], &[total])])
-    };
-    Box::new(run)
-}
-
-/// A session that tells when it starts and waits for the test's word.
-fn gated() -> (Box<dyn Runner>, mpsc::Receiver<()>, mpsc::Sender<()>) {
-    let (tell, started) = mpsc::channel();
-    let (go, wait) = mpsc::channel();
-    let mut inner = sum();
-    let run = move |inputs: &[(&str, &Tensor)], wanted: &[&str]| {
-        tell.send(()).unwrap();
-        wait.recv().unwrap();
-        inner.run(inputs, wanted)
-    };
-    (Box::new(run), started, go)
-}
 
 fn body(values: &str, parameters: &str) -> String {
     let count = values.split(',').count();

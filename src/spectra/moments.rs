@@ -280,7 +280,7 @@ fn off_diagonal(matrix: &Mat<f64>) -> f64 {
 
 /// Rows that are held, and multiplied in f32 before their product is added up in f64: short enough that f32
 /// loses nothing that the ridge does not already hide.
-const STRETCH: usize = 2048;
+pub const STRETCH: usize = 2048;
 
 /// Adds xᵀ·x · scale to the lower half of `total`; `part` is room for the product of a stretch.
 fn add_gram(total: &mut Mat<f64>, part: &mut Mat<f32>, x: MatRef<'_, f32>, scale: f64) {

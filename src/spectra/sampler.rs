@@ -83,47 +83,27 @@ impl<'a> Sampler<'a> {
     pub fn source(&self, group: usize) -> Box<dyn RowSource + '_> {
         let drawn = self.drawn(group);
         match 4 * drawn.samples.len() * drawn.inputs() <= limits::HELD_ROWS_BYTES {
-            true => Box::new(self.rows(group)),
+            true => Box::new(drawn.held()),
             false => Box::new(drawn),
         }
     }
 
     /// The rows of group `group`, held.
     pub fn rows(&self, group: usize) -> Rows {
-        let drawn = self.drawn(group);
-        let (inputs, outputs) = (drawn.inputs(), drawn.outputs());
-        let count = drawn.samples.len();
-        let mut x = Vec::with_capacity(count * inputs);
-        let mut y = Vec::with_capacity(count * outputs);
-        for row in 0..count {
-            drawn.push_x(row, &mut x);
-            drawn.push_y(row, &mut y);
-        }
-        Rows { inputs, outputs, x, y, sample: drawn.samples }
+        self.drawn(group).held()
     }
 
     /// Values of another tensor a batch that is shaped as the operator's output, at the same positions:
     /// rows × outputs of the group. `None` where the shapes differ.
     pub fn outputs_of(&self, values: &[Tensor], group: usize) -> Option<Vec<f32>> {
-        let g = self.geometry;
-        let per_group = g.outputs / g.group;
         let mut out = Vec::new();
         let mut positions = self.positions.iter();
         for (batch, tensor) in self.batches.iter().zip(values) {
             let values = floats(tensor).filter(|values| values.len() == batch.y.len())?;
-            let values = elements(&values);
             for sample in 0..batch.samples {
                 for position in positions.next()? {
-                    out.extend((group * per_group..(group + 1) * per_group).map(|channel| {
-                        f32::from_le_bytes(
-                            values[match g.kernel.is_empty() {
-                                true => (sample * batch.positions + position) * g.outputs + channel,
-                                false => {
-                                    (sample * g.outputs + channel) * batch.positions + position
-                                }
-                            }],
-                        )
-                    }));
+                    let at = (sample, *position);
+                    batch.push_outputs(elements(&values), self.geometry, group, at, &mut out);
                 }
             }
         }
@@ -141,6 +121,20 @@ pub struct Drawn<'a> {
     /// Batch, its entry and the position of every row.
     places: Vec<(usize, usize, usize)>,
     samples: Vec<u32>,
+}
+
+impl Drawn<'_> {
+    /// The same rows, made once and held.
+    fn held(self) -> Rows {
+        let (inputs, outputs, count) = (self.inputs(), self.outputs(), self.samples.len());
+        let mut x = Vec::with_capacity(count * inputs);
+        let mut y = Vec::with_capacity(count * outputs);
+        for row in 0..count {
+            self.push_x(row, &mut x);
+            self.push_y(row, &mut y);
+        }
+        Rows { inputs, outputs, x, y, sample: self.samples }
+    }
 }
 
 impl RowSource for Drawn<'_> {
@@ -167,7 +161,8 @@ impl RowSource for Drawn<'_> {
     fn push_y(&self, row: usize, into: &mut Vec<f32>) {
         let (batch, entry, position) = self.places[row];
         let g = self.sampler.geometry;
-        self.sampler.batches[batch].push_y(g, self.group, (entry, position), into);
+        let batch = &self.sampler.batches[batch];
+        batch.push_outputs(elements(&batch.y), g, self.group, (entry, position), into);
     }
 }
 
@@ -266,15 +261,15 @@ impl Planes {
         }
     }
 
-    /// Appends what the channels of group `group` are to say there.
-    fn push_y(
+    /// Appends what the channels of group `group` say there in `values`, which are shaped as the output.
+    fn push_outputs(
         &self,
+        values: &[[u8; 4]],
         g: &Geometry,
         group: usize,
         (sample, position): (usize, usize),
         into: &mut Vec<f32>,
     ) {
-        let values = elements(&self.y);
         let per_group = g.outputs / g.group;
         let channels = group * per_group..(group + 1) * per_group;
         if g.kernel.is_empty() {

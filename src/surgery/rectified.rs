@@ -10,7 +10,7 @@ use faer::linalg::solvers::Solve;
 use faer::{Accum, Mat, MatRef, Par, Side};
 
 use super::refit::{Affine, Refit, RefitKind, ridged, statistics};
-use crate::spectra::moments::{Moments, cross_moments};
+use crate::spectra::moments::{Moments, STRETCH, cross_moments};
 use crate::spectra::rows::RowSource;
 
 /// Alternations. Most of the gain comes with the first two.
@@ -88,9 +88,6 @@ pub fn refit_rectified(
     }
     best
 }
-
-/// Rows that are held and multiplied at a time.
-const STRETCH: usize = 2048;
 
 /// W·x + b of every row, rows × outputs.
 fn predict(rows: &dyn RowSource, affine: &Affine) -> Mat<f32> {

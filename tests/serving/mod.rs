@@ -6,10 +6,11 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::mpsc;
 use std::time::Duration;
 
 use blochd::onnx::{DType, ExecError, Tensor};
-use blochd::protocol::{Dim, Signature, TensorSpec};
+use blochd::protocol::Signature;
 use blochd::shell::metrics::Metrics;
 use blochd::shell::serve::{App, Door, UnixSocket, serve, serve_metrics};
 use blochd::shell::slot::{
@@ -19,6 +20,11 @@ use blochd::shell::slot::{
 use blochd::units::{Digest, Version};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+
+#[path = "../specs/mod.rs"]
+mod specs;
+
+pub use specs::spec;
 
 /// A running server; stops when it is dropped.
 pub struct Served {
@@ -157,11 +163,37 @@ async fn agent(repository: Arc<Repository>, mut commands: Commands) {
     }
 }
 
-pub fn spec(name: &str, dtype: DType, shape: &[i64]) -> TensorSpec {
-    let dim =
-        |dim: &i64| usize::try_from(*dim).map_or_else(|_| Dim::Free(String::new()), Dim::Fixed);
-    let shape = shape.iter().map(dim).collect();
-    TensorSpec { name: name.to_owned(), dtype, shape: Some(shape) }
+pub fn sum_signature() -> Signature {
+    Signature {
+        inputs: vec![spec("x", DType::F32, &[-1])],
+        outputs: vec![spec("y", DType::F32, &[1])],
+    }
+}
+
+/// Adds its inputs up; fails on a sum below zero.
+pub fn sum() -> Box<dyn Runner> {
+    let run = |inputs: &[(&str, &Tensor)], _: &[&str]| -> Result<Vec<Tensor>, ExecError> {
+        let total: f32 = inputs[0].1.to_f32().unwrap().iter().sum();
+        if total < 0.0 {
+            let (doing, reason) = ("running node Sqrt_3".to_owned(), "negative".to_owned());
+            return Err(ExecError { doing, reason });
+        }
+        Ok(vec![Tensor::from_f32(&[1], &[total])])
+    };
+    Box::new(run)
+}
+
+/// A session that tells when it starts and waits for the test's word.
+pub fn gated() -> (Box<dyn Runner>, mpsc::Receiver<()>, mpsc::Sender<()>) {
+    let (tell, started) = mpsc::channel();
+    let (go, wait) = mpsc::channel();
+    let mut inner = sum();
+    let run = move |inputs: &[(&str, &Tensor)], wanted: &[&str]| {
+        tell.send(()).unwrap();
+        wait.recv().unwrap();
+        inner.run(inputs, wanted)
+    };
+    (Box::new(run), started, go)
 }
 
 /// One input and one output of each type: `in_FP32` → `out_FP32`.

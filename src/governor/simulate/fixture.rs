@@ -27,6 +27,18 @@ pub fn variants(dense_ms: f64, ladder: &[(f64, f64)]) -> (Vec<VariantView>, Vec<
     (ladder.iter().map(view).collect(), ladder.iter().map(|(ratio, _)| median(*ratio)).collect())
 }
 
+/// How the tests' models are governed.
+pub fn policy() -> Policy {
+    Policy {
+        window: Duration::from_secs(2),
+        dwell: Duration::from_secs(5),
+        margin: 1.1,
+        headroom: 1.25,
+        sustain: Duration::from_secs(5),
+        probation: Duration::from_secs(30),
+    }
+}
+
 /// The model on a box that does what `stretches` say.
 pub fn subject<'a>(
     name: &str,
@@ -44,14 +56,7 @@ pub fn subject<'a>(
             budget: Some(Duration::from_millis(budget_ms)),
             floor: 0.9,
             priority: 0,
-            policy: Policy {
-                window: Duration::from_secs(2),
-                dwell: Duration::from_secs(5),
-                margin: 1.1,
-                headroom: 1.25,
-                sustain: Duration::from_secs(5),
-                probation: Duration::from_secs(30),
-            },
+            policy: policy(),
             observed: Observed::default(),
             load: None,
             fault: false,

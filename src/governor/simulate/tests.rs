@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::super::{Because, Conviction, ModelView, Observed, Policy, State, VariantView, step};
+use super::super::{Because, Conviction, ModelView, Observed, State, VariantView, step};
 use super::{Driver, Noise, Site, Subject, Switch};
 use crate::units::Percentile;
 
@@ -83,14 +83,7 @@ fn model(budget_ms: u64, floor: f64) -> ModelView {
         budget: Some(Duration::from_millis(budget_ms)),
         floor,
         priority: 0,
-        policy: Policy {
-            window: Duration::from_secs(2),
-            dwell: Duration::from_secs(5),
-            margin: 1.1,
-            headroom: 1.25,
-            sustain: Duration::from_secs(5),
-            probation: Duration::from_secs(30),
-        },
+        policy: super::fixture::policy(),
         observed: Observed::default(),
         load: None,
         fault: false,
