@@ -1,4 +1,4 @@
-//! Gram matrices on the small side of an operator's matrix, and their downdate when rows or columns go.
+//! Gram matrices on the small side of an operator's matrix.
 
 use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, Mat, MatRef, Par};
@@ -12,8 +12,8 @@ const STRIP_ELEMENTS: usize = 1 << 14;
 const STRIP_LENGTH: usize = 64;
 
 /// Which product a [`Gram`] is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum GramSide {
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum GramSide {
     /// W·Wᵀ, rows × rows.
     Rows,
     /// Wᵀ·W, columns × columns.
@@ -22,12 +22,7 @@ pub enum GramSide {
 
 /// W·Wᵀ or Wᵀ·W in f64, both halves filled.
 #[derive(Debug, Clone)]
-pub struct Gram {
-    side: GramSide,
-    matrix: Mat<f64>,
-    /// Rows and columns of W.
-    shape: (usize, usize),
-}
+pub struct Gram(Mat<f64>);
 
 impl Gram {
     /// The Gram matrix of `operator` on its small side. Blocks on the diagonal (grouped convolutions) cost
@@ -48,22 +43,7 @@ impl Gram {
             border(&mut matrix, operator.blocks(), bias, side);
         }
         mirror(&mut matrix);
-        Self { side, matrix, shape }
-    }
-
-    /// The product, both halves filled.
-    pub fn matrix(&self) -> MatRef<'_, f64> {
-        self.matrix.as_ref()
-    }
-
-    /// Which product it is.
-    pub fn side(&self) -> GramSide {
-        self.side
-    }
-
-    /// Rows and columns of W as they are now.
-    pub fn shape(&self) -> (usize, usize) {
-        self.shape
+        Self(matrix)
     }
 
     /// Singular values of W, descending; those below 1e-7·σ₁ are zero.
@@ -71,67 +51,8 @@ impl Gram {
     /// # Errors
     /// Where the iteration does not converge.
     pub fn singular_values(&self) -> Result<Vec<f64>, SpectraError> {
-        let mut values = singular::of_gram(self.matrix.as_ref())?;
-        // After removals the other side may have become the small one: what is beyond it is zero.
-        values.truncate(self.shape.0.min(self.shape.1));
-        Ok(values)
+        singular::of_gram(self.0.as_ref())
     }
-
-    /// Removes rows of W (`gone`, ascending and distinct; `w` is W with them). On the row side this is exact;
-    /// on the column side their outer products are subtracted, which leaves an absolute error of about
-    /// 1e-16·σ₁² of the *old* W: `false` says that what is left is too small against that and must be
-    /// computed afresh.
-    #[must_use]
-    pub fn remove_rows(&mut self, w: &Matrix, gone: &[usize]) -> bool {
-        self.shape.0 -= gone.len();
-        match self.side {
-            GramSide::Rows => self.delete(gone),
-            GramSide::Columns => {
-                let strip = Mat::from_fn(gone.len(), w.cols, |i, j| {
-                    f64::from(w.data[gone[i] * w.cols + j])
-                });
-                self.subtract(strip.transpose())
-            }
-        }
-    }
-
-    /// Removes columns of W; otherwise as [`Gram::remove_rows`].
-    #[must_use]
-    pub fn remove_columns(&mut self, w: &Matrix, gone: &[usize]) -> bool {
-        self.shape.1 -= gone.len();
-        match self.side {
-            GramSide::Columns => self.delete(gone),
-            GramSide::Rows => {
-                let strip = Mat::from_fn(w.rows, gone.len(), |i, j| {
-                    f64::from(w.data[i * w.cols + gone[j]])
-                });
-                self.subtract(strip.as_ref())
-            }
-        }
-    }
-
-    fn delete(&mut self, gone: &[usize]) -> bool {
-        let n = self.matrix.nrows();
-        let kept: Vec<usize> = (0..n).filter(|i| gone.binary_search(i).is_err()).collect();
-        self.matrix = Mat::from_fn(kept.len(), kept.len(), |i, j| self.matrix[(kept[i], kept[j])]);
-        true
-    }
-
-    /// Subtracts x·xᵀ.
-    fn subtract(&mut self, x: MatRef<'_, f64>) -> bool {
-        let before = trace(&self.matrix);
-        lower_product(self.matrix.as_mut(), x, -1.0);
-        mirror(&mut self.matrix);
-        trace(&self.matrix) > DOWNDATE_SHARE * before
-    }
-}
-
-/// Below this share of the old squared norm a downdate has lost half of the digits that a fresh Gram matrix
-/// would have.
-const DOWNDATE_SHARE: f64 = 1e-8;
-
-fn trace(matrix: &Mat<f64>) -> f64 {
-    (0..matrix.nrows()).map(|i| matrix[(i, i)]).sum()
 }
 
 /// Adds the block's product to the lower half of `into`, strip by strip over the long side.

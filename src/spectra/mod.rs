@@ -28,7 +28,7 @@ pub mod tridiagonal;
 
 pub use drift::{Drift, angle_bound};
 pub use error::SpectraError;
-pub use gram::{Gram, GramSide};
+pub use gram::Gram;
 pub use key::{ALGORITHM, KeyBuilder, NoStore, Store};
 pub use layers::{Diagonal, Layer, LayerKind, PassedOver, Unanalysed, layers};
 pub use matrix::{Augment, OperatorMatrix};

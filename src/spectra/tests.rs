@@ -211,41 +211,6 @@ proptest! {
     }
 
     #[test]
-    fn a_downdated_gram_matrix_is_that_of_what_is_left(
-        m in any_matrix(16), rows in prop::collection::vec(any::<bool>(), 16),
-        cols in prop::collection::vec(any::<bool>(), 16)
-    ) {
-        let gone = |flags: &[bool], n: usize| -> Vec<usize> {
-            (0..n).filter(|i| flags[*i]).take(n - 1).collect()
-        };
-        let (gr, gc) = (gone(&rows, m.rows), gone(&cols, m.cols));
-        let keep = |gone: &[usize], n: usize| -> Vec<usize> {
-            (0..n).filter(|i| !gone.contains(i)).collect()
-        };
-        let (kr, kc) = (keep(&gr, m.rows), keep(&gc, m.cols));
-        let pick = |rows: &[usize], cols: &[usize]| {
-            let (n, wide) = (rows.len() * cols.len(), cols.len());
-            let at = |k: usize| m.data[rows[k / wide] * m.cols + cols[k % wide]];
-            let data = (0..n).map(at).collect();
-            matrix(rows.len(), cols.len(), data)
-        };
-        let mut gram = Gram::of(&plain(m.clone()));
-        let largest = gram.singular_values().unwrap()[0];
-        let fresh_enough = gram.remove_rows(&m, &gr);
-        let all: Vec<usize> = (0..m.cols).collect();
-        let fresh_enough = gram.remove_columns(&pick(&kr, &all), &gc) && fresh_enough;
-        prop_assert_eq!(gram.shape(), (kr.len(), kc.len()));
-        if fresh_enough {
-            let reference = to_f64(&pick(&kr, &kc)).singular_values().unwrap();
-            let found = gram.singular_values().unwrap();
-            prop_assert_eq!(found.len(), reference.len());
-            for (a, b) in found.iter().zip(&reference) {
-                prop_assert!((a * a - b * b).abs() <= 1e-11 * largest * largest, "{a} {b}");
-            }
-        }
-    }
-
-    #[test]
     fn moments_do_not_depend_on_how_rows_are_batched(
         rows in prop::collection::vec(-3.0f64..3.0, 3 * 4..3 * 30), cut in 1usize..20
     ) {
@@ -342,14 +307,6 @@ fn a_weight_that_is_no_number_is_named_as_such() {
     let bad = plain(matrix(1, 2, vec![1.0, f32::NAN]));
     assert_eq!(spectrum(&bad, Precision::Auto), Err(SpectraError::NotFinite));
     assert_eq!(tiny::batch(&[f32::INFINITY; 4], 2, 2), Err(SpectraError::NotFinite));
-}
-
-#[test]
-fn a_downdate_that_leaves_nearly_nothing_says_so() {
-    let w = matrix(4, 2, vec![1e6, 0.0, 0.0, 1e6, 1e-3, 0.0, 0.0, 1e-3]);
-    let mut gram = Gram::of(&plain(w.clone()));
-    assert_eq!(gram.side(), GramSide::Columns);
-    assert!(!gram.remove_rows(&w, &[0, 1]));
 }
 
 #[test]
