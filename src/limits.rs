@@ -312,6 +312,10 @@ pub const ITEM_CHOICES: usize = 512;
 /// Samples that run through a network at once while it is analysed: bounds the memory of activations.
 pub const CALIBRATION_BATCH: usize = 32;
 
+/// Most bytes of inputs of such a batch, where it holds more than one sample: inside a network values are some
+/// ten to fifty times as large as images, and a runtime holds several of them.
+pub const CALIBRATION_BATCH_BYTES: usize = 4 << 20;
+
 /// Most calibration samples that are used; more change nothing.
 pub const CALIBRATION_SAMPLES: usize = 512;
 
@@ -367,6 +371,10 @@ pub const EXPLAINED_ENOUGH: f64 = 0.98;
 /// Further plans that are tried for a rung unless the caller says otherwise. Each is measured, repaired and
 /// compared: seconds for a small network, minutes for a large one.
 pub const PLAN_TRIALS: usize = 6;
+
+/// Multiply-adds for which variants of one rung are built unless the caller says how many are to be tried: a
+/// minute or two of one core. Small networks are through with all of their trials long before.
+pub const RUNG_WORK: f64 = 5e12;
 
 /// How often a plan is corrected by measuring the whole model.
 pub const PLAN_CORRECTIONS: usize = 8;

@@ -481,6 +481,7 @@ fn a_stream_with_a_mean_taken_off_is_offered_only_with_a_refit() {
             depth: false,
             align: None,
             trials: 0,
+            work: None,
             seed: 1,
             floor: 0.0,
             seconds: 0.01,

@@ -152,6 +152,7 @@ fn options(ratios: &[f64]) -> Options {
         depth: true,
         align: None,
         trials: 1,
+        work: None,
         seed: 0,
         floor: 0.0,
         seconds: 0.0,

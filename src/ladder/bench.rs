@@ -29,6 +29,9 @@ pub trait Workbench {
     /// Dense's figures.
     fn dense(&self) -> &Figures;
 
+    /// Multiply-adds that building one variant takes, about.
+    fn work(&self) -> f64;
+
     /// Ratio of a planned cut that is not repaired, measured on the whole model.
     ///
     /// # Errors
@@ -189,6 +192,10 @@ impl Workbench for Bench<'_> {
         &self.dense
     }
 
+    fn work(&self) -> f64 {
+        surgery::work(self.known.graph, self.known.shapes, self.task.samples.count)
+    }
+
     fn ratio_of(&self, plan: &Plan) -> Result<f64, LadderError> {
         if let Some(known) = self.measured.borrow().get(plan) {
             return Ok(*known);
@@ -296,6 +303,7 @@ mod tests {
             depth: false,
             align: None,
             trials: 0,
+            work: None,
             seed: 0,
             floor: 0.0,
             seconds: 0.0,

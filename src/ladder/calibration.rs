@@ -138,7 +138,9 @@ pub fn from_arrays(
     }
     let total = count.unwrap_or(0);
     let fixed = specs.iter().find_map(|s| s.dims.first().and_then(|d| d.as_ref().ok().copied()));
-    let batch = fixed.unwrap_or(limits::CALIBRATION_BATCH);
+    let bytes: usize = specs.iter().map(|s| arrays[&s.name].data.len() / total.max(1)).sum();
+    let affordable = (limits::CALIBRATION_BATCH_BYTES / bytes.max(1)).max(1);
+    let batch = fixed.unwrap_or(limits::CALIBRATION_BATCH.min(affordable));
     let mut chosen: Vec<usize> =
         (0..total.min(most)).map(|i| i * total / total.min(most)).collect();
     if let Some(size) = fixed {
@@ -301,5 +303,28 @@ fn blur(plane: &mut [f32], length: usize, lines: usize, step: usize, line_step: 
             plane[at(i)] = (before + here + after) / 3.0;
             before = here;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_holds_fewer_of_larger_samples_and_all_of_them_are_there() {
+        let batches = |elements: usize| {
+            let dims = vec![Err("batch".to_owned()), Ok(elements)];
+            let specs = [InputSpec { name: "x".to_owned(), dtype: DType::F32, dims }];
+            let values: Vec<f32> = (0..40).flat_map(|n| vec![n as f32; elements]).collect();
+            let arrays = [("x".to_owned(), Tensor::from_f32(&[40, elements], &values))].into();
+            let found = from_arrays(&specs, &arrays, 40, CalibrationSource::File).unwrap();
+            let firsts = found.batches.iter().flat_map(|batch| {
+                let values = batch["x"].to_f32().unwrap();
+                values.chunks(elements).map(|sample| sample[0] as usize).collect::<Vec<_>>()
+            });
+            assert_eq!(firsts.collect::<Vec<_>>(), (0..40).collect::<Vec<_>>());
+            found.batches.len()
+        };
+        assert_eq!((batches(3), batches(1 << 18), batches(1 << 21)), (2, 10, 40));
     }
 }

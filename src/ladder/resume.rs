@@ -69,6 +69,7 @@ mod tests {
             depth: true,
             align: None,
             trials: 1,
+            work: None,
             seed: 0,
             floor: 0.5,
             seconds: 1.0,

@@ -24,7 +24,8 @@ pub fn attempt(
 ) -> Result<Result<(Built, Step), NotBuilt>, LadderError> {
     let floor = options.floor;
     let missed = |because: String, reachable| Ok(Err(NotBuilt { asked, because, reachable }));
-    let mut search = Search::new(asked, items, slower);
+    let affordable = options.work.map_or(usize::MAX, |work| (work / bench.work()) as usize);
+    let mut search = Search::new(asked, items, slower, affordable.max(1));
     for removed in limits::REMOVED_PRICES {
         if search.is_over() {
             break;

@@ -439,7 +439,8 @@ fn unexplained(
     let fit = Moments::of(&*rows, |s| !is_held_out(s))?;
     let check = Moments::of(&*rows, is_held_out)?;
     let nothing = Affine { weight: Mat::zeros(channels, channels), bias: vec![0.0; channels] };
-    let map = refit(nothing, &fit, &check).affine;
+    let error = |map: &Affine| check.relative(map.weight.as_ref(), &map.bias);
+    let map = refit(&nothing, &fit, &error).affine;
     Some(check.errors(map.weight.as_ref(), &map.bias))
 }
 

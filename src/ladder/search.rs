@@ -48,11 +48,19 @@ pub(super) struct Search<'i> {
     pub nearest: Option<(Plan, f64)>,
     /// What the last plan was asked to save, microseconds: the next one begins there.
     needed: Option<f64>,
+    /// Variants that may still be built.
+    builds: usize,
 }
 
 impl<'i> Search<'i> {
-    /// `slower` is where the search for the rung before ended.
-    pub fn new(asked: f64, items: &'i [Vec<Choice>], slower: Option<&'i Step>) -> Self {
+    /// `slower` is where the search for the rung before ended; once `builds` variants are built, the best of
+    /// them has to do.
+    pub fn new(
+        asked: f64,
+        items: &'i [Vec<Choice>],
+        slower: Option<&'i Step>,
+        builds: usize,
+    ) -> Self {
         // What the table says is off by about the same factor for the next rung.
         let share = |step: &Step| (1.0 - asked) / (1.0 - step.ratio);
         let needed = slower.map(|step| step.needed * share(step)).filter(|n| n.is_finite());
@@ -65,12 +73,13 @@ impl<'i> Search<'i> {
             nested: None,
             nearest: None,
             needed: needed.filter(|needed| *needed > 0.0),
+            builds,
         }
     }
 
-    /// Whether the best variant is so near to dense that no other is worth the time.
+    /// Whether no other variant is worth the time: the best one is so near to dense, or the time is over.
     pub fn is_over(&self) -> bool {
-        self.best.as_ref().is_some_and(is_enough)
+        self.best.as_ref().is_some_and(|best| self.builds == 0 || is_enough(best))
     }
 
     /// Plans at other prices and builds the plan, if it is a new one.
@@ -97,7 +106,7 @@ impl<'i> Search<'i> {
             return Ok(Some(best));
         };
         for trial in 0..limits::NESTED_TRIALS as u64 {
-            if self.is_nested_enough() {
+            if self.builds == 0 || self.is_nested_enough() {
                 break;
             }
             let prices =
@@ -137,7 +146,8 @@ impl<'i> Search<'i> {
             return Ok(());
         }
         self.needed = Some(found.needed);
-        let (built, needed) = on_target(bench, self.asked, found, items, progress)?;
+        let (built, needed, builds) = on_target(bench, self.asked, found, items, progress)?;
+        self.builds = self.builds.saturating_sub(builds);
         let variant = Variant { built, prices, needed };
         let better = |than: &Option<Variant>| {
             than.as_ref().is_none_or(|other| is_better(self.asked, &variant, other))
@@ -178,27 +188,27 @@ fn is_better(asked: f64, variant: &Variant, other: &Variant) -> bool {
 }
 
 /// Builds a plan; where the repair moves the ratio, aims as far beside the mark and builds again. Gives what
-/// the plan that was built was asked to save, too.
+/// the plan that was built was asked to save and how many were built, too.
 fn on_target(
     bench: &dyn Workbench,
     asked: f64,
     found: Found,
     items: &[Vec<Choice>],
     progress: &mut dyn FnMut(usize, usize),
-) -> Result<(Built, f64), LadderError> {
+) -> Result<(Built, f64, usize), LadderError> {
     let built = bench.build(asked, &found.plan, progress)?;
     let off = |built: &Built| (built.rung.figures.ratio / asked - 1.0).abs();
     if off(&built) <= limits::RATIO_TOLERANCE {
-        return Ok((built, found.needed));
+        return Ok((built, found.needed, 1));
     }
     let aim = beside(asked, built.rung.figures.ratio, asked);
     if let Some(other) = find_plan(bench, aim, items, None)? {
         let again = bench.build(asked, &other.plan, progress)?;
-        if off(&again) < off(&built) {
-            return Ok((again, other.needed));
-        }
+        let better = off(&again) < off(&built);
+        let (built, needed) = if better { (again, other.needed) } else { (built, found.needed) };
+        return Ok((built, needed, 2));
     }
-    Ok((built, found.needed))
+    Ok((built, found.needed, 1))
 }
 
 /// Where to aim next when `ratio` came out of aiming at `aim`.

@@ -175,7 +175,7 @@ fn measured(
         let shift =
             if can_shift { fit.output_means(apart.as_ref()) } else { vec![0.0; said.len()] };
         let bias: Vec<f64> = said.iter().zip(&shift).map(|(bias, shift)| bias + shift).collect();
-        let error = check.error(scaled.as_ref(), &bias) / check.variance().max(f64::MIN_POSITIVE);
+        let error = check.relative(scaled.as_ref(), &bias);
         // Comparisons that are false for NaN.
         let better = best.as_ref().is_none_or(|best| error < best.error);
         if error <= limits::SUBSTITUTE_ERROR && better && scale > 0.0 {

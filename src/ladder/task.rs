@@ -29,6 +29,9 @@ pub struct Options {
     pub align: Option<usize>,
     /// Further plans that are tried for each rung once the first ones are built.
     pub trials: usize,
+    /// Multiply-adds that building all variants for one rung may take, about: once they are used up, the best
+    /// one so far has to do. `None` for all of the trials, however long they take.
+    pub work: Option<f64>,
     pub seed: u64,
     /// Least quality of a rung; below it none is built.
     pub floor: f64,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use super::allocate::Choice;
 use super::bench::{Built, Workbench};
-use super::fakes::{Layer, chain};
+use super::fakes::{FakeEngine, Layer, chain};
 use super::manifest::{Figures, NotBuilt, Rung};
 use super::nest::nests;
 use super::plan::Plan;
@@ -15,9 +15,10 @@ use super::search::{Search, find_plan, most};
 use super::task::{LadderError, Options, Step};
 use crate::coupling::GroupId;
 use crate::limits;
-use crate::onnx::DType;
+use crate::onnx::{DType, Engine, Graph};
 use crate::redundancy::selection::Method;
 use crate::surgery::repair::Mode;
+use crate::surgery::work;
 use crate::units::Digest;
 
 /// Dense takes a hundred microseconds. What a plan truly saves is `truth` times what the items say.
@@ -34,6 +35,8 @@ struct FakeBench {
     measured: RefCell<Vec<f64>>,
     built: RefCell<Vec<Plan>>,
     promised: Cell<usize>,
+    /// Work of one build, where the options bound it to 1.
+    work: f64,
 }
 
 impl FakeBench {
@@ -48,6 +51,7 @@ impl FakeBench {
             measured: RefCell::default(),
             built: RefCell::default(),
             promised: Cell::new(0),
+            work: 0.0,
         }
     }
 
@@ -76,6 +80,10 @@ impl FakeBench {
 impl Workbench for FakeBench {
     fn dense(&self) -> &Figures {
         &self.dense
+    }
+
+    fn work(&self) -> f64 {
+        self.work
     }
 
     fn ratio_of(&self, plan: &Plan) -> Result<f64, LadderError> {
@@ -134,6 +142,7 @@ fn options(floor: f64) -> Options {
         depth: true,
         align: None,
         trials: 6,
+        work: Some(1.0),
         seed: 0,
         floor,
         seconds: 1.0,
@@ -237,6 +246,33 @@ fn of_all_variants_the_one_that_errs_least_is_taken() {
 }
 
 /// Luck between -2 % and +2 %, another one for every plan.
+#[test]
+fn of_a_large_network_fewer_variants_are_built_and_one_at_least() {
+    // No plan is near enough to dense to end the search.
+    let error = |_: &Plan, loss| 0.1 + loss;
+    let built = |work: f64| {
+        let bench = FakeBench { work, error, ..FakeBench::new(groups(8)) };
+        built(&bench, 0.75, 0.0, None).unwrap();
+        bench.built.borrow().len()
+    };
+    let all = built(0.0);
+    assert!(all > 4, "{all}");
+    assert_eq!((built(0.25), built(0.5), built(20.0)), (4, 2, 1));
+}
+
+#[test]
+fn a_wider_layer_is_more_work_and_so_are_more_samples() {
+    let of = |width: usize, samples: usize| {
+        let layers = [Layer::product(4, width), Layer::op("Relu"), Layer::product(width, 3)];
+        let model = chain(17, DType::F32, "v", 1, &layers);
+        let graph = Graph::new(&model);
+        let shapes = FakeEngine::default().shapes(&model, &BTreeMap::new()).unwrap();
+        work(&graph, &shapes, samples)
+    };
+    assert!(of(64, 8) > 4.0 * of(16, 8), "{} {}", of(64, 8), of(16, 8));
+    assert!(of(16, 1000) > 10.0 * of(16, 8), "{} {}", of(16, 1000), of(16, 8));
+}
+
 fn luck(plan: &Plan) -> f64 {
     let text = format!("{plan:?}");
     let number =
@@ -288,7 +324,7 @@ fn the_next_search_begins_where_the_last_one_ended() {
     let (_, step) = built(&bench, 0.8, 0.0, None).unwrap();
     let first = |slower: Option<&Step>| {
         bench.measured.borrow_mut().clear();
-        let mut search = Search::new(0.6, &bench.items, slower);
+        let mut search = Search::new(0.6, &bench.items, slower, usize::MAX);
         search.price(&bench, Prices::uniform(16, 1.0), &mut |_, _| {}).unwrap();
         bench.measured.borrow()[0]
     };

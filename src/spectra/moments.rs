@@ -110,6 +110,11 @@ impl Moments {
         self.errors(weight, bias).iter().sum()
     }
 
+    /// The same, relative to the variance of y.
+    pub fn relative(&self, weight: MatRef<'_, f64>, bias: &[f64]) -> f64 {
+        self.error(weight, bias) / self.variance().max(f64::MIN_POSITIVE)
+    }
+
     /// W·mean(x), length m.
     pub fn output_means(&self, weight: MatRef<'_, f64>) -> Vec<f64> {
         (0..weight.nrows())

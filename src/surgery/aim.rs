@@ -33,7 +33,7 @@ pub(super) struct Aim {
     /// than it did, even where its input is the old one.
     pub moved: bool,
     /// Whether a rectifier alone reads the value: what is negative may be anything negative.
-    rectified: bool,
+    pub rectified: bool,
 }
 
 /// Follows the operator's output through at most one normalisation to a rectifier, to an addition whose

@@ -3,6 +3,7 @@
 
 mod aim;
 mod cut;
+mod held_out;
 pub mod low_rank;
 pub mod merge;
 mod norms;
@@ -12,6 +13,8 @@ pub mod repair;
 mod statistics;
 mod tell;
 pub mod whitened;
+mod work;
 
 pub use aim::{plus, scale_after};
 pub use cut::{Cut, CutError, Gone, apply, gone};
+pub use work::work;

@@ -5,16 +5,18 @@
 //! the operator says now) and the ridge regression towards it; each step lowers the rectified error on
 //! the rows that are fitted. After the non-linear reconstruction of Zhang et al. (arXiv 1505.06798).
 
-use faer::linalg::matmul::matmul;
-use faer::linalg::solvers::Solve;
-use faer::{Accum, Mat, MatRef, Par, Side};
+use faer::Mat;
 
-use super::refit::{Affine, Refit, RefitKind, ridged, statistics};
-use crate::spectra::moments::{Moments, STRETCH, cross_moments};
+use super::held_out::predict;
+use super::refit::{Affine, Refit, RefitKind, Start};
+use crate::spectra::moments::cross_moments;
 use crate::spectra::rows::RowSource;
 
 /// Alternations. Most of the gain comes with the first two.
 const STEPS: usize = 4;
+
+/// Share of the error that a step takes off at least where another one follows.
+const WORTH_A_STEP: f64 = 0.005;
 
 /// Where the values behind an operator are heard.
 #[derive(Debug, Clone)]
@@ -25,85 +27,59 @@ pub struct Gate {
     pub scale: Vec<f32>,
 }
 
-/// Improves `start`, a refit of `current` on the rows that `held_out` does not hold back and whose moments
-/// are `fit`. The result is the best on the held-out rows of `start`, its improvements, `current` with its
-/// statistics corrected, and `current` itself. Errors are those behind the rectifier, relative to the variance
-/// there.
-pub fn refit_rectified(
-    start: Refit,
-    current: &Affine,
+/// Improves `plain`, a refit from `start` on the rows that `held_out` does not hold back. The result is the best
+/// on the held-out rows of `plain`, its improvements, the operator with its statistics corrected, and the
+/// operator itself. Errors are those behind the rectifier, relative to the variance there.
+pub(super) fn refit_rectified(
+    plain: Refit,
+    start: &Start,
     rows: &dyn RowSource,
     gate: &Gate,
-    fit: &Moments,
     held_out: impl Fn(u32) -> bool,
 ) -> Refit {
+    let Start { current, fit, .. } = start;
     let samples = rows.samples();
     let (check, fitted): (Vec<usize>, Vec<usize>) =
         (0..samples.len()).partition(|row| held_out(samples[*row]));
     let heard = Heard::of(rows, gate);
     let loudness = heard.variance(&check).max(f64::MIN_POSITIVE);
-    let error = |said: &Mat<f32>| heard.error(said, &check) / loudness;
-    let before = error(&predict(rows, current));
-    let mut best = Refit {
-        affine: current.clone(),
-        kind: RefitKind::Kept,
-        before,
-        after: before,
-        ridge: None,
-    };
-    let ridge = start.ridge;
-    let mut said = predict(rows, &start.affine);
-    let candidates = statistics(current, fit).map(|(kind, affine)| {
-        let after = error(&predict(rows, &affine));
+    let error = |affine: &Affine| heard.error(&predict(rows, &check, affine), &check) / loudness;
+    let before = error(current);
+    let (affine, kind) = ((*current).clone(), RefitKind::Kept);
+    let mut best = Refit { affine, kind, before, after: before, ridge: None };
+    let ridge = plain.ridge;
+    let candidates = start.statistics().map(|(kind, affine)| {
+        let after = error(&affine);
         Refit { affine, kind, before, after, ridge: None }
     });
-    let start = Refit { before, after: error(&said), ..start };
-    for candidate in std::iter::once(start).chain(candidates) {
+    let plain = Refit { before, after: error(&plain.affine), ..plain };
+    let mut latest = plain.affine.clone();
+    for candidate in std::iter::once(plain).chain(candidates) {
         // A comparison that is false for NaN: a failed candidate never wins.
         if candidate.after < best.after {
             best = candidate;
         }
     }
-    let Some(matrix) = ridge.and_then(|ridge| ridged(fit, ridge)) else { return best };
-    let Ok(factor) = matrix.llt(Side::Lower) else { return best };
-    let mut anchor = Mat::<f64>::zeros(rows.outputs(), rows.inputs());
-    let weight = current.weight.as_ref();
-    matmul(anchor.as_mut(), Accum::Replace, weight, fit.xx.as_ref(), 1.0, Par::Seq);
+    let Some(factor) = ridge.and_then(|ridge| start.factor(ridge)) else { return best };
     for _ in 0..STEPS {
-        let wanted = heard.wanted(&said, &fitted);
-        let (mean, mut residual) = cross_moments(rows, &fitted, &wanted, &fit.mean_x);
-        residual -= &anchor;
-        let step = factor.solve(residual.transpose());
-        let weight = &current.weight + step.transpose();
+        let wanted = heard.wanted(&predict(rows, &fitted, &latest), &fitted);
+        let (mean, yx) = cross_moments(rows, &fitted, &wanted, &fit.mean_x);
+        let weight = start.towards(&factor, &yx);
         let shift = fit.output_means(weight.as_ref());
         let bias = mean.iter().zip(shift).map(|(mean, shift)| mean - shift).collect();
-        let affine = Affine { weight, bias };
-        said = predict(rows, &affine);
-        let after = error(&said);
-        if after < best.after {
-            best = Refit { affine, kind: RefitKind::Full, before, after, ridge };
-        } else {
+        latest = Affine { weight, bias };
+        let (after, last) = (error(&latest), best.after);
+        if after < last {
+            let (affine, kind) = (latest.clone(), RefitKind::Full);
+            best = Refit { affine, kind, before, after, ridge };
+        }
+        // False for NaN, too.
+        let gains = after < (1.0 - WORTH_A_STEP) * last;
+        if !gains {
             break;
         }
     }
     best
-}
-
-/// W·x + b of every row, rows × outputs.
-fn predict(rows: &dyn RowSource, affine: &Affine) -> Mat<f32> {
-    let (count, n, m) = (rows.samples().len(), rows.inputs(), rows.outputs());
-    let weight = Mat::from_fn(m, n, |i, j| affine.weight[(i, j)] as f32);
-    let mut said = Mat::from_fn(count, m, |_, j| affine.bias[j] as f32);
-    let mut x = Vec::with_capacity(count.min(STRETCH) * n);
-    for first in (0..count).step_by(STRETCH) {
-        let length = STRETCH.min(count - first);
-        x.clear();
-        (first..first + length).for_each(|row| rows.push_x(row, &mut x));
-        let x = MatRef::from_row_major_slice(&x, length, n);
-        let into = said.as_mut().subrows_mut(first, length);
-        matmul(into, Accum::Add, x, weight.transpose(), 1.0f32, Par::Seq);
-    }
-    said
 }
 
 struct Heard<'a> {
@@ -133,13 +109,14 @@ impl Heard<'_> {
         (self.y[index], self.gate.after[index], self.gate.scale[output])
     }
 
-    /// Sum over `chosen` rows of the squared error behind the rectifier, in units of the operator's output.
+    /// Sum over `chosen` rows, of which `said` is what is said, of the squared error behind the rectifier, in
+    /// units of the operator's output.
     fn error(&self, said: &Mat<f32>, chosen: &[usize]) -> f64 {
         let mut sum = 0.0;
         for output in 0..self.outputs {
-            for row in chosen {
+            for (place, row) in chosen.iter().enumerate() {
                 let (y, after, scale) = self.at(*row, output);
-                let said = said[(*row, output)];
+                let said = said[(place, output)];
                 let error = match scale == 0.0 {
                     true => said - y,
                     false => ((after + scale * (said - y)).max(0.0) - after.max(0.0)) / scale,
@@ -164,13 +141,13 @@ impl Heard<'_> {
         sum
     }
 
-    /// The nearest values to what is said that are right, chosen rows × outputs, row-major.
+    /// The nearest values to what is `said` of the chosen rows that are right, chosen rows × outputs, row-major.
     fn wanted(&self, said: &Mat<f32>, chosen: &[usize]) -> Vec<f32> {
         let mut wanted = Vec::with_capacity(chosen.len() * self.outputs);
-        for row in chosen {
+        for (place, row) in chosen.iter().enumerate() {
             wanted.extend((0..self.outputs).map(|output| {
                 let (y, after, scale) = self.at(*row, output);
-                let said = said[(*row, output)];
+                let said = said[(place, output)];
                 if scale == 0.0 || after > 0.0 {
                     y
                 } else if after + scale * (said - y) <= 0.0 {
@@ -187,8 +164,17 @@ impl Heard<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spectra::moments::Moments;
     use crate::spectra::rows::Rows;
-    use crate::surgery::refit::refit;
+
+    fn refit(current: Affine, fit: &Moments, check: &Moments) -> Refit {
+        Start::of(&current, fit)
+            .refit(&|affine| check.relative(affine.weight.as_ref(), &affine.bias))
+    }
+
+    fn rectified(plain: Refit, current: &Affine, rows: &Rows, gate: &Gate, fit: &Moments) -> Refit {
+        refit_rectified(plain, &Start::of(current, fit), rows, gate, held_out)
+    }
 
     fn held_out(sample: u32) -> bool {
         sample.is_multiple_of(5)
@@ -218,7 +204,7 @@ mod tests {
         let gate = Gate { after: rows.y.clone(), scale: vec![1.0] };
         let plain = refit(current.clone(), &fit, &check);
         let ungated = Gate { scale: vec![0.0], ..gate.clone() };
-        let as_it_was = refit_rectified(plain.clone(), &current, &rows, &ungated, &fit, held_out);
+        let as_it_was = rectified(plain.clone(), &current, &rows, &ungated, &fit);
         assert!(
             (as_it_was.after - plain.after).abs() < 1e-3,
             "nothing to gain without a rectifier"
@@ -226,9 +212,9 @@ mod tests {
         let linear = Heard::of(&rows, &gate);
         let chosen: Vec<usize> = (0..rows.count()).collect();
         let heard = |affine: &Affine| {
-            linear.error(&predict(&rows, affine), &chosen) / linear.variance(&chosen)
+            linear.error(&predict(&rows, &chosen, affine), &chosen) / linear.variance(&chosen)
         };
-        let found = refit_rectified(plain.clone(), &current, &rows, &gate, &fit, held_out);
+        let found = rectified(plain.clone(), &current, &rows, &gate, &fit);
         let (bent, straight) = (heard(&plain.affine), heard(&found.affine));
         assert!(straight < 0.4 * bent, "{straight} against {bent}");
         assert!((found.after - straight).abs() < 0.1, "{} {straight}", found.after);
@@ -244,10 +230,11 @@ mod tests {
         let current = Affine { weight: Mat::zeros(1, 2), bias: vec![0.0] };
         let plain = refit(current.clone(), &fit, &check);
         let gate = Gate { after, scale: vec![-2.0] };
-        let start = refit_rectified(plain.clone(), &current, &rows, &gate, &fit, held_out);
+        let start = rectified(plain.clone(), &current, &rows, &gate, &fit);
         let heard = Heard::of(&rows, &gate);
         let check: Vec<usize> = (0..rows.count()).step_by(5).collect();
-        let bent = heard.error(&predict(&rows, &plain.affine), &check) / heard.variance(&check);
+        let bent =
+            heard.error(&predict(&rows, &check, &plain.affine), &check) / heard.variance(&check);
         assert!(start.after < 0.4 * bent, "{} against {bent}", start.after);
     }
 
@@ -261,7 +248,7 @@ mod tests {
         let bent = Affine { weight: Mat::from_fn(1, 2, |_, j| [5.0, 2.0][j]), bias: vec![-1.0] };
         let start =
             Refit { affine: bent, kind: RefitKind::Full, before: 1.0, after: 0.5, ridge: None };
-        let found = refit_rectified(start, &current, &rows, &gate, &fit, held_out);
+        let found = rectified(start, &current, &rows, &gate, &fit);
         assert_eq!(found.kind, RefitKind::Kept);
         assert!(found.after < 1e-9 && found.affine.weight == current.weight);
     }

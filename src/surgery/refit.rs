@@ -1,14 +1,15 @@
 //! The repair of one operator in closed form: the affine map that, on calibration samples, gives back
 //! best what the dense network said, as a ridge regression towards the weights that were there.
 
+use faer::dyn_stack::{MemBuffer, MemStack};
+use faer::linalg::cholesky::llt;
 use faer::linalg::matmul::matmul;
-use faer::linalg::solvers::Solve;
-use faer::{Accum, Mat, MatRef, Par, Side};
+use faer::{Accum, Mat, Par};
 
 use crate::spectra::moments::Moments;
 
-/// Ridges that are tried, as shares of the mean variance of an input. The strongest is for samples that
-/// are few against the unknowns.
+/// Ridges that are tried, as shares of the mean variance of an input, weakest first. The strongest is for
+/// samples that are few against the unknowns.
 const RIDGES: [f64; 4] = [0.01, 0.1, 1.0, 10.0];
 
 /// An operator's weight (outputs × columns) and bias.
@@ -65,85 +66,120 @@ impl RefitKind {
 }
 
 /// Finds the best of: the operator as it is, with a new bias, with the mean and variance of every output
-/// corrected, refitted with each ridge. The candidates are made from `fit` and judged on `check`.
+/// corrected, refitted with each ridge. The candidates are made from `fit`; `error` tells what one errs by on
+/// rows that are held out, relative to the variance of the wanted output.
 ///
 /// W' = W + (C_yx − W·C_xx)·(C_xx + λI)⁻¹ and b' = mean(y) − W'·mean(x), λ = ridge · tr(C_xx)/n. Of few
 /// samples moments that are shrunk by what is chance in them are tried as well, see [`Moments`].
-pub fn refit(current: Affine, fit: &Moments, check: &Moments) -> Refit {
-    let relative = |affine: &Affine| {
-        check.error(affine.weight.as_ref(), &affine.bias) / check.variance().max(f64::MIN_POSITIVE)
-    };
-    let before = relative(&current);
-    let residual = residual(current.weight.as_ref(), fit);
-    let full = ridges(fit).into_iter().filter_map(|ridge| {
-        let weight = solve(current.weight.as_ref(), &residual, fit, ridge)?;
-        let affine = Affine { bias: fit.matching_bias(weight.as_ref()), weight };
-        Some((RefitKind::Full, affine, Some(ridge)))
-    });
-    let plain = statistics(&current, fit).map(|(kind, affine)| (kind, affine, None));
-    let kept = (current.clone(), RefitKind::Kept);
-    let mut best = Refit { affine: kept.0, kind: kept.1, before, after: before, ridge: None };
-    for (kind, affine, ridge) in plain.into_iter().chain(full) {
-        let after = relative(&affine);
-        // A comparison that is false for NaN: a failed candidate never wins.
-        if after < best.after {
-            best = Refit { affine, kind, before, after, ridge };
+pub fn refit(current: &Affine, fit: &Moments, error: &dyn Fn(&Affine) -> f64) -> Refit {
+    Start::of(current, fit).refit(error)
+}
+
+/// What all repairs of one operator begin with: the operator, the moments of the rows it is fitted on, and
+/// W·C_xx.
+pub(super) struct Start<'a> {
+    pub current: &'a Affine,
+    pub fit: &'a Moments,
+    product: Mat<f64>,
+}
+
+/// The lower Cholesky factor of a ridged covariance; what stands above its diagonal means nothing.
+pub(super) struct Factor(Mat<f64>);
+
+impl<'a> Start<'a> {
+    pub fn of(current: &'a Affine, fit: &'a Moments) -> Self {
+        let weight = current.weight.as_ref();
+        let mut product = Mat::<f64>::zeros(weight.nrows(), weight.ncols());
+        matmul(product.as_mut(), Accum::Replace, weight, fit.xx.as_ref(), 1.0, Par::Seq);
+        Self { current, fit, product }
+    }
+
+    /// As [`refit`].
+    pub fn refit(&self, error: &dyn Fn(&Affine) -> f64) -> Refit {
+        let before = error(self.current);
+        let affine = self.current.clone();
+        let mut best = Refit { affine, kind: RefitKind::Kept, before, after: before, ridge: None };
+        // Comparisons that are false for NaN: a failed candidate never wins.
+        for (kind, affine) in self.statistics() {
+            let after = error(&affine);
+            if after < best.after {
+                best = Refit { affine, kind, before, after, ridge: None };
+            }
         }
+        // Of few samples those on the shrunk moments too. Which of the two errs less on unseen rows depends on
+        // how much of the wanted output is noise, which only the held-out samples tell.
+        let shrunk: &[bool] = if self.fit.chance > 0.0 { &[false, true] } else { &[false] };
+        for shrunk in shrunk {
+            let mut weaker = f64::INFINITY;
+            for share in RIDGES {
+                let ridge = Ridge { share, shrunk: *shrunk };
+                let Some(factor) = self.factor(ridge) else { continue };
+                let weight = self.towards(&factor, &self.fit.yx);
+                let affine = Affine { bias: self.fit.matching_bias(weight.as_ref()), weight };
+                let after = error(&affine);
+                if after < best.after {
+                    best =
+                        Refit { affine, kind: RefitKind::Full, before, after, ridge: Some(ridge) };
+                }
+                // A ridge that was too strong already is not followed by a stronger one: each costs the cube
+                // of the inputs.
+                if after > weaker {
+                    break;
+                }
+                weaker = after;
+            }
+        }
+        best
     }
-    best
-}
 
-/// The ridges that are tried: of few samples those on the shrunk moments too. Which of the two errs less on
-/// unseen rows depends on how much of the wanted output is noise, which only the held-out samples tell.
-fn ridges(fit: &Moments) -> Vec<Ridge> {
-    let shrunk: &[bool] = if fit.chance > 0.0 { &[false, true] } else { &[false] };
-    let with = |shrunk: &bool| RIDGES.map(|share| Ridge { share, shrunk: *shrunk });
-    shrunk.iter().flat_map(with).collect()
-}
-
-/// C_yx − W·C_xx.
-fn residual(weight: MatRef<'_, f64>, moments: &Moments) -> Mat<f64> {
-    let mut residual = moments.yx.clone();
-    matmul(residual.as_mut(), Accum::Add, weight, moments.xx.as_ref(), -1.0, Par::Seq);
-    residual
-}
-
-fn solve(
-    weight: MatRef<'_, f64>,
-    residual: &Mat<f64>,
-    moments: &Moments,
-    ridge: Ridge,
-) -> Option<Mat<f64>> {
-    let step = ridged(moments, ridge)?.llt(Side::Lower).ok()?.solve(residual.transpose());
-    Some(weight + step.transpose())
-}
-
-/// C_xx + share · tr(C_xx)/n · I, and what few samples ask for besides; `None` where nothing varies.
-pub(super) fn ridged(moments: &Moments, ridge: Ridge) -> Option<Mat<f64>> {
-    let n = moments.xx.nrows();
-    let mean = (0..n).map(|i| moments.xx[(i, i)]).sum::<f64>() / n.max(1) as f64;
-    if !(mean.is_finite() && mean > 0.0) {
-        return None;
+    /// W + (C_yx − W·C_xx)·(C_xx + λI)⁻¹, the factor being that of the ridged covariance.
+    pub fn towards(&self, factor: &Factor, yx: &Mat<f64>) -> Mat<f64> {
+        let (m, n) = (yx.nrows(), yx.ncols());
+        let mut step = Mat::from_fn(n, m, |j, i| yx[(i, j)] - self.product[(i, j)]);
+        let scratch = llt::solve::solve_in_place_scratch::<f64>(n, m, Par::Seq);
+        let mut scratch = MemBuffer::new(scratch);
+        let stack = MemStack::new(&mut scratch);
+        llt::solve::solve_in_place(factor.0.as_ref(), step.as_mut(), Par::Seq, stack);
+        let weight = &self.current.weight;
+        Mat::from_fn(m, n, |i, j| weight[(i, j)] + step[(j, i)])
     }
-    let mut ridged = moments.xx.clone();
-    let chance = |i: usize| if ridge.shrunk { moments.chance_ridge(i) } else { 0.0 };
-    (0..n).for_each(|i| ridged[(i, i)] += ridge.share * mean + chance(i));
-    Some(ridged)
-}
 
-/// The operator with the mean of every output corrected, and with mean and variance.
-pub(super) fn statistics(current: &Affine, fit: &Moments) -> [(RefitKind, Affine); 2] {
-    let shifted = |weight: Mat<f64>| Affine { bias: fit.matching_bias(weight.as_ref()), weight };
-    let weight = &current.weight;
-    let mut product = Mat::<f64>::zeros(weight.nrows(), weight.ncols());
-    matmul(product.as_mut(), Accum::Replace, weight.as_ref(), fit.xx.as_ref(), 1.0, Par::Seq);
-    let scale = |i: usize| {
-        let said = (0..weight.ncols()).map(|j| product[(i, j)] * weight[(i, j)]).sum();
-        matching_scale(said, fit.yy[i])
-    };
-    let scales: Vec<f64> = (0..weight.nrows()).map(scale).collect();
-    let scaled = Mat::from_fn(weight.nrows(), weight.ncols(), |i, j| weight[(i, j)] * scales[i]);
-    [(RefitKind::Bias, shifted(weight.clone())), (RefitKind::Statistics, shifted(scaled))]
+    /// Factor of C_xx + share · tr(C_xx)/n · I, and what few samples ask for besides; `None` where nothing
+    /// varies. In the place of the only copy of C_xx: of a wide operator each takes a hundred megabytes.
+    pub fn factor(&self, ridge: Ridge) -> Option<Factor> {
+        let moments = self.fit;
+        let n = moments.xx.nrows();
+        let mean = (0..n).map(|i| moments.xx[(i, i)]).sum::<f64>() / n.max(1) as f64;
+        if !(mean.is_finite() && mean > 0.0) {
+            return None;
+        }
+        let mut ridged = moments.xx.clone();
+        let chance = |i: usize| if ridge.shrunk { moments.chance_ridge(i) } else { 0.0 };
+        (0..n).for_each(|i| ridged[(i, i)] += ridge.share * mean + chance(i));
+        let spec = Default::default();
+        let scratch = llt::factor::cholesky_in_place_scratch::<f64>(n, Par::Seq, spec);
+        let mut scratch = MemBuffer::new(scratch);
+        let stack = MemStack::new(&mut scratch);
+        let plain = Default::default();
+        llt::factor::cholesky_in_place(ridged.as_mut(), plain, Par::Seq, stack, spec).ok()?;
+        Some(Factor(ridged))
+    }
+
+    /// The operator with the mean of every output corrected, and with mean and variance.
+    pub fn statistics(&self) -> [(RefitKind, Affine); 2] {
+        let fit = self.fit;
+        let shifted =
+            |weight: Mat<f64>| Affine { bias: fit.matching_bias(weight.as_ref()), weight };
+        let weight = &self.current.weight;
+        let scale = |i: usize| {
+            let said = (0..weight.ncols()).map(|j| self.product[(i, j)] * weight[(i, j)]).sum();
+            matching_scale(said, fit.yy[i])
+        };
+        let scales: Vec<f64> = (0..weight.nrows()).map(scale).collect();
+        let scaled =
+            Mat::from_fn(weight.nrows(), weight.ncols(), |i, j| weight[(i, j)] * scales[i]);
+        [(RefitKind::Bias, shifted(weight.clone())), (RefitKind::Statistics, shifted(scaled))]
+    }
 }
 
 /// What gives a value of variance `said` the variance `wanted`; 1 where it hardly varies.
@@ -153,13 +189,10 @@ pub(super) fn matching_scale(said: f64, wanted: f64) -> f64 {
 
 /// Scales each output and shifts it so that its mean and variance on the rows are those of the wanted
 /// output: the repair that every method of selection is compared with.
-pub fn match_statistics(current: Affine, fit: &Moments, check: &Moments) -> Refit {
-    let relative = |affine: &Affine| {
-        check.error(affine.weight.as_ref(), &affine.bias) / check.variance().max(f64::MIN_POSITIVE)
-    };
-    let before = relative(&current);
-    let [_, (kind, affine)] = statistics(&current, fit);
-    let after = relative(&affine);
+pub fn match_statistics(current: &Affine, fit: &Moments, error: &dyn Fn(&Affine) -> f64) -> Refit {
+    let before = error(current);
+    let [_, (kind, affine)] = Start::of(current, fit).statistics();
+    let after = error(&affine);
     Refit { affine, kind, before, after, ridge: None }
 }
 
@@ -167,6 +200,10 @@ pub fn match_statistics(current: Affine, fit: &Moments, check: &Moments) -> Refi
 mod tests {
     use super::*;
     use crate::spectra::rows::Rows;
+
+    fn refit(current: Affine, fit: &Moments, check: &Moments) -> Refit {
+        super::refit(&current, fit, &|affine| check.relative(affine.weight.as_ref(), &affine.bias))
+    }
 
     /// Rows of y = A·(x, hidden) where hidden = x₀ + 0.1·x₁ is no longer an input.
     fn rows(count: usize) -> Rows {

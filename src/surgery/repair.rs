@@ -11,8 +11,9 @@ use faer::Mat;
 
 use super::aim::{Aim, Wanted, aim, plus};
 use super::cut::Gone;
+use super::held_out::HeldOut;
 use super::rectified::{Gate, refit_rectified, wanted};
-use super::refit::{Affine, Refit, match_statistics, refit};
+use super::refit::{Affine, Refit, Start, match_statistics, refit};
 use super::statistics;
 use crate::limits;
 use crate::onnx::{
@@ -253,19 +254,18 @@ impl Repair<'_> {
         gate: Option<Gate>,
         can_shift: bool,
     ) -> Option<Refit> {
-        let moments = |take: fn(u32) -> bool| {
-            let moments = Moments::of(rows, take)?;
-            Some(if can_shift { moments } else { moments.about_zero() })
-        };
-        let (fit, check) = (moments(|sample| !is_held_out(sample))?, moments(is_held_out)?);
+        let held_out = HeldOut::of(rows, can_shift)?;
+        let moments = Moments::of(rows, |sample| !is_held_out(sample))?;
+        let fit = if can_shift { moments } else { moments.about_zero() };
+        let error = |affine: &Affine| held_out.error(affine);
         Some(match (self.mode, gate) {
-            (Mode::Refit, None) => refit(current, &fit, &check),
+            (Mode::Refit, None) => refit(&current, &fit, &error),
             (Mode::Refit, Some(gate)) => {
-                let plain = refit(current.clone(), &fit, &check);
-                refit_rectified(plain, &current, rows, &gate, &fit, is_held_out)
+                let start = Start::of(&current, &fit);
+                refit_rectified(start.refit(&error), &start, rows, &gate, is_held_out)
             }
             (Mode::Statistics | Mode::Ridge | Mode::None, _) => {
-                match_statistics(current, &fit, &check)
+                match_statistics(&current, &fit, &error)
             }
         })
     }

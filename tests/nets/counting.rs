@@ -74,6 +74,7 @@ pub fn options(ratio: f64) -> Options {
         low_rank: true,
         align: None,
         trials: 0,
+        work: None,
         seed: 0,
         floor: 0.5,
         seconds: 0.01,

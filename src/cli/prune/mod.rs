@@ -109,9 +109,10 @@ pub struct Prune {
     /// Threads of ONNX Runtime.
     #[arg(long, default_value_t = 1)]
     threads: usize,
-    /// Further plans that are tried for each rung: more are slower to build and lose less.
-    #[arg(long, default_value_t = limits::PLAN_TRIALS)]
-    trials: usize,
+    /// Further plans that are tried for each rung: more are slower to build and lose less. Without: 6, and of
+    /// large networks as many as a minute or two allow.
+    #[arg(long)]
+    trials: Option<usize>,
     /// Seconds for which a variant is compared with dense.
     #[arg(long, default_value_t = 1.5)]
     seconds: f64,
@@ -311,7 +312,8 @@ impl Prune {
             align: align.or_else(|| provider.alignment()),
             seed: self.seed,
             floor: self.floor,
-            trials: self.trials,
+            trials: self.trials.unwrap_or(limits::PLAN_TRIALS),
+            work: self.trials.is_none().then_some(limits::RUNG_WORK),
             seconds: self.seconds,
         }
     }
