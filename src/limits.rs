@@ -6,6 +6,9 @@
 /// Largest configuration file: a thousand models with every setting written out fit.
 pub const CONFIG_FILE_BYTES: usize = 1 << 20;
 
+/// Most files that a configuration is put together from, beside the agent's own.
+pub const CONFIG_PARTS: usize = 256;
+
 /// Most values in a configuration, with aliases unfolded.
 pub const CONFIG_NODES: usize = 100_000;
 

@@ -82,6 +82,33 @@ fn a_file_that_is_written_in_its_place_is_read_when_it_is_whole() {
 }
 
 #[test]
+fn parts_beside_the_file_come_over_it_and_are_read_when_they_change() {
+    let home = Home::new();
+    home.configure("defaults: {ladder: {enabled: false}, budget: 40ms}");
+    home.drop_model(&model("fixtures/mlp_gemm.onnx"), "mlp/1/model.onnx");
+    let parts = home.dir.path().join("conf.d");
+    fs::create_dir(&parts).unwrap();
+    fs::write(parts.join("10-fleet.yaml"), "defaults: {budget: 30ms, queue_length: 9}").unwrap();
+    let mut agent = home.start_ready();
+    let budget = |agent: &Agent<'_>| agent.model("mlp")["budget"]["limit_ms"].clone();
+    assert_eq!(budget(&agent), json!(30.0));
+    // Written under a name that does not count yet, then put in its place.
+    fs::write(parts.join(".20-site.yaml"), "defaults: {budget: 20ms}").unwrap();
+    fs::rename(parts.join(".20-site.yaml"), parts.join("20-site.yaml")).unwrap();
+    agent.eventually("the last part holds", |agent| budget(agent) == json!(20.0));
+    fs::write(parts.join("15-wrong.yaml"), "defaults: {budget: soon}").unwrap();
+    agent.eventually("a wrong part is told with its place", |agent| {
+        let error = &agent.status()["config"]["error"];
+        error.as_str().is_some_and(|error| error.contains("conf.d/15-wrong.yaml:1:20"))
+    });
+    assert_eq!(budget(&agent), json!(20.0));
+    fs::remove_file(parts.join("15-wrong.yaml")).unwrap();
+    fs::remove_file(parts.join("20-site.yaml")).unwrap();
+    agent.eventually("what is taken away holds no more", |agent| budget(agent) == json!(30.0));
+    assert!(agent.status()["config"]["error"].is_null());
+}
+
+#[test]
 fn nothing_else_in_the_folder_of_the_configuration_is_read() {
     let home = Home::new();
     home.configure(NO_LADDER);

@@ -111,3 +111,87 @@ fn status_asks_where_the_configuration_says_that_the_agent_serves() {
     let mut command = at("BLOCHD_HTTP_ADDRESS", &address);
     assert!(status(command.env("BLOCHD_CONFIG", "agent.yaml")).contains("nonsense"));
 }
+
+#[test]
+fn every_value_is_shown_with_the_place_where_it_was_written() {
+    let home = Home::new();
+    let dir = home.dir.path();
+    home.configure("defaults: {budget: 40ms}\nmodels: {ocr: {instances: 2}}");
+    fs::create_dir(dir.join("conf.d")).unwrap();
+    fs::write(dir.join("conf.d/10.yaml"), "defaults: {budget: 30ms}\n").unwrap();
+    fs::create_dir_all(dir.join("models/ocr")).unwrap();
+    fs::write(dir.join("models/ocr/policy.yaml"), "queue_length: 9\ninstances: 4\n").unwrap();
+    let show = |more: &[&str]| {
+        let args = [&["config", "show", "--config", "agent.yaml", "--effective"], more].concat();
+        let output = blochd(dir, &args).env("BLOCHD_LOG_LEVEL", "debug").output().unwrap();
+        assert!(output.status.success(), "{:?}", out(&output));
+        let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+        out(&output).0.lines().map(words).collect::<Vec<String>>()
+    };
+    let more = Home::MORE;
+    let all = show(&[]);
+    for expected in [
+        "log_level: debug # environment variable BLOCHD_LOG_LEVEL",
+        "sandbox: auto # default",
+        "defaults.budget: p99: 30ms # conf.d/10.yaml:1:20",
+        &format!("models.ocr.instances: 2 # agent.yaml:{}:27", more + 1),
+    ] {
+        assert!(all.iter().any(|line| line == expected), "{expected}: {all:#?}");
+    }
+    let model = show(&["--model", "ocr"]);
+    for expected in [
+        "budget: p99: 30ms # conf.d/10.yaml:1:20",
+        "queue_length: 9 # models/ocr/policy.yaml:1:15",
+        // Whoever runs the box has the last word.
+        &format!("instances: 2 # agent.yaml:{}:27", more + 1),
+    ] {
+        assert!(model.iter().any(|line| line == expected), "{expected}: {model:#?}");
+    }
+    let changed = show(&["--changed", "--model", "ocr"]);
+    assert_eq!(changed.len(), 3, "{changed:#?}");
+    let shown = blochd(dir, &["config", "show", "--config", "agent.yaml", "--json"]).output();
+    let shown: Value = serde_json::from_slice(&shown.unwrap().stdout).unwrap();
+    assert_eq!(shown["defaults.budget"]["value"], "p99: 30ms");
+    assert_eq!(shown["defaults.budget"]["from"]["line"], 1);
+    assert_eq!(shown["sandbox"]["from"]["layer"], "default");
+}
+
+#[test]
+fn a_check_says_all_that_is_wrong_at_once_or_that_nothing_is() {
+    let home = Home::new();
+    let dir = home.dir.path();
+    let check = |more: &[&str]| {
+        let args = [&["config", "check", "--config", "agent.yaml"], more].concat();
+        blochd(dir, &args).output().unwrap()
+    };
+    fs::create_dir_all(dir.join("models/ocr")).unwrap();
+    fs::write(dir.join("models/ocr/policy.yaml"), "queue_length: 9\n").unwrap();
+    let right = check(&[]);
+    assert!(right.status.success(), "{:?}", out(&right));
+    assert_eq!(out(&right).0, "agent.yaml is right; policies that are right, too: 1.\n");
+    assert_eq!(out(&check(&["--json"])).0, "[]\n");
+    // A policy is told with its place, and so is each part.
+    fs::write(dir.join("models/ocr/policy.yaml"), "queue_lenght: 9\nbudget: -1ms\n").unwrap();
+    let wrong = check(&[]);
+    assert_eq!(wrong.status.code(), Some(78), "{:?}", out(&wrong));
+    for place in ["models/ocr/policy.yaml:1:1: ", "models/ocr/policy.yaml:2:9: ", "`queue_length`?"]
+    {
+        assert!(out(&wrong).1.contains(place), "{place}: {:?}", out(&wrong));
+    }
+    fs::create_dir(dir.join("conf.d")).unwrap();
+    fs::write(dir.join("conf.d/10.yaml"), "sandbox: maybe\n").unwrap();
+    fs::write(dir.join("conf.d/20.yaml"), "nothing: 1\n").unwrap();
+    let wrong = check(&["--json"]);
+    assert_eq!(wrong.status.code(), Some(78));
+    let told: Value = serde_json::from_slice(&wrong.stdout).unwrap();
+    let places: Vec<(&str, u64)> = told
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| (one["file"].as_str().unwrap(), one["line"].as_u64().unwrap()))
+        .collect();
+    assert_eq!(places, [("conf.d/10.yaml", 1), ("conf.d/20.yaml", 1)]);
+    // A file that is not there is no configuration.
+    fs::remove_file(dir.join("agent.yaml")).unwrap();
+    assert_eq!(check(&[]).status.code(), Some(74));
+}

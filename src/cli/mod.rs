@@ -2,6 +2,7 @@
 //! its error into an exit code.
 
 mod analyze;
+mod config;
 mod configured;
 mod demo;
 mod log;
@@ -42,6 +43,7 @@ enum Command {
     Run(run::Run),
     Runtime(runtime::Runtime),
     Analyze(Box<analyze::Analyze>),
+    Config(config::ConfigCommand),
     Prune(Box<prune::Prune>),
     Simulate(Box<simulate::Simulate>),
     Status(status::Status),
@@ -113,6 +115,7 @@ pub fn run(args: Args) -> ExitCode {
         Command::Demo(_) | Command::DemoClient(_) | Command::DemoBurn | Command::Run(_) => {}
         Command::Runtime(_)
         | Command::Analyze(_)
+        | Command::Config(_)
         | Command::Prune(_)
         | Command::Simulate(_)
         | Command::Status(_)
@@ -129,6 +132,7 @@ pub fn run(args: Args) -> ExitCode {
         Command::Run(run) => run.run(),
         Command::Runtime(runtime) => runtime.run(),
         Command::Analyze(analyze) => analyze.run(),
+        Command::Config(config) => config.run(),
         Command::Prune(prune) => prune.run(),
         Command::Simulate(simulate) => simulate.run(),
         Command::Status(status) => status.run(),

@@ -68,13 +68,13 @@ impl Run {
         // Looked at before it is read: what is written meanwhile is read again.
         let config_file = file.clone().map(ConfigFile::new);
         let loaded = configured::load(file.as_deref(), &flags).code(Code::Config)?;
-        let Loaded { config, warnings } = loaded;
+        let Loaded { config, warnings, .. } = loaded;
         let log_level = log::begin(&config);
         warn(&warnings);
         let told = RefCell::new(warnings);
         let reread = Box::new(move || {
             let loaded = configured::load(file.as_deref(), &flags);
-            let Loaded { config, warnings } = loaded.map_err(|error| format!("{error:#}"))?;
+            let Loaded { config, warnings, .. } = loaded.map_err(|error| format!("{error:#}"))?;
             // What was told before is known.
             if *told.borrow() != warnings {
                 warn(&warnings);

@@ -9,7 +9,7 @@ use crate::limits::{CALIBRATION_SAMPLES, QUEUE_LENGTH};
 use crate::units::{ByteSize, Percentile, Span};
 
 use super::error::{ConfigErrors, Origin, Problem};
-use super::layers::Assigned;
+use super::layers::{Assigned, Origins};
 use super::schema;
 
 /// What the agent is asked to be.
@@ -314,6 +314,12 @@ impl Policy {
         let mut probe = ModelConfig::default();
         apply(&mut probe, &assigned, &mut problems);
         if problems.is_empty() { Ok(Self { assigned }) } else { Err(ConfigErrors(problems)) }
+    }
+
+    /// Where each of its settings was written, by its path.
+    pub fn origins(&self) -> Origins {
+        let one = |item: &Assigned| (item.setting.path.to_owned(), item.origin.clone());
+        self.assigned.iter().map(one).collect()
     }
 }
 

@@ -1,4 +1,4 @@
-//! Built-in defaults < file < environment < flags, laid on top of each other.
+//! Built-in defaults < files, one after the other < environment < flags, laid on top of each other.
 
 use std::collections::BTreeMap;
 
@@ -60,7 +60,8 @@ pub struct Layers<'a> {
     /// What holds where nothing is written: [`Config::default`], or with a state directory of the
     /// user who runs the program.
     pub base: Config,
-    pub file: Option<Text<'a>>,
+    /// The agent's file, then the parts beside it: what a later one says comes over an earlier one.
+    pub files: &'a [Text<'a>],
     /// The environment; only names that begin with [`VARIABLE_PREFIX`] are looked at. `__` stands
     /// between the levels: `BLOCHD_DEFAULTS__BUDGET="p99: 40ms"`, `BLOCHD_MODELS__ocr__INSTANCES=2`
     /// (a model's name is taken as it stands).
@@ -75,6 +76,8 @@ pub struct Loaded {
     /// Variables with our prefix that name no setting. No error: Kubernetes alone sets seven of
     /// them (`BLOCHD_PORT`, …) for a service that is called blochd.
     pub warnings: Vec<Problem>,
+    /// Where each setting was written last, by its full path; those that are not there have their defaults.
+    pub origins: Origins,
 }
 
 impl Layers<'_> {
@@ -86,7 +89,7 @@ impl Layers<'_> {
         let mut problems = Vec::new();
         let mut warnings = Vec::new();
         let mut sets = Vec::new();
-        if let Some(Text { file, text }) = self.file {
+        for Text { file, text } in self.files {
             let (found, wrong) = read_agent(file, text);
             sets.extend(found);
             problems.extend(wrong);
@@ -120,7 +123,7 @@ impl Layers<'_> {
             check(&config, &origins, &mut problems);
         }
         if problems.is_empty() {
-            Ok(Loaded { config, warnings })
+            Ok(Loaded { config, warnings, origins })
         } else {
             Err(ConfigErrors(problems))
         }
@@ -151,7 +154,7 @@ fn path_of_variable(rest: &str) -> String {
 }
 
 /// Where each setting was last written, by full path.
-type Origins = BTreeMap<String, Origin>;
+pub type Origins = BTreeMap<String, Origin>;
 
 fn merge(config: &mut Config, sets: Vec<Set>, problems: &mut Vec<Problem>) -> Origins {
     let mut origins = Origins::new();
@@ -173,6 +176,7 @@ fn merge(config: &mut Config, sets: Vec<Set>, problems: &mut Vec<Problem>) -> Or
             Set::Model(name, item) => {
                 let mut probe = ModelConfig::default();
                 apply(&mut probe, std::slice::from_ref(&item), problems);
+                origins.insert(format!("models.{name}.{}", item.setting.path), item.origin.clone());
                 config.models.entry(name).or_default().push(item);
             }
         }
@@ -228,6 +232,10 @@ fn check(config: &Config, origins: &Origins, problems: &mut Vec<Problem>) {
 /// `configs/agent.yaml` documents and a person may ask for.
 pub fn settings(config: &Config) -> Vec<(String, String)> {
     let agent = AGENT.iter().map(|s| (s.path.to_owned(), (s.get)(config)));
-    let model = MODEL.iter().map(|s| (format!("defaults.{}", s.path), (s.get)(&config.defaults)));
-    agent.chain(model).collect()
+    agent.chain(model_settings("defaults", &config.defaults)).collect()
+}
+
+/// The same of one model's settings, below `prefix`.
+pub fn model_settings(prefix: &str, config: &ModelConfig) -> Vec<(String, String)> {
+    MODEL.iter().map(|s| (format!("{prefix}.{}", s.path), (s.get)(config))).collect()
 }

@@ -3,7 +3,6 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::checked::{Budget, LogLevel, Method, Threads};
-use super::layers::settings;
 use super::*;
 use crate::units::{ByteSize, Percentile, Span};
 
@@ -19,8 +18,8 @@ fn load_all(
         .iter()
         .map(|(flag, path, text)| Flag { flag: own(flag), path: own(path), text: own(text) })
         .collect();
-    let file = Some(Text { file: "/etc/blochd/agent.yaml", text });
-    Layers { base: Config::default(), file, environment: &environment, flags: &flags }.load()
+    let files = &[Text { file: "/etc/blochd/agent.yaml", text }];
+    Layers { base: Config::default(), files, environment: &environment, flags: &flags }.load()
 }
 
 fn load(text: &str) -> Result<Config, ConfigErrors> {
@@ -335,8 +334,8 @@ fn a_relative_path_starts_from_its_files_folder_or_from_where_one_stands() {
     let nothing = BTreeMap::new();
     let flags = [Flag { flag: "--state-dir".into(), path: "state_dir".into(), text: "s".into() }];
     let dirs = |name: &str, text: &str, flags: &[Flag]| {
-        let file = Some(Text { file: name, text });
-        let layers = Layers { base: Config::default(), file, environment: &nothing, flags };
+        let files = &[Text { file: name, text }];
+        let layers = Layers { base: Config::default(), files, environment: &nothing, flags };
         let config = layers.load().unwrap().config;
         [config.model_dir, config.state_dir].map(|dir| dir.display().to_string())
     };
@@ -436,4 +435,60 @@ proptest! {
         text.insert_str(at, &put);
         let _ = load(&text);
     }
+}
+
+#[test]
+fn a_later_file_comes_over_an_earlier_one_and_each_value_knows_its_own() {
+    let files = [
+        Text {
+            file: "/e/agent.yaml",
+            text: "sandbox: off\ndefaults:\n  budget: 40ms\nmodels:\n  ocr: {instances: 2}\n",
+        },
+        Text {
+            file: "/e/conf.d/10.yaml",
+            text: "defaults:\n  budget: 30ms\nmodels:\n  ocr: {instances: 3}\n",
+        },
+        Text { file: "/e/conf.d/20.yaml", text: "defaults:\n  queue_length: 9\n" },
+    ];
+    let environment = [("BLOCHD_LOG_LEVEL".to_owned(), "debug".to_owned())].into();
+    let layers =
+        Layers { base: Config::default(), files: &files, environment: &environment, flags: &[] };
+    let Loaded { config, origins, .. } = layers.load().unwrap();
+    assert_eq!(config.defaults.budget.unwrap().limit, Span::millis(30));
+    assert_eq!(config.model("ocr", None).unwrap().instances, 3);
+    let told: Vec<String> = origins.iter().map(|(path, at)| format!("{path} {at}")).collect();
+    let expected = [
+        "defaults.budget /e/conf.d/10.yaml:2:11",
+        "defaults.queue_length /e/conf.d/20.yaml:2:17",
+        "log_level environment variable BLOCHD_LOG_LEVEL",
+        "models.ocr.instances /e/conf.d/10.yaml:4:20",
+        "sandbox /e/agent.yaml:1:10",
+    ];
+    assert_eq!(told, expected);
+    // What is wrong in a part is said of the part.
+    let wrong = [files[0], Text { file: "/e/conf.d/30.yaml", text: "defaults: {budget: -1ms}\n" }];
+    let layers =
+        Layers { base: Config::default(), files: &wrong, environment: &environment, flags: &[] };
+    let said = layers.load().unwrap_err().to_string();
+    assert!(said.starts_with("/e/conf.d/30.yaml:1:20: "), "{said}");
+}
+
+#[test]
+fn the_committed_schemas_are_those_of_the_table_of_settings() {
+    for (committed, made) in [
+        (include_str!("../../configs/agent.schema.json"), json_schema::agent()),
+        (include_str!("../../configs/policy.schema.json"), json_schema::policy()),
+    ] {
+        let committed: serde_json::Value = serde_json::from_str(committed).unwrap();
+        assert_eq!(committed, made, "write it anew with `blochd config schema`");
+    }
+    // Every setting is described in the words of the documented file.
+    let made = json_schema::agent();
+    let bare = |schema: &serde_json::Value| {
+        let all = schema["properties"].as_object().unwrap().iter();
+        let bare = all.filter(|(_, one)| one["description"].as_str().is_none_or(str::is_empty));
+        bare.map(|(name, _)| name.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(bare(&made), Vec::<String>::new());
+    assert_eq!(bare(&made["$defs"]["model"]), Vec::<String>::new());
 }

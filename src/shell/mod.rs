@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod children;
+pub mod config_parts;
 pub mod engine;
 pub mod files;
 pub mod inputs;

@@ -34,19 +34,27 @@ pub fn watch(dir: &Path, look: Arc<Notify>) -> notify::Result<RecommendedWatcher
     Ok(watcher)
 }
 
-/// Watches one file in its folder, since editors and fleets replace it; `changed` is notified of what may have
-/// changed it. What else lies in the folder, or below it, raises nothing: the agent's own log may be there.
+/// Watches one file in its folder, since editors and fleets replace it, and the folder of its parts, where that
+/// is there; `changed` is notified of what may have changed them. What else lies in the file's folder, or below
+/// it, raises nothing: the agent's own log may be there.
 ///
 /// # Errors
 /// Where the folder cannot be watched.
-pub fn watch_file(file: &Path, changed: Arc<Notify>) -> notify::Result<RecommendedWatcher> {
+pub fn watch_file(
+    file: &Path,
+    parts: &Path,
+    changed: Arc<Notify>,
+) -> notify::Result<RecommendedWatcher> {
     // A link may be led elsewhere through another one beside it, as Kubernetes does.
     let link = fs::symlink_metadata(file).is_ok_and(|meta| meta.file_type().is_symlink());
     let name = file.file_name().map(ToOwned::to_owned);
+    let folder_of_parts = parts.to_owned();
     let handler = move |event: notify::Result<notify::Event>| {
         let concerned = match event {
             Ok(event) => {
-                let named = |path: &PathBuf| path.file_name() == name.as_deref();
+                let named = |path: &PathBuf| {
+                    path.file_name() == name.as_deref() || path.starts_with(&folder_of_parts)
+                };
                 !matches!(event.kind, EventKind::Access(_))
                     && (link || event.need_rescan() || event.paths.iter().any(named))
             }
@@ -60,6 +68,9 @@ pub fn watch_file(file: &Path, changed: Arc<Notify>) -> notify::Result<Recommend
     let folder = file.parent().filter(|folder| *folder != Path::new(""));
     let mut watcher = notify::recommended_watcher(handler)?;
     watcher.watch(folder.unwrap_or(Path::new(".")), RecursiveMode::NonRecursive)?;
+    if parts.is_dir() {
+        watcher.watch(parts, RecursiveMode::NonRecursive)?;
+    }
     Ok(watcher)
 }
 

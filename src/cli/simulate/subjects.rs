@@ -158,9 +158,10 @@ impl Setup<'_> {
             }
             None => None,
         };
+        let files: Vec<Text> = text.iter().map(|(file, text)| Text { file, text }).collect();
         let layers = Layers {
             base: Config::default(),
-            file: text.as_ref().map(|(file, text)| Text { file, text }),
+            files: &files,
             environment: &BTreeMap::new(),
             flags: &flags,
         };

@@ -1,4 +1,4 @@
-//! The configuration's file while the agent runs: when it is read again, and what is taken over of it.
+//! The configuration's files while the agent runs: when they are read again, and what is taken over of them.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -10,10 +10,24 @@ use tokio::sync::Notify;
 use super::{Agent, systemd};
 use crate::config::Config;
 use crate::limits;
-use crate::shell::watch;
+use crate::shell::{config_parts, watch};
 
-/// What tells one state of the file from another; `None` where it is not there.
-type Looks = Option<Fingerprint>;
+/// What tells one state of the files from another.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Looks {
+    /// `None` where it is not there.
+    own: Option<Fingerprint>,
+    /// The parts beside it, in the order in which they are read.
+    parts: Vec<(PathBuf, Option<Fingerprint>)>,
+}
+
+impl Looks {
+    /// Whether a file is not there or empty, as one is that is about to be written.
+    fn has_gaps(&self) -> bool {
+        let all = std::iter::once(&self.own).chain(self.parts.iter().map(|(_, looks)| looks));
+        all.into_iter().any(|looks| looks.is_none_or(|looks| looks.size == 0))
+    }
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Fingerprint {
@@ -22,8 +36,8 @@ struct Fingerprint {
     inode: u64,
 }
 
-/// A file that is read again once it has changed and rests: who writes it in its place empties it first,
-/// and an empty configuration is a valid one.
+/// A file, and the parts beside it, that are read again once they have changed and rest: who writes one in its
+/// place empties it first, and an empty configuration is a valid one.
 #[derive(Debug)]
 pub struct ConfigFile {
     path: PathBuf,
@@ -66,13 +80,10 @@ impl ConfigFile {
             return Look::Known;
         }
         let since = match self.changed {
-            Some((before, since)) if before == looks => since,
+            Some((ref before, since)) if *before == looks => since,
             Some(_) | None => now,
         };
-        let rest = match looks {
-            Some(Fingerprint { size: 1.., .. }) => limits::CONFIG_REST,
-            Some(_) | None => limits::CONFIG_REST_EMPTY,
-        };
+        let rest = if looks.has_gaps() { limits::CONFIG_REST_EMPTY } else { limits::CONFIG_REST };
         let rested = since + rest;
         if now < rested {
             self.changed = Some((looks, since));
@@ -84,7 +95,14 @@ impl ConfigFile {
     }
 }
 
+/// Parts that cannot be listed look like none; reading them says what is wrong.
 fn looks(path: &Path) -> Looks {
+    let parts = config_parts::list(path).unwrap_or_default();
+    let parts = parts.into_iter().map(|part| (part.clone(), fingerprint(&part))).collect();
+    Looks { own: fingerprint(path), parts }
+}
+
+fn fingerprint(path: &Path) -> Option<Fingerprint> {
     let meta = std::fs::metadata(path).ok()?;
     let modified_ns = i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec());
     Some(Fingerprint { size: meta.len(), modified_ns, inode: meta.ino() })
@@ -94,7 +112,8 @@ impl Agent {
     /// Watches the file; where that fails it is still looked at every so often.
     pub(super) fn watch_config(&self, changed: &Arc<Notify>) -> Option<notify::RecommendedWatcher> {
         let path = self.config_file.as_ref()?.path();
-        let watcher = watch::watch_file(path, Arc::clone(changed));
+        let parts = config_parts::folder(path);
+        let watcher = watch::watch_file(path, &parts, Arc::clone(changed));
         watcher.inspect_err(|e| tracing::warn!("cannot watch {}: {e}", path.display())).ok()
     }
 
@@ -161,8 +180,11 @@ mod tests {
     use super::*;
 
     fn of(size: u64, modified_ns: i128) -> Looks {
-        Some(Fingerprint { size, modified_ns, inode: 1 })
+        let own = Some(Fingerprint { size, modified_ns, inode: 1 });
+        Looks { own, parts: Vec::new() }
     }
+
+    const GONE: Looks = Looks { own: None, parts: Vec::new() };
 
     #[test]
     fn a_file_is_read_once_after_it_has_rested_and_an_empty_one_later() {
@@ -182,10 +204,10 @@ mod tests {
         // One that is left empty is meant so; one that is gone is told as such.
         assert_eq!(file.see(of(0, 4), at(9000)), again(9000, limits::CONFIG_REST_EMPTY));
         assert_eq!(file.see(of(0, 4), at(9000) + limits::CONFIG_REST_EMPTY), Look::Read);
-        assert_eq!(file.see(None, at(20_000)), again(20_000, limits::CONFIG_REST_EMPTY));
-        assert_eq!(file.see(None, at(20_000) + limits::CONFIG_REST_EMPTY), Look::Read);
+        assert_eq!(file.see(GONE, at(20_000)), again(20_000, limits::CONFIG_REST_EMPTY));
+        assert_eq!(file.see(GONE, at(20_000) + limits::CONFIG_REST_EMPTY), Look::Read);
         // What changes back was never of interest.
         assert_eq!(file.see(of(5, 5), at(30_000)), again(30_000, limits::CONFIG_REST));
-        assert_eq!(file.see(None, at(30_100)), Look::Known);
+        assert_eq!(file.see(GONE, at(30_100)), Look::Known);
     }
 }
