@@ -34,8 +34,8 @@ pub struct ConfigCommand {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// Say all that is wrong, with file, line and column: of the configuration, and of the policies in the model
-    /// directory.
+    /// Say all that is wrong, with file, line and column: of the configuration, and of the policies in the
+    /// model directory.
     Check,
     /// Show every value.
     Show {

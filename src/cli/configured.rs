@@ -24,7 +24,8 @@ pub fn flag(flag: &str, path: &str, text: Option<&str>) -> Option<Flag> {
 }
 
 /// Reads the layers anew: the file, then the parts beside it (`conf.d/*.yaml`) in the order of their names. A
-/// relative path in a file starts from the file's folder, one in a variable or a flag from the working directory.
+/// relative path in a file starts from the file's folder, one in a variable or a flag from the working
+/// directory.
 ///
 /// # Errors
 /// Everything that is wrong in any of them, or that a file cannot be read.

@@ -1,6 +1,6 @@
-//! JSON Schemas of the agent's file and of a model's policy, for editors: names, forms and defaults from the table of
-//! settings, descriptions from the comments of `configs/agent.yaml`. What a value may be exactly is said by
-//! `blochd config check`.
+//! JSON Schemas of the agent's file and of a model's policy, for editors: names, forms and defaults from the
+//! table of settings, descriptions from the comments of `configs/agent.yaml`. What a value may be exactly is
+//! said by `blochd config check`.
 
 use std::collections::BTreeMap;
 

@@ -27,8 +27,8 @@ pub struct Gate {
     pub scale: Vec<f32>,
 }
 
-/// Improves `plain`, a refit from `start` on the rows that `held_out` does not hold back. The result is the best
-/// on the held-out rows of `plain`, its improvements, the operator with its statistics corrected, and the
+/// Improves `plain`, a refit from `start` on the rows that `held_out` does not hold back. The result is the
+/// best on the held-out rows of `plain`, its improvements, the operator with its statistics corrected, and the
 /// operator itself. Errors are those behind the rectifier, relative to the variance there.
 pub(super) fn refit_rectified(
     plain: Refit,
@@ -141,7 +141,8 @@ impl Heard<'_> {
         sum
     }
 
-    /// The nearest values to what is `said` of the chosen rows that are right, chosen rows × outputs, row-major.
+    /// The nearest values to what is `said` of the chosen rows that are right, chosen rows × outputs,
+    /// row-major.
     fn wanted(&self, said: &Mat<f32>, chosen: &[usize]) -> Vec<f32> {
         let mut wanted = Vec::with_capacity(chosen.len() * self.outputs);
         for (place, row) in chosen.iter().enumerate() {
