@@ -5,6 +5,7 @@ mod analyze;
 mod configured;
 mod demo;
 mod log;
+mod probe;
 mod prune;
 mod run;
 mod runtime;
@@ -39,6 +40,7 @@ enum Command {
     /// The demo's competing load.
     #[command(hide = true)]
     DemoBurn,
+    Probe(probe::Probe),
     Run(run::Run),
     Runtime(runtime::Runtime),
     Analyze(Box<analyze::Analyze>),
@@ -111,7 +113,8 @@ pub fn run(args: Args) -> ExitCode {
     match &args.command {
         // They serve, or speak with others, over pipes and sockets that may close.
         Command::Demo(_) | Command::DemoClient(_) | Command::DemoBurn | Command::Run(_) => {}
-        Command::Runtime(_)
+        Command::Probe(_)
+        | Command::Runtime(_)
         | Command::Analyze(_)
         | Command::Prune(_)
         | Command::Simulate(_)
@@ -126,6 +129,7 @@ pub fn run(args: Args) -> ExitCode {
             demo::burn();
             Ok(())
         }
+        Command::Probe(probe) => probe.run(),
         Command::Run(run) => run.run(),
         Command::Runtime(runtime) => runtime.run(),
         Command::Analyze(analyze) => analyze.run(),
