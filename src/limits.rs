@@ -69,8 +69,19 @@ pub const VENDOR_TEXT_BYTES: usize = 256;
 pub const VENDOR_CARDS: usize = 64;
 pub const VENDOR_DEVICES_IN_CARD: usize = 8;
 
-/// Sweeps after which names, addresses and versions are asked again: some minutes, within which nobody exchanges
-/// a driver unnoticed.
+/// Seconds for which the box's speed is measured, all operators together.
+pub const ROOFLINE_SECONDS: f64 = 2.0;
+
+/// Bytes that are copied to measure memory, and how often: more than caches hold, and twice of it fits the
+/// smallest boxes.
+pub const ROOFLINE_COPY_BYTES: usize = 64 << 20;
+pub const ROOFLINE_COPIES: usize = 10;
+
+/// Largest file of such measurements that is read: one of each engine takes 2 KiB.
+pub const ROOFLINE_FILE_BYTES: usize = 1 << 20;
+
+/// Sweeps after which names, addresses and versions are asked again: some minutes, within which nobody
+/// exchanges a driver unnoticed.
 pub const IDENTITY_SWEEPS: u32 = 60;
 
 // ---- onnx ----
@@ -600,6 +611,10 @@ pub const TELEMETRY_AGAIN_LONGEST: std::time::Duration = std::time::Duration::fr
 /// How often it is looked whether accelerators have come, where there were none: a card is plugged in, or its
 /// driver loaded late.
 pub const ACCELERATORS_LOOK: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// How long a command that ends waits for such a child beyond what a library may take: starting it, and ending
+/// it where a driver does not let it go.
+pub const TELEMETRY_END: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// Seconds of processor time that a child has left to end by itself once what it may take is used up.
 pub const CHILD_LAST_SECS: u64 = 5;

@@ -6,6 +6,7 @@ mod configured;
 mod demo;
 mod log;
 mod probe;
+mod profile;
 mod prune;
 mod run;
 mod runtime;
@@ -41,6 +42,7 @@ enum Command {
     #[command(hide = true)]
     DemoBurn,
     Probe(probe::Probe),
+    Profile(profile::Profile),
     Run(run::Run),
     Runtime(runtime::Runtime),
     Analyze(Box<analyze::Analyze>),
@@ -114,6 +116,7 @@ pub fn run(args: Args) -> ExitCode {
         // They serve, or speak with others, over pipes and sockets that may close.
         Command::Demo(_) | Command::DemoClient(_) | Command::DemoBurn | Command::Run(_) => {}
         Command::Probe(_)
+        | Command::Profile(_)
         | Command::Runtime(_)
         | Command::Analyze(_)
         | Command::Prune(_)
@@ -130,6 +133,7 @@ pub fn run(args: Args) -> ExitCode {
             Ok(())
         }
         Command::Probe(probe) => probe.run(),
+        Command::Profile(profile) => profile.run(),
         Command::Run(run) => run.run(),
         Command::Runtime(runtime) => runtime.run(),
         Command::Analyze(analyze) => analyze.run(),

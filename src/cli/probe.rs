@@ -74,8 +74,8 @@ fn end(code: u8) -> ! {
     unsafe { nix::libc::_exit(code.into()) }
 }
 
-/// Where the lines go. From now on what a library prints to standard output, as some do, goes to standard error:
-/// it must not stand within a line.
+/// Where the lines go. From now on what a library prints to standard output, as some do, goes to standard
+/// error: it must not stand within a line.
 fn take_standard_output() -> io::Result<std::fs::File> {
     let lines = nix::unistd::dup(io::stdout())?;
     nix::unistd::dup2_stdout(io::stderr())?;

@@ -295,6 +295,15 @@ impl Device {
     }
 }
 
+/// Fills in what a vendor's runtime tells of the devices that it opens by the same numbers.
+pub fn complete(listed: &mut [Device], runtime: &[Device]) {
+    for device in listed {
+        if let Some(other) = runtime.iter().find(|other| other.index == device.index) {
+            device.fill(other);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -306,10 +315,12 @@ mod tests {
         device.lacks(Quantity::Model, Why::NoSymbol { symbol: "b".into() });
         device.lacks(Quantity::Power, Why::NoCall);
         let text = serde_json::to_string(&device).unwrap();
-        assert_eq!(
-            text,
-            r#"{"vendor":"ascend","index":3,"health":{"state":"unknown"},"missing":[{"what":"model","why":{"kind":"no_symbol","symbol":"b"}},{"what":"power","why":{"kind":"unsupported","call":"a"}}]}"#
-        );
+        let missing = [
+            r#"{"what":"model","why":{"kind":"no_symbol","symbol":"b"}}"#,
+            r#"{"what":"power","why":{"kind":"unsupported","call":"a"}}"#,
+        ];
+        let known = r#""vendor":"ascend","index":3,"health":{"state":"unknown"}"#;
+        assert_eq!(text, format!("{{{known},\"missing\":[{}]}}", missing.join(",")));
         assert_eq!(serde_json::from_str::<Device>(&text).unwrap(), device);
     }
 
@@ -329,5 +340,15 @@ mod tests {
         assert_eq!(device.model.as_deref(), Some("310P3"));
         assert_eq!(device.soc.as_deref(), Some("Ascend310P3"));
         assert_eq!((device.celsius, device.missing.len()), (None, 1));
+    }
+
+    #[test]
+    fn a_device_is_completed_by_the_one_that_its_runtime_opens_by_the_same_number() {
+        let mut listed = [Device::new(Vendor::Ascend, 0), Device::new(Vendor::Ascend, 1)];
+        let soc = Some("Ascend310P3".to_owned());
+        let runtime = [Device { soc: soc.clone(), ..Device::new(Vendor::Ascend, 1) }];
+        complete(&mut listed, &[]);
+        complete(&mut listed, &runtime);
+        assert_eq!((&listed[0].soc, &listed[1].soc), (&None, &soc));
     }
 }

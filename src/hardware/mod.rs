@@ -18,7 +18,7 @@ mod trouble;
 pub use alignment::alignment;
 pub use cgroup::{Groups, Throttling};
 pub use detect::{PciCard, Seen};
-pub use device::{Complaint, Device, EccErrors, Health, Missing, Quantity, Vendor, Why};
+pub use device::{Complaint, Device, EccErrors, Health, Missing, Quantity, Vendor, Why, complete};
 pub use host::{Cpu, Host, Limits, Load, Memory, ThermalZone};
 pub use kernel::Pressure;
 pub use roster::{Change, Known, Presence, Roster};

@@ -5,6 +5,7 @@
 
 pub mod builder;
 pub mod confine;
+pub mod looks;
 mod process;
 pub mod telemetry;
 #[cfg(test)]

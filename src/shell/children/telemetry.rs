@@ -16,9 +16,9 @@ use crate::limits;
 use crate::shell::probe::source::{Reading, Told};
 
 /// Reads a library with `program` (this one, outside of tests) and tells what comes, the trouble with which it
-/// ends included. Returns when the child has made its sweeps, has failed, or was ended; `patience` is how long it
-/// may be silent beyond the time between two sweeps. A child that hangs is told as such at once, and then waited
-/// for: where not even SIGKILL reaches it, a second one would hang beside it.
+/// ends included. Returns when the child has made its sweeps, has failed, or was ended; `patience` is how long
+/// it may be silent beyond the time between two sweeps. A child that hangs is told as such at once, and then
+/// waited for: where not even SIGKILL reaches it, a second one would hang beside it.
 ///
 /// # Errors
 /// Why it ended; [`None`] where that was wished.

@@ -1,6 +1,6 @@
-//! Kunlunxin XPU through XPUML (`libxpuml.so`), as far as its public header (kunlunxin/go-xpuml, `xpuml.h`) goes.
-//! All calls return 0 where they succeed. The header speaks of the first two generations of chips: of later ones
-//! only plain numbers are read, no structure whose layout nobody has published.
+//! Kunlunxin XPU through XPUML (`libxpuml.so`), as far as its public header (kunlunxin/go-xpuml, `xpuml.h`)
+//! goes. All calls return 0 where they succeed. The header speaks of the first two generations of chips: of
+//! later ones only plain numbers are read, no structure whose layout nobody has published.
 
 use std::ffi::{c_char, c_int, c_uint, c_void};
 use std::path::Path;

@@ -6,10 +6,10 @@
 //! `LD_LIBRARY_PATH` is ever searched.
 //!
 //! A library's code runs with the agent's rights. One that everybody may write to, or whose folder is such, is
-//! refused wherever it comes from. One that was found, not named, must belong to the superuser or to the agent's
-//! own user: whoever installs below `/usr/local` as another user is not thereby allowed to run code as this one.
-//! The operator who names a file in the configuration vouches for its owner, and vendors' installers do give
-//! their files to users of their own.
+//! refused wherever it comes from. One that was found, not named, must belong to the superuser or to the
+//! agent's own user: whoever installs below `/usr/local` as another user is not thereby allowed to run code as
+//! this one. The operator who names a file in the configuration vouches for its owner, and vendors' installers
+//! do give their files to users of their own.
 
 use std::ffi::{CStr, c_char};
 use std::os::unix::fs::MetadataExt;

@@ -2,13 +2,13 @@
 //! and asks their vendors' libraries, which are loaded while the program runs and never linked with it.
 
 mod ascend;
-mod ascend_runtime;
 mod cambricon;
 pub mod detect;
 mod host;
 mod identities;
 mod kunlunxin;
 mod library;
+pub mod roofline;
 pub mod source;
 
 pub use host::HostProbe;

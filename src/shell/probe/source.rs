@@ -11,9 +11,10 @@ use nix::sys::time::TimeValLike;
 use serde::{Deserialize, Serialize};
 
 use super::ascend::Dcmi;
-use super::ascend_runtime::Acl;
+use super::ascend::runtime::Acl;
 use super::cambricon::Cndev;
 use super::kunlunxin::Xpuml;
+use crate::config::{Accelerator, Devices};
 use crate::hardware::{Device, Trouble, Vendor};
 
 /// A library that tells of devices.
@@ -38,6 +39,15 @@ impl Source {
             Vendor::Ascend => Self::Dcmi,
             Vendor::Cambricon => Self::Cndev,
             Vendor::Kunlunxin => Self::Xpuml,
+        }
+    }
+
+    /// What the configuration says of a vendor's libraries.
+    pub fn setting(config: &Devices, vendor: Vendor) -> &Accelerator {
+        match vendor {
+            Vendor::Ascend => &config.ascend,
+            Vendor::Cambricon => &config.cambricon,
+            Vendor::Kunlunxin => &config.kunlunxin,
         }
     }
 

@@ -5,9 +5,9 @@
 use std::ffi::{c_char, c_int};
 use std::path::Path;
 
-use super::library::{self, Function, Loaded, Places};
 use crate::hardware::{Device, Quantity, Trouble, Vendor, Why};
 use crate::limits;
+use crate::shell::probe::library::{self, Function, Loaded, Places};
 
 const PLACES: Places = Places {
     names: &["libascendcl.so"],

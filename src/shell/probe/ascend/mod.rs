@@ -1,9 +1,13 @@
 //! Huawei Ascend through DCMI, the driver's management library (`libdcmi.so`), as far as its public header
 //! (Ascend/mind-cluster, `dcmi_interface_api.h`) goes. All calls return 0 where they succeed.
 
-use std::ffi::{c_char, c_int, c_uint, c_ulong};
+mod layouts;
+pub mod runtime;
+
+use std::ffi::{c_char, c_int, c_uint};
 use std::path::Path;
 
+use self::layouts::{ChipInfoV2, Ecc, Hbm, MemoryV3, PcieInfo};
 use super::identities::Identities;
 use super::library::{self, Buffer, Function, Loaded, Places};
 use crate::hardware::{Complaint, Device, EccErrors, Health, Quantity, Trouble, Vendor, Why};
@@ -38,79 +42,6 @@ const ECC_HBM: c_int = 2;
 const ECC_DDR: c_int = 0;
 /// A health that stands for a device that is not there.
 const HEALTH_ABSENT: c_uint = 0xFFFF_FFFF;
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct ChipInfoV2 {
-    chip_type: [u8; 32],
-    name: [u8; 32],
-    version: [u8; 32],
-    cores: c_uint,
-    npu_name: [u8; 32],
-}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct PcieInfo {
-    vendor: c_uint,
-    subvendor: c_uint,
-    device: c_uint,
-    subdevice: c_uint,
-    domain: c_int,
-    bus: c_uint,
-    slot: c_uint,
-    function: c_uint,
-    reserved: [u8; 32],
-}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct MemoryV3 {
-    /// MB.
-    size: u64,
-    available: u64,
-    frequency: c_uint,
-    huge_page_size: c_ulong,
-    huge_pages_total: c_ulong,
-    huge_pages_free: c_ulong,
-    /// Per cent.
-    utilisation: c_uint,
-    reserved: [u8; 60],
-}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Hbm {
-    /// MB.
-    size: u64,
-    frequency: c_uint,
-    /// MB.
-    used: u64,
-    temperature: c_int,
-    bandwidth: c_uint,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Ecc {
-    enabled: c_int,
-    single: c_uint,
-    double: c_uint,
-    total_single: c_uint,
-    total_double: c_uint,
-    isolated: [c_uint; 4],
-}
-
-const _: () = {
-    // The structure of the first version is the beginning of the second's.
-    assert!(std::mem::offset_of!(ChipInfoV2, npu_name) == 100 && size_of::<ChipInfoV2>() == 132);
-    assert!(size_of::<PcieInfo>() == 64 && std::mem::offset_of!(PcieInfo, domain) == 16);
-    assert!(size_of::<MemoryV3>() == 112 && std::mem::offset_of!(MemoryV3, utilisation) == 48);
-    assert!(std::mem::offset_of!(MemoryV3, huge_page_size) == 24);
-    assert!(std::mem::offset_of!(MemoryV3, reserved) == 52);
-    assert!(size_of::<Hbm>() == 32 && std::mem::offset_of!(Hbm, used) == 16);
-    assert!(std::mem::offset_of!(Hbm, temperature) == 24 && size_of::<Ecc>() == 36);
-};
 
 type OfDevice<T> = unsafe extern "C" fn(c_int, c_int, *mut T) -> c_int;
 type OfKind<T> = unsafe extern "C" fn(c_int, c_int, c_int, *mut T) -> c_int;

@@ -1,11 +1,17 @@
 //! Cambricon MLU through CNDEV (`libcndev.so`), as far as the public header (Cambricon's Kubernetes device
 //! plugin, `cndev.h`) goes. All calls return 0 where they succeed. Structures of the older form begin with the
-//! version of the interface, which is 6 or, with older libraries, 5; those of the newer form have no such field.
-//! Where both forms of a call exist, the newer is asked first.
+//! version of the interface, which is 6 or, with older libraries, 5; those of the newer form have no such
+//! field. Where both forms of a call exist, the newer is asked first.
+
+mod layouts;
 
 use std::ffi::{c_char, c_int};
 use std::path::Path;
 
+use self::layouts::{
+    CardInfo, Ecc, Frequency, HealthState, LibraryVersion, Memory, MemoryV2, Pcie, PcieV2, Power,
+    PowerV2, Temperature, Utilisation, Versions,
+};
 use super::identities::Identities;
 use super::library::{self, Buffer, Function, Loaded, Places};
 use crate::hardware::{Complaint, Device, EccErrors, Health, Quantity, Trouble, Vendor, Why};
@@ -28,176 +34,6 @@ const VERSIONS: [i32; 2] = [6, 5];
 /// A device and a driver that are well.
 const DEVICE_GOOD: i32 = 1;
 const DRIVER_RUNNING: i32 = 4;
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct CardInfo {
-    version: i32,
-    number: u32,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct MemoryV2 {
-    /// MB, as all that follow.
-    total: i64,
-    used: i64,
-    reserved: i64,
-    virtual_total: i64,
-    virtual_used: i64,
-    global: u64,
-    rest: [u64; 16],
-}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Memory {
-    version: i32,
-    total: i64,
-    used: i64,
-    virtual_total: i64,
-    virtual_used: i64,
-    channels: i64,
-    of_channels: [i64; 20],
-    global: u64,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Temperature {
-    version: i32,
-    board: i32,
-    clusters: [i32; 20],
-    memory_dies: [i32; 8],
-    chip: i32,
-    others: [i32; 6],
-}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct PowerV2 {
-    /// W, as all that follow.
-    usage: i32,
-    cap: i32,
-    rest: [i32; 19],
-}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Power {
-    version: i32,
-    /// W.
-    usage: i32,
-    cap: i32,
-    rest: [i32; 3],
-    others: [u16; 3],
-}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Utilisation {
-    version: i32,
-    /// Per cent.
-    average: i32,
-    cores: [i32; 80],
-}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct HealthState {
-    version: i32,
-    health: i32,
-    device: i32,
-    driver: i32,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Frequency {
-    version: i32,
-    /// MHz.
-    board: i32,
-    memory: i32,
-    flags: [u8; 2],
-    clusters: u16,
-    of_clusters: [u16; 20],
-    default: i32,
-    range: [i32; 2],
-}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Ecc {
-    version: i32,
-    counts: [u64; 4],
-    corrected: u64,
-    uncorrected: u64,
-    total: u64,
-    forbidden: u64,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Versions {
-    version: i32,
-    mcu: [u32; 3],
-    driver: [u32; 3],
-}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct LibraryVersion {
-    version: i32,
-    parts: [u32; 3],
-}
-
-/// Where a card is; the older form has a version before, and two fields of another kind behind.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct PcieV2 {
-    subsystem: u32,
-    device: u32,
-    vendor: u16,
-    subvendor: u16,
-    domain: u32,
-    bus: u32,
-    slot: u32,
-    function: u32,
-    module: u16,
-    slot_id: u16,
-    rest: [u32; 8],
-}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Pcie {
-    version: i32,
-    subsystem: u32,
-    device: u32,
-    vendor: u16,
-    subvendor: u16,
-    domain: u32,
-    bus: u32,
-    slot: u32,
-    function: u32,
-    /// The address of a text, which is not looked at.
-    physical_slot: usize,
-    slot_id: i32,
-}
-
-const _: () = {
-    use std::mem::offset_of;
-    assert!(size_of::<CardInfo>() == 8 && size_of::<MemoryV2>() == 176);
-    assert!(size_of::<Memory>() == 216 && offset_of!(Memory, total) == 8);
-    assert!(size_of::<Temperature>() == 148 && offset_of!(Temperature, chip) == 120);
-    assert!(size_of::<PowerV2>() == 84 && size_of::<Power>() == 32);
-    assert!(size_of::<Utilisation>() == 328 && size_of::<HealthState>() == 16);
-    assert!(size_of::<Frequency>() == 68 && offset_of!(Frequency, default) == 56);
-    assert!(size_of::<Ecc>() == 72 && offset_of!(Ecc, corrected) == 40);
-    assert!(size_of::<Versions>() == 28 && size_of::<LibraryVersion>() == 16);
-    assert!(size_of::<PcieV2>() == 64 && offset_of!(PcieV2, domain) == 12);
-    assert!(size_of::<Pcie>() == 48 && offset_of!(Pcie, domain) == 16);
-};
 
 /// Fills a structure of its own for a device.
 type OfDevice<T> = unsafe extern "C" fn(*mut T, i32) -> c_int;
