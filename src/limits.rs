@@ -57,6 +57,36 @@ pub const TRIP_POINTS: usize = 16;
 /// Most nested control groups looked at: systemd and a container runtime make about eight.
 pub const CGROUP_DEPTH: usize = 32;
 
+/// Most bytes of a file that says one thing of a PCI device.
+pub const SYSFS_VALUE_BYTES: u64 = 256;
+
+/// Bytes of the place for a vendor's answer: structures grow with the library, and the largest that any header
+/// has today takes 34 KiB.
+pub const VENDOR_ANSWER_BYTES: usize = 64 << 10;
+
+/// Longest text of a vendor's library: names and versions have some tens of characters.
+pub const VENDOR_TEXT_BYTES: usize = 256;
+
+/// Most cards that a vendor's library may list, and devices in one card. Servers with 16 cards of two exist; an
+/// edge box has one or two.
+pub const VENDOR_CARDS: usize = 64;
+pub const VENDOR_DEVICES_IN_CARD: usize = 8;
+
+/// Seconds for which the box's speed is measured, all operators together.
+pub const ROOFLINE_SECONDS: f64 = 2.0;
+
+/// Bytes that are copied to measure memory, and how often: more than caches hold, and twice of it fits the
+/// smallest boxes.
+pub const ROOFLINE_COPY_BYTES: usize = 64 << 20;
+pub const ROOFLINE_COPIES: usize = 10;
+
+/// Largest file of such measurements that is read: one of each engine takes 2 KiB.
+pub const ROOFLINE_FILE_BYTES: usize = 1 << 20;
+
+/// Sweeps after which names, addresses and versions are asked again: some minutes, within which nobody
+/// exchanges a driver unnoticed.
+pub const IDENTITY_SWEEPS: u32 = 60;
+
 // ---- onnx ----
 
 /// Largest model file that is decoded. ONNX itself stops at 2 GiB a protobuf; weights beyond that
@@ -570,6 +600,32 @@ pub const CHILD_FILE_BYTES: u64 = EXTERNAL_DATA_BYTES;
 
 /// Threads of a child, beyond those that its operators are given, that may be busy all the time.
 pub const CHILD_SPARE_THREADS: usize = 1;
+
+/// Memory that a child which reads a vendor's library may take of its own: such libraries map their logs and
+/// queues, and runtimes that open a device more than drivers do.
+pub const TELEMETRY_MEMORY: u64 = 1 << 30;
+
+/// Processor time of such a child: thirty times what its sweeps should take.
+pub const TELEMETRY_PROCESSOR: std::time::Duration = std::time::Duration::from_secs(120);
+
+/// Sweeps after which such a child ends and the next begins: what a library leaks goes with it. An hour at the
+/// usual interval.
+pub const TELEMETRY_SWEEPS: u32 = 720;
+
+/// How long such a child may live whatever the interval. Silence ends it long before.
+pub const TELEMETRY_LONGEST: std::time::Duration = std::time::Duration::from_secs(30 * 86_400);
+
+/// Waits before a library that failed or hung is read again: the first, doubled each time, and the longest.
+pub const TELEMETRY_FIRST: std::time::Duration = std::time::Duration::from_secs(1);
+pub const TELEMETRY_AGAIN_LONGEST: std::time::Duration = std::time::Duration::from_secs(300);
+
+/// How often it is looked whether accelerators have come, where there were none: a card is plugged in, or its
+/// driver loaded late.
+pub const ACCELERATORS_LOOK: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// How long a command that ends waits for such a child beyond what a library may take: starting it, and ending
+/// it where a driver does not let it go.
+pub const TELEMETRY_END: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// Seconds of processor time that a child has left to end by itself once what it may take is used up.
 pub const CHILD_LAST_SECS: u64 = 5;

@@ -6,6 +6,8 @@ mod config;
 mod configured;
 mod demo;
 mod log;
+mod probe;
+mod profile;
 mod prune;
 mod run;
 mod runtime;
@@ -40,6 +42,8 @@ enum Command {
     /// The demo's competing load.
     #[command(hide = true)]
     DemoBurn,
+    Probe(probe::Probe),
+    Profile(profile::Profile),
     Run(run::Run),
     Runtime(runtime::Runtime),
     Analyze(Box<analyze::Analyze>),
@@ -113,7 +117,9 @@ pub fn run(args: Args) -> ExitCode {
     match &args.command {
         // They serve, or speak with others, over pipes and sockets that may close.
         Command::Demo(_) | Command::DemoClient(_) | Command::DemoBurn | Command::Run(_) => {}
-        Command::Runtime(_)
+        Command::Probe(_)
+        | Command::Profile(_)
+        | Command::Runtime(_)
         | Command::Analyze(_)
         | Command::Config(_)
         | Command::Prune(_)
@@ -129,6 +135,8 @@ pub fn run(args: Args) -> ExitCode {
             demo::burn();
             Ok(())
         }
+        Command::Probe(probe) => probe.run(),
+        Command::Profile(profile) => profile.run(),
         Command::Run(run) => run.run(),
         Command::Runtime(runtime) => runtime.run(),
         Command::Analyze(analyze) => analyze.run(),

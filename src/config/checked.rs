@@ -45,6 +45,7 @@ pub struct Config {
     pub sandbox: Sandbox,
     pub trial: Trial,
     pub build: Build,
+    pub devices: Devices,
     /// What holds for each model where nothing else is said of it.
     pub defaults: ModelConfig,
     /// What the agent's own file, the environment and flags say of single models.
@@ -91,6 +92,29 @@ pub struct Build {
     pub memory: Option<ByteSize>,
     /// Scheduling niceness, 0 to 19.
     pub nice: i32,
+}
+
+/// How accelerators are looked after.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Devices {
+    /// Time between two looks.
+    pub interval: Span,
+    /// How long a vendor's library may take for one, beyond that.
+    pub timeout: Span,
+    pub ascend: Accelerator,
+    pub cambricon: Accelerator,
+    pub kunlunxin: Accelerator,
+}
+
+/// Whether a vendor's accelerators are looked after, and by which library.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Accelerator {
+    /// Where some are seen, by the vendor's library wherever the vendor or the system has it.
+    Auto,
+    /// Not at all.
+    Off,
+    /// By this library, or the one in this folder.
+    At(PathBuf),
 }
 
 /// What one model is asked to be.
@@ -255,6 +279,13 @@ impl Default for Config {
             sandbox: Sandbox::Auto,
             trial: Trial { timeout: Span::secs(120), memory: None },
             build: Build { timeout: Span::secs(3600), memory: None, nice: 19 },
+            devices: Devices {
+                interval: Span::secs(5),
+                timeout: Span::secs(10),
+                ascend: Accelerator::Auto,
+                cambricon: Accelerator::Auto,
+                kunlunxin: Accelerator::Auto,
+            },
             defaults: ModelConfig::default(),
             models: BTreeMap::new(),
         }

@@ -86,6 +86,11 @@ pub static AGENT: &[Setting<Config>] = &[
     agent!("build.timeout", Scalar, false, |t| between(t, 1, 86_400), build.timeout),
     agent!("build.memory", Scalar, false, read::memory, build.memory),
     agent!("build.nice", Scalar, false, |t| read::whole(t, 0, 19).map(|n| n as i32), build.nice),
+    agent!("devices.interval", Scalar, false, |t| millis(t, 100, 3_600_000), devices.interval),
+    agent!("devices.timeout", Scalar, false, |t| millis(t, 100, 600_000), devices.timeout),
+    agent!("devices.ascend", Path, false, read::accelerator, devices.ascend),
+    agent!("devices.cambricon", Path, false, read::accelerator, devices.cambricon),
+    agent!("devices.kunlunxin", Path, false, read::accelerator, devices.kunlunxin),
 ];
 
 /// Settings of one model: under `defaults:`, under `models: <model>:`, and in

@@ -118,6 +118,24 @@ fn grpc_and_the_unix_socket_can_be_put_elsewhere_and_switched_off() {
 }
 
 #[test]
+fn accelerators_are_looked_after_by_the_library_that_is_named_or_not_at_all() {
+    let text = "devices: {interval: 1s, timeout: 3s, ascend: lib/libdcmi.so, cambricon: none}\n";
+    let devices = load(text).unwrap().devices;
+    assert_eq!((devices.interval, devices.timeout), (Span::secs(1), Span::secs(3)));
+    assert_eq!(devices.ascend, Accelerator::At("/etc/blochd/lib/libdcmi.so".into()));
+    assert_eq!((devices.cambricon, devices.kunlunxin), (Accelerator::Off, Accelerator::Auto));
+    assert_eq!(
+        line("devices: {interval: 1ms}"),
+        "agent.yaml:1:21: 1ms is out of range; write a time from 100ms to 3600s"
+    );
+    assert_eq!(
+        line("devices: {nvidia: auto}"),
+        "agent.yaml:1:11: unknown key `nvidia`; known here: ascend, cambricon, interval, \
+         kunlunxin, timeout"
+    );
+}
+
+#[test]
 fn all_errors_are_reported_at_once_each_at_its_place() {
     let text = "http_adress: 127.0.0.1:1\n\
                 log_level: inf\n\

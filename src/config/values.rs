@@ -8,7 +8,9 @@ use std::str::FromStr;
 use crate::limits::{self, SOCKET_PATH_BYTES};
 use crate::units::{ByteSize, Percentile, Span, UnitError, is_latency_ratio};
 
-use super::checked::{Budget, LogFormat, LogLevel, Method, Sandbox, Socket, Threads, TraceDir};
+use super::checked::{
+    Accelerator, Budget, LogFormat, LogLevel, Method, Sandbox, Socket, Threads, TraceDir,
+};
 use super::error::{Wrong, did_you_mean};
 
 /// The text that reads back as the same value.
@@ -35,6 +37,16 @@ impl Show for PathBuf {
 }
 
 impl Show for Socket {
+    fn show(&self) -> String {
+        match self {
+            Self::Auto => "auto".to_owned(),
+            Self::Off => "none".to_owned(),
+            Self::At(path) => path.show(),
+        }
+    }
+}
+
+impl Show for Accelerator {
     fn show(&self) -> String {
         match self {
             Self::Auto => "auto".to_owned(),
@@ -129,6 +141,15 @@ pub(super) fn socket(text: &str) -> Result<Socket, Wrong> {
             Err(Wrong::new(what, format!("write one of at most {SOCKET_PATH_BYTES}")))
         }
         _ => path(text).map(Socket::At),
+    }
+}
+
+/// A library or its folder, `auto` or `none`.
+pub(super) fn accelerator(text: &str) -> Result<Accelerator, Wrong> {
+    match text {
+        "auto" => Ok(Accelerator::Auto),
+        "none" => Ok(Accelerator::Off),
+        _ => path(text).map(Accelerator::At),
     }
 }
 

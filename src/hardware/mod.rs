@@ -6,23 +6,30 @@
 
 mod alignment;
 mod cgroup;
+mod detect;
 mod device;
 mod host;
 mod kernel;
+mod roster;
 #[cfg(test)]
 mod tests;
+mod trouble;
 
 pub use alignment::alignment;
 pub use cgroup::{Groups, Throttling};
-pub use device::{Device, Health};
+pub use detect::{PciCard, Seen};
+pub use device::{Complaint, Device, EccErrors, Health, Missing, Quantity, Vendor, Why, complete};
 pub use host::{Cpu, Host, Limits, Load, Memory, ThermalZone};
 pub use kernel::Pressure;
+pub use roster::{Change, Known, Presence, Roster};
+pub use trouble::Trouble;
 
 /// Parsers of what the kernel shows, one a kind of file.
 pub mod parse {
     pub use super::cgroup::{
         cpu_max, cpu_quota_v1, cpu_set, cpu_stat, file_cache, groups, memory_max, memory_max_v1,
     };
+    pub use super::detect::{card, node};
     pub use super::kernel::{
         CpuInfo, cpuinfo, frequency_mhz, load_average, meminfo, millidegrees, pressure,
     };

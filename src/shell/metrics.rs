@@ -7,15 +7,19 @@
 //! models and buffer every histogram sample until the next scrape, `prometheus-client` renames
 //! counters.
 
+mod devices;
 mod page;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::hardware::{Known, Vendor};
 use crate::shell::slot::{Histogram, LATENCY_BUCKETS_US, Repository, Slot, Stats, Totals};
 use crate::units::Version;
 
+use devices::Accelerators;
+pub use devices::VendorState;
 use page::{Kind, Page};
 
 type Key = (String, Version);
@@ -60,12 +64,13 @@ impl BuildOutcome {
 pub struct Metrics {
     repository: Arc<Repository>,
     told: Mutex<BTreeMap<Key, Told>>,
+    accelerators: Mutex<Accelerators>,
 }
 
 impl Metrics {
     /// The page of `repository`.
     pub fn new(repository: Arc<Repository>) -> Self {
-        Self { repository, told: Mutex::default() }
+        Self { repository, told: Mutex::default(), accelerators: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Key, Told>> {
@@ -136,6 +141,12 @@ impl Metrics {
         });
     }
 
+    /// How vendors' libraries are read, and the devices that they tell of.
+    pub fn devices(&self, vendors: BTreeMap<Vendor, VendorState>, devices: Vec<Known>) {
+        let mut told = self.accelerators.lock().unwrap_or_else(PoisonError::into_inner);
+        *told = Accelerators { vendors, devices };
+    }
+
     /// Drops all series of a version that is gone.
     pub fn forget(&self, model: &str, version: Version) {
         self.lock().remove(&(model.to_owned(), version));
@@ -155,6 +166,9 @@ impl Metrics {
         variants(&mut page, &slots);
         latencies(&mut page, &slots);
         agent(&mut page, &told);
+        let accelerators = self.accelerators.lock().unwrap_or_else(PoisonError::into_inner);
+        accelerators.show(&mut page);
+        drop(accelerators);
         page.finish()
     }
 }

@@ -33,7 +33,7 @@ use shown::{Shown, print_table};
 
 /// Folder of the latency table in the state directory, and its file: a folder of its own, so that a confined
 /// build can replace the one and nothing else.
-const LATENCIES: &str = "latencies";
+pub const LATENCIES: &str = "latencies";
 const LATENCY_TABLE: &str = "table.json";
 
 /// Make a ladder of faster variants of a model, without training.

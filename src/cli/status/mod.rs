@@ -1,5 +1,6 @@
 //! `blochd status`: what the agent on this box does now.
 
+mod devices;
 mod live;
 mod terminal;
 
@@ -204,6 +205,9 @@ fn head(status: &Value) -> String {
             let _ = writeln!(text, "{line}");
         }
     }
+    for line in devices::lines(&status["hardware"], &status["accelerators"]) {
+        let _ = writeln!(text, "{}", line.text);
+    }
     text
 }
 
@@ -244,7 +248,7 @@ fn sandbox(sandbox: &Value) -> String {
     }
 }
 
-fn hardware(host: &Value) -> String {
+pub fn hardware(host: &Value) -> String {
     let cpu = &host["cpu"];
     let mut parts = Vec::new();
     if let Some(model) = cpu["model"].as_str() {
@@ -268,10 +272,12 @@ fn hardware(host: &Value) -> String {
     if let Some(hottest) = hottest.reduce(f64::max) {
         parts.push(format!("{hottest:.0} °C"));
     }
-    for device in array(&host["devices"]) {
-        parts.push(format!("{} {}", word(&device["vendor"]), word(&device["model"])));
-    }
     parts.join(", ")
+}
+
+/// Accelerators of a host, a line each, and vendors that cannot be read.
+pub fn device_lines(host: &Value, accelerators: &Value) -> Vec<String> {
+    devices::lines(host, accelerators).into_iter().map(|line| line.text).collect()
 }
 
 const COLUMNS: [&str; 9] =
@@ -364,11 +370,11 @@ fn aligned<const N: usize>(rows: &[[String; N]], left: &[usize]) -> String {
     text
 }
 
-fn array(value: &Value) -> impl Iterator<Item = &Value> {
+pub fn array(value: &Value) -> impl Iterator<Item = &Value> {
     value.as_array().into_iter().flatten()
 }
 
-fn word(value: &Value) -> String {
+pub fn word(value: &Value) -> String {
     match value {
         Value::String(text) => printable(text),
         Value::Null => "-".to_owned(),
@@ -377,7 +383,7 @@ fn word(value: &Value) -> String {
 }
 
 /// Names and reasons come from files and from far away: none may steer the terminal.
-fn printable(text: &str) -> String {
+pub fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 

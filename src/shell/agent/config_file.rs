@@ -165,6 +165,7 @@ impl Agent {
         tracing::info!(revision = self.config_revision, "the configuration was read again");
         (self.log_level)(self.config.log_level);
         self.arrivals.set_settle(self.config.arrivals.settle.into());
+        self.follow_devices();
         // What was to settle later may have settled now.
         self.look_after(Duration::ZERO);
         for model in self.served.keys().cloned().collect::<Vec<_>>() {

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::devices::VendorEvent;
 use crate::arrivals::VersionKey;
+use crate::hardware::Vendor;
 use crate::ladder::Manifest;
 use crate::protocol::Signature;
 use crate::shell::children::trial::RanOn;
@@ -46,6 +48,13 @@ pub enum Event {
     Notice(Notice),
     /// A client asks for something.
     Command(Command),
+    /// The task that looks after a vendor's accelerators found something.
+    Vendor {
+        vendor: Vendor,
+        /// Which task it was: only the last one of a vendor counts.
+        task: u64,
+        event: VendorEvent,
+    },
     /// SIGHUP.
     Reload,
 }

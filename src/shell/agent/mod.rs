@@ -14,6 +14,7 @@ mod companions;
 mod config_file;
 mod confined;
 mod convict;
+mod devices;
 mod doors;
 mod event;
 mod lifecycle;
@@ -44,6 +45,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::config_file::ConfigFile;
 use self::confined::Seen;
+use self::devices::Devices;
 use self::event::Event;
 use self::loads::Loads;
 use self::prepare::{Loader, chain};
@@ -148,6 +150,7 @@ struct Agent {
     /// Changes that were told to wait for the next start.
     config_restart: Vec<Change>,
     recording: Recording,
+    devices: Devices,
 }
 
 /// Serves until SIGTERM or SIGINT, then drains.
@@ -271,6 +274,7 @@ impl Agent {
             config_error: None,
             config_restart: Vec::new(),
             recording: Recording::new(now),
+            devices: Devices::default(),
         }
     }
 
@@ -288,6 +292,7 @@ impl Agent {
         // Ready in systemd's sense: it listens and turns. Whether models are served is for
         // `/v2/health/ready` to say; a slow trial must not make the start fail.
         systemd(&[sd_notify::NotifyState::Ready]);
+        self.follow_devices();
         let changed = Arc::new(Notify::new());
         let _config_watcher = self.watch_config(&changed);
         let mut tick = tokio::time::interval(limits::TICK);
@@ -368,6 +373,7 @@ impl Agent {
             Event::Drained { key, variant } => self.drained(&key, &variant),
             Event::Notice(notice) => self.notice(&notice),
             Event::Command(command) => self.command(command),
+            Event::Vendor { vendor, task, event } => self.vendor(vendor, task, event),
             Event::Reload => self.reload(),
         }
     }

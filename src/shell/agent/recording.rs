@@ -151,7 +151,9 @@ impl Agent {
         }
         let since_start = from.saturating_duration_since(self.recording.started);
         let t_s = self.recording.wall_s + since_start.as_secs_f64();
-        let temperature_c = hottest(&(self.hardware)());
+        // Of the box or of an accelerator in it: what heats one slows the other down.
+        let sensors = [hottest(&(self.hardware)()), self.devices.hottest()];
+        let temperature_c = sensors.into_iter().flatten().max_by(f64::total_cmp);
         let mut lines = String::new();
         for (name, served) in &self.served {
             let last = self.recording.last.entry(name.clone()).or_default();

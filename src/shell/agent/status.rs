@@ -145,6 +145,8 @@ impl Agent {
                 json!({"digest": digest, "what": one.what, "reason": one.reason, "at": one.at})
             })
             .collect();
+        let mut hardware = (self.hardware)();
+        hardware["devices"] = self.devices.devices();
         let status = json!({
             "blochd": env!("CARGO_PKG_VERSION"),
             "ready": self.repository.is_ready(),
@@ -156,7 +158,7 @@ impl Agent {
             "models": models, "refused": refused, "quarantine": quarantine,
             "building": self.building.as_ref().map(|(key, _)| key.model.clone()),
             "sandbox": self.loader.confined.status(self.config.sandbox),
-            "hardware": (self.hardware)(),
+            "hardware": hardware, "accelerators": self.devices.status(),
         });
         self.status.store(Arc::new(status));
     }

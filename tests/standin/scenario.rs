@@ -1,0 +1,80 @@
+//! What a stand-in for a vendor's library plays: lines of `key = value` in the file that `STANDIN_SCENARIO` names,
+//! read again at each sweep, so that a test can change it under a running agent.
+//!
+//! - `cards = 2`, `gone = 0,1`: cards, and which of them are not there at the moment.
+//! - `hang = CALL`, `crash = CALL`: what becomes of whoever makes the call.
+//! - `error.CALL = CODE`: what the call returns instead of doing anything.
+//! - anything else is a number that the library tells, such as `temperature = 61`; `temperature.step = 3` adds that
+//!   much at each sweep.
+//!
+//! Every library plays its own part: a key may begin with its name, `cndev.temperature`.
+
+use std::collections::BTreeMap;
+use std::ffi::c_int;
+use std::sync::Mutex;
+
+#[derive(Default)]
+struct Play {
+    keys: BTreeMap<String, String>,
+    sweeps: i64,
+}
+
+static PLAY: Mutex<Option<Play>> = Mutex::new(None);
+
+fn read() -> BTreeMap<String, String> {
+    let path = std::env::var("STANDIN_SCENARIO").unwrap_or_default();
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    let pair =
+        |line: &str| line.split_once('=').map(|(k, v)| (k.trim().to_owned(), v.trim().to_owned()));
+    text.lines().filter_map(pair).collect()
+}
+
+fn with<T>(look: impl FnOnce(&Play) -> T) -> T {
+    let mut play = PLAY.lock().unwrap();
+    look(play.get_or_insert_with(|| Play { keys: read(), sweeps: 0 }))
+}
+
+fn value(library: &str, key: &str) -> Option<String> {
+    with(|play| {
+        let own = play.keys.get(&format!("{library}.{key}"));
+        own.or_else(|| play.keys.get(key)).cloned()
+    })
+}
+
+/// A sweep begins: the file is read again.
+pub fn sweep() {
+    let mut play = PLAY.lock().unwrap();
+    let sweeps = play.as_ref().map_or(0, |play| play.sweeps + 1);
+    *play = Some(Play { keys: read(), sweeps });
+}
+
+/// To be called first by every function: hangs, crashes, or tells with what the call is to fail.
+pub fn enter(library: &str, call: &str) -> Option<c_int> {
+    let is = |key: &str| value(library, key).is_some_and(|named| named == call);
+    while is("hang") {
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    if is("crash") {
+        std::process::abort();
+    }
+    if is("chatter") {
+        // As vendors' libraries do, in the middle of a line.
+        print!("{library}: hello from the driver ");
+        let _ = std::io::Write::flush(&mut std::io::stdout());
+    }
+    value(library, &format!("error.{call}")).and_then(|code| code.parse().ok())
+}
+
+/// A number that the library tells.
+pub fn number(library: &str, key: &str, otherwise: i64) -> i64 {
+    let parsed = |key: &str| value(library, key).and_then(|text| text.parse::<i64>().ok());
+    let step = parsed(&format!("{key}.step")).unwrap_or(0);
+    parsed(key).unwrap_or(otherwise) + step * with(|play| play.sweeps)
+}
+
+/// Numbers of the cards that are there.
+pub fn cards(library: &str) -> Vec<i64> {
+    let gone = value(library, "gone").unwrap_or_default();
+    let gone: Vec<i64> = gone.split(',').filter_map(|card| card.trim().parse().ok()).collect();
+    (0..number(library, "cards", 1)).filter(|card| !gone.contains(card)).collect()
+}
