@@ -114,7 +114,8 @@ def with_ladder(bench, cores, dwell, sustain):
     agent.budget = lambda budget: agent.configure(more(budget))
     if not (folder / "models/digits/calibration.npz").exists():
         agent.drop(digits / "digits_calibration.npz", "digits/calibration.npz")
-    agent.serve("digits", digits / "digits_resnet.onnx")
+    if not (folder / "models/digits/1/model.onnx").exists():
+        agent.drop(digits / "digits_resnet.onnx", "digits/1/model.onnx")
 
     def standing():
         rungs = agent.status("digits").get("ladder", [])
@@ -239,9 +240,10 @@ def rungs(bench):
     bench.measure("rungs", run)
 
 
-# Requests a second of the step's client, processes that take the core, and how they give way.
-RATE, HOGS, NICE = 100, 3, 5
-BUDGET_FACTOR = 1.8
+# Requests a second of the step's client: half of what dense can answer. How many processes take the core is found
+# out: as many as make dense miss the budget by so much. They give way a little, as background jobs do.
+RATE, HOGS, NICE = 150, (3, 4, 6, 8, 12), 5
+BUDGET_FACTOR, MISSED = 1.8, 1.2
 # What must last for these seconds counts as reached.
 LASTING = 2.0
 
@@ -264,25 +266,49 @@ def step(bench):
             time.sleep(5)
             calm = agent.status("digits")["observed"]["p99_ms"]
             budget = BUDGET_FACTOR * calm
+            count = enough(agent, core, MISSED * budget)
             agent.budget(f"{{p99: {budget * 1e3:.0f}us}}")
             agent.hang_up()
+            back = lambda: agent.status("digits").get("variant") == "dense"
             steps = []
             for _ in range(times):
+                if not within(45, back):
+                    break
                 time.sleep(3)
-                hogs = Hogs(HOGS, core, NICE)
+                hogs = Hogs(count, core, NICE)
                 at = time.monotonic() - begun
                 time.sleep(6)
                 hogs.end()
                 over = time.monotonic() - begun
                 steps.append((at, over))
-                dense = lambda: agent.status("digits")["variant"] == "dense"
-                agent.wait("dense is back", dense, 60)
             load.end()
             requests = read_timeline(timeline)
         reactions = [reaction(requests, budget, *one) for one in steps]
-        return {"budget_ms": budget, "calm_p99_ms": calm, "rungs": names, "steps": reactions}
+        told = {"budget_ms": budget, "calm_p99_ms": calm, "hogs": count, "rungs": names}
+        return told | {"steps": reactions}
 
     bench.measure("step", run)
+
+
+def within(limit, holds):
+    end = time.monotonic() + limit
+    while time.monotonic() < end:
+        if holds():
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def enough(agent, core, limit):
+    """How many processes have dense's p99 exceed the limit, in milliseconds."""
+    for count in HOGS:
+        hogs = Hogs(count, core, NICE)
+        time.sleep(3)
+        p99 = agent.status("digits")["observed"]["p99_ms"]
+        hogs.end()
+        if p99 > limit:
+            return count
+    raise SystemExit(f"{count} processes on its core do not slow the model down enough")
 
 
 def read_timeline(path):
@@ -291,16 +317,18 @@ def read_timeline(path):
 
 
 def reaction(requests, budget, begun, over):
-    """When the client saw the budget broken, and from when on it saw it held: at most one request in a hundred
-    over it in the next seconds."""
+    """When the client saw the budget broken, by two requests within a second, and from when on it saw it held: at most
+    one request in a hundred over it in the next seconds."""
     late = lambda since, until: [
         took > budget for at, took, _ in requests if since <= at + took / 1e3 < until
     ]
     ends = [at + took / 1e3 for at, took, _ in requests if begun <= at + took / 1e3 < over]
     missed = [end for end, (at, took, _) in zip(ends, inside(requests, begun, over)) if took > budget]
-    if not missed:
-        return {"broken": None}
-    broken = missed[0]
+    # One alone is no broken percentile.
+    pairs = zip(missed, missed[1:])
+    broken = next((one for one, other in pairs if other - one < 1.0), None)
+    if broken is None:
+        return {"broken": None, "missed": len(missed)}
     held = None
     for end in (end for end in ends if end >= broken):
         if end + LASTING > over:

@@ -30,6 +30,8 @@ def pinned(cores):
 class Process:
     """A server, and all that it starts."""
 
+    running = set()
+
     def __init__(self, command, log, cores, environment=None, folder=None):
         with open(log, "wb") as out:
             self.child = subprocess.Popen(
@@ -42,6 +44,7 @@ class Process:
                 preexec_fn=pinned(cores),
             )
         self.pid = self.child.pid
+        self.running.add(self)
 
     def check(self, log):
         if self.child.poll() is not None:
@@ -49,6 +52,7 @@ class Process:
 
     def end(self, patience=10):
         """Asks it to end; what it started and left behind is killed."""
+        self.running.discard(self)
         started = tree(self.pid)
         self.child.terminate()
         try:
@@ -61,6 +65,12 @@ class Process:
             except ProcessLookupError:
                 continue
         self.child.wait()
+
+
+def end_all():
+    """Those that a part left behind that went wrong."""
+    for process in list(Process.running):
+        process.end()
 
 
 def tree(pid):
@@ -90,15 +100,15 @@ def memory(pid):
 
 
 def seconds(pid):
-    """Processor time of a process and its children so far."""
-    ticks = 0
+    """Processor time so far of the threads that a process and its children have now."""
+    spent = 0
     for one in tree(pid):
-        try:
-            fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        ticks += int(fields[11]) + int(fields[12])
-    return ticks / os.sysconf("SC_CLK_TCK")
+        for schedule in Path(f"/proc/{one}/task").glob("*/schedstat"):
+            try:
+                spent += int(schedule.read_text().split()[0])
+            except OSError:
+                continue
+    return spent / 1e9
 
 
 class Hogs:

@@ -10,6 +10,7 @@ import argparse
 import glob
 import os
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import held
 import models
 import tables
 from clients import Native, PerfAnalyzer, TritonClient, about
+from processes import end_all
 from store import Store
 
 HERE = Path(__file__).resolve().parent
@@ -114,8 +116,20 @@ def main():
     bench = Bench(given)
     bench.measure("about", lambda: about(bench.native, bench.venvs))
     parts = given.only.split(",") if given.only else list(PARTS)
+    failed = []
     for part in parts:
-        PARTS[part](bench)
+        try:
+            PARTS[part](bench)
+        except KeyboardInterrupt:
+            end_all()
+            raise
+        except (Exception, SystemExit) as error:
+            # The others are measured all the same.
+            failed.append(part)
+            end_all()
+            print(f"{part}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+    if failed:
+        raise SystemExit(f"not measured, or not all of it: {', '.join(failed)}")
 
 
 if __name__ == "__main__":

@@ -171,11 +171,16 @@ def flooded(told):
 
 def stepped(told):
     after = [step.get("held_after") for step in told["steps"]]
-    seconds = ", ".join("never" if one is None else f"{one:.2f}" for one in after)
+    seconds = ", ".join(
+        "not broken" if step["broken"] is None else "never" if one is None else f"{one:.2f}"
+        for step, one in zip(told["steps"], after)
+    )
     missed = ", ".join(str(step.get("missed", 0)) for step in told["steps"])
+    if not after:
+        return "- **Step of load**: dense did not come back; on a quiet machine it does."
     return (
-        f"- **Step of load** (budget p99 {told['budget_ms']:.2f} ms, dense {told['calm_p99_ms']:.2f} ms when calm): from the first "
-        f"request over the budget until it was held, as the client saw it: {seconds} s; requests over it: {missed}."
+        f"- **Step of load** ({told['hogs']} processes; budget p99 {told['budget_ms']:.2f} ms, dense "
+        f"{told['calm_p99_ms']:.2f} ms when calm): from the first request over the budget until it was held, as the client saw it: {seconds} s; requests over it: {missed}."
     )
 
 
