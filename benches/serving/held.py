@@ -31,18 +31,22 @@ def idle(bench):
     bench.measure("idle", run)
 
 
+# Runs before the memory of a model is looked at.
+RUNS = 30
+
+
 def memory_of_models(bench):
     """What a served model adds, beside what it adds to a process that runs it by itself."""
     for model in asked.CALLS:
 
         def run(source=bench.models[model], name=model):
-            bare = bench.native.run("memory", source, "--runs", 100)
+            bare = bench.native.run("memory", source, "--runs", RUNS)
             with Agent(bench.folder("memory"), bench.blochd, bench.library, both(bench)) as agent:
                 time.sleep(1)
                 before = memory(agent.pid)
                 agent.serve(name, source)
                 path = {"grpc": f"grpc@{agent.socket}/{name}"}
-                bench.native.turns("latency", source, path, "--calls", 90, "--rounds", 1)
+                bench.native.turns("latency", source, path, "--calls", RUNS, "--rounds", 1)
                 return {"bare": bare, "before": before, "after": memory(agent.pid)}
 
         bench.measure(f"memory/{model}", run)
@@ -173,7 +177,7 @@ def swaps(bench):
     warm-up, publication, drain. Stretches of swaps and stretches without are in turn."""
 
     def run():
-        total, stretches = (40, 2) if bench.quick else (1000, 10)
+        total, stretches = (40, 2) if bench.quick else (1000, 5)
         sources = [bench.models[f"swap-{number}"] for number in range(SWAPS)]
         with Agent(bench.folder("swaps"), bench.blochd, bench.library, both(bench)) as agent:
             agent.serve("swap", sources[0])
@@ -185,7 +189,7 @@ def swaps(bench):
             watch.start()
             for _ in range(stretches):
                 load.phase("calm")
-                time.sleep(2 if bench.quick else 6)
+                time.sleep(2 if bench.quick else 8)
                 load.phase("swaps")
                 for _ in range(total // stretches):
                     begun, now = time.monotonic(), 1 - now
