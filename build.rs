@@ -1,7 +1,7 @@
 //! Generates the message types of `src/onnx/onnx.proto` and of the protocols in `src/protocol/grpc`. `protox`
 //! compiles the files in Rust, so no `protoc` is needed on the build machine.
 
-use std::{env, error::Error, fs, path::PathBuf};
+use std::{env, error::Error, fs, path::PathBuf, time::SystemTime};
 
 fn main() -> Result<(), Box<dyn Error>> {
     // Weights are slices of the file's own buffer: nothing is copied to decode them. What the program does not
@@ -27,6 +27,9 @@ fn messages(
     }
     let path = PathBuf::from(env::var("OUT_DIR")?).join(name).with_extension("descriptors");
     fs::write(&path, compiler.encode_file_descriptor_set())?;
+    // buffa has cargo watch this file. Written now it would be newer than the run that wrote it, and everything
+    // would be compiled anew each time.
+    fs::File::options().append(true).open(&path)?.set_modified(SystemTime::UNIX_EPOCH)?;
     Ok(buffa_build::Config::new()
         .files(files)
         .descriptor_set(&path)

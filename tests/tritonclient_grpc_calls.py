@@ -331,6 +331,10 @@ def placed(types):
 
 def shared_memory(client, module, model):
     """All inputs out of one region and all outputs into another."""
+    # As Triton's examples begin; of CUDA's regions there are none, and forgetting them is no error.
+    client.unregister_system_shared_memory()
+    client.unregister_cuda_shared_memory()
+    client.unregister_cuda_shared_memory("nowhere")
     place, size = placed(TYPES)
     key = f"blochd_test_{os.getpid()}"
     given = shm.create_shared_memory_region("given", f"{key}_in", size)
@@ -417,6 +421,7 @@ def no_memory(client):
     off = "UNIMPLEMENTED", "not switched on"
     fails(lambda: client.get_system_shared_memory_status(), *off)
     fails(lambda: client.register_system_shared_memory("r", "/r", 1), *off)
+    fails(lambda: client.unregister_cuda_shared_memory(), *off)
 
 
 def main():

@@ -17,6 +17,7 @@ use super::routes::{Reply, Shared, small};
 
 const ALL: &str = "/v2/systemsharedmemory";
 const ONE: &str = "/v2/systemsharedmemory/region/{name}";
+const CUDA: &str = "/v2/cudasharedmemory";
 
 pub(super) fn router() -> Router<Arc<App>> {
     Router::new()
@@ -25,6 +26,8 @@ pub(super) fn router() -> Router<Arc<App>> {
         .route(&format!("{ALL}/unregister"), post(unregister))
         .route(&format!("{ONE}/unregister"), post(unregister))
         .route(&format!("{ONE}/register"), post(register))
+        .route(&format!("{CUDA}/unregister"), post(unregister_cuda))
+        .route(&format!("{CUDA}/region/{{name}}/unregister"), post(unregister_cuda))
 }
 
 /// The region, where the path names one.
@@ -63,5 +66,18 @@ async fn unregister(
     // It says nothing, and is read: the next request comes over the same connection.
     let _: serde::de::IgnoredAny = small(&app, &headers, body).await?;
     app.regions(local)?.unregister(target.name.as_deref());
+    Ok(json(StatusCode::OK, &serde_json::json!({})))
+}
+
+/// Clients begin and end by forgetting all regions of either kind, whichever they use. Of CUDA's there is nothing to
+/// forget.
+async fn unregister_cuda(
+    State(app): Shared,
+    Extension(Local(local)): Extension<Local>,
+    headers: HeaderMap,
+    body: Body,
+) -> Reply {
+    let _: serde::de::IgnoredAny = small(&app, &headers, body).await?;
+    app.regions(local)?;
     Ok(json(StatusCode::OK, &serde_json::json!({})))
 }

@@ -95,7 +95,14 @@ async fn memory(app: &App, caller: &Caller, name: &str, messages: &mut Messages)
             app.regions(caller.local)?.unregister(named(&request.name));
             answered(&proto::SystemSharedMemoryUnregisterResponse::default())
         }
-        "CudaSharedMemoryStatus" | "CudaSharedMemoryRegister" | "CudaSharedMemoryUnregister" => {
+        // Clients begin and end by forgetting all regions of either kind, whichever they use; the messages are
+        // those of the system's. Of CUDA's there is nothing to forget.
+        "CudaSharedMemoryUnregister" => {
+            let _: proto::SystemSharedMemoryUnregisterRequest = asked(messages).await?;
+            app.regions(caller.local)?;
+            answered(&proto::SystemSharedMemoryUnregisterResponse::default())
+        }
+        "CudaSharedMemoryStatus" | "CudaSharedMemoryRegister" => {
             Err(not_here("CUDA shared memory is not supported: no model runs on a CUDA device"))
         }
         _ => Err(not_here(&format!("there is no call {name}"))),
