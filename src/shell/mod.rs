@@ -2,8 +2,10 @@
 
 pub mod agent;
 pub mod children;
+pub mod cpus;
 pub mod engine;
 pub mod files;
+pub mod frugal;
 pub mod inputs;
 pub mod metrics;
 pub mod models;
