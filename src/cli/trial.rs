@@ -141,8 +141,8 @@ impl Trial {
         Ok(())
     }
 
-    /// Whether the model answers alike, to the last bit, with its weights lent to it. The runtime looks for what
-    /// it is lent by name, after it has changed the graph to its liking: where it gave a name to other
+    /// Whether the model answers alike, to the last bit, with its weights lent to it. The runtime looks for
+    /// what it is lent by name, after it has changed the graph to its liking: where it gave a name to other
     /// elements, what was lent would be the wrong ones.
     fn lends(
         &self,

@@ -1,4 +1,5 @@
-//! Constants that sessions of several models can hold together: which ones, and what says that two are the same.
+//! Constants that sessions of several models can hold together: which ones, and what says that two are the
+//! same.
 
 use std::collections::BTreeSet;
 

@@ -8,7 +8,7 @@ use crate::config::{Config, Cpus, ModelConfig};
 /// A setting that names a CPU which this process may not use.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{setting}` names CPU {cpu}, which the agent may not use here: write numbers of {}, auto or none",
+    "`{setting}` names CPU {cpu}, which the agent may not use: write numbers of {}, auto or none",
     ranges(usable)
 )]
 pub struct NotUsable {
@@ -43,8 +43,8 @@ pub fn check_model(config: &ModelConfig, usable: &[usize], setting: &str) -> Res
     }
 }
 
-/// The same for the defaults and every model of a configuration, on this box. One that does not tell its CPUs is
-/// trusted.
+/// The same for the defaults and every model of a configuration, on this box. One that does not tell its CPUs
+/// is trusted.
 ///
 /// # Errors
 /// As [`check_model`].

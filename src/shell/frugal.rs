@@ -8,8 +8,8 @@ use nix::sys::mman::{MmapAdvise, madvise};
 
 use crate::limits;
 
-/// Gives back what was allocated and freed: a model is read, parsed and copied before it serves, and glibc keeps
-/// the pages of all that. Takes milliseconds, in which other threads may wait for memory.
+/// Gives back what was allocated and freed: a model is read, parsed and copied before it serves, and glibc
+/// keeps the pages of all that. Takes milliseconds, in which other threads may wait for memory.
 pub fn give_back_heap() {
     #[cfg(target_env = "gnu")]
     // SAFETY: the function takes a number and touches free memory only.
@@ -18,8 +18,8 @@ pub fn give_back_heap() {
     }
 }
 
-/// Gives back the pages of the program's own code that the start has touched. Most is not needed again; the rest
-/// comes back from the file, page by page.
+/// Gives back the pages of the program's own code that the start has touched. Most is not needed again; the
+/// rest comes back from the file, page by page.
 pub fn give_back_program() {
     let Ok(program) = fs::read_link("/proc/self/exe") else { return };
     let Ok(smaps) = fs::read_to_string("/proc/self/smaps") else { return };
@@ -27,8 +27,8 @@ pub fn give_back_program() {
         let Some(address) = NonNull::new(std::ptr::without_provenance_mut(address.get())) else {
             continue;
         };
-        // SAFETY: the mapping is of the program's file and of this address and length, cannot be written to, and
-        // has no page that differs from the file: whoever reads it finds what was there.
+        // SAFETY: the mapping is of the program's file and of this address and length, cannot be written to,
+        // and has no page that differs from the file: whoever reads it finds what was there.
         let advised = unsafe { madvise(address, length, MmapAdvise::MADV_DONTNEED) };
         if let Err(error) = advised {
             tracing::debug!("the program's pages are not given back: {error}");

@@ -49,8 +49,8 @@ impl Agent {
         loader
     }
 
-    /// Where a model's threads are bound. Those that leave it to the agent follow the threads of the models before
-    /// them, by name, that do the same.
+    /// Where a model's threads are bound. Those that leave it to the agent follow the threads of the models
+    /// before them, by name, that do the same.
     fn cpus_for(&self, model: &str, config: &ModelConfig, threads: usize) -> Vec<usize> {
         let before = self.served.iter().take_while(|(name, _)| name.as_str() < model);
         let before = before.map(|(_, served)| &served.config);

@@ -8,7 +8,8 @@ use crate::shell::probe::HostProbe;
 use crate::units::ByteSize;
 
 /// Whether `instances` sessions of the model at `path` find place in what is available now, limits of the
-/// slice included; `lends` says whether the sessions hold their weights together. To be asked right before they are loaded: what loads at the same time is not counted.
+/// slice included; `lends` says whether the sessions hold their weights together. To be asked right before
+/// they are loaded: what loads at the same time is not counted.
 ///
 /// # Errors
 /// The reason, for people. A box that does not tell what is available is trusted.

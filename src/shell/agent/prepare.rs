@@ -24,6 +24,9 @@ use crate::shell::models;
 use crate::shell::slot::{Batched, Runner, check_rows};
 use crate::units::Digest;
 
+/// One session an instance.
+type Sessions = Vec<Box<dyn Runner>>;
+
 /// How variants are loaded and tried.
 #[derive(Clone)]
 pub struct Loader {
@@ -138,7 +141,7 @@ impl Loader {
         digest: Digest,
         ran_on: Option<RanOn>,
         lending: Lending,
-    ) -> Result<(Vec<Box<dyn Runner>>, Lending), Unfit> {
+    ) -> Result<(Sessions, Lending), Unfit> {
         blocking(move || {
             let (sessions, _, lending) = self.sessions(&path, digest, ran_on, lending)?;
             Ok((sessions, lending))
@@ -210,7 +213,7 @@ impl Loader {
         digest: Digest,
         ran_on: Option<RanOn>,
         lending: Lending,
-    ) -> Result<(Vec<Box<dyn Runner>>, Signature, Lending), Unfit> {
+    ) -> Result<(Sessions, Signature, Lending), Unfit> {
         let unfit = |reason: String, fate| Unfit { digest: Some(digest), reason, fate };
         let model = models::load_copied(path).map_err(|error| unfit(chain(&error), Fate::Later))?;
         // Between the trial and now the file may have been replaced: never serve what was not tried.
@@ -224,11 +227,8 @@ impl Loader {
         let mut signature = None;
         let later = |error: ExecError| unfit(chain(&error), Fate::Later);
         let weights = self.weights(&model, lending).map_err(later)?;
-        let lent = match &weights {
-            Some(weights) => Some(self.pool.lend(&runtime, &self.model, weights)),
-            None => None,
-        };
-        let lent = lent.transpose().map_err(later)?;
+        let lend = |weights| self.pool.lend(&runtime, &self.model, weights);
+        let lent = weights.as_ref().map(lend).transpose().map_err(later)?;
         for instance in 0..self.instances {
             let engine = OrtEngine::new(&runtime, self.options(instance));
             let session = engine.open_lent(&model, lent.as_ref()).map_err(later)?;

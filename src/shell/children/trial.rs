@@ -54,8 +54,8 @@ pub struct TrialReport {
     pub ran_on: Option<RanOn>,
     /// Why it did not run, or not on the samples.
     pub why: Option<String>,
-    /// Whether it answered alike, to the last bit, with its weights lent to it; where it did not, or that was not
-    /// tried, `lends_not` says why.
+    /// Whether it answered alike, to the last bit, with its weights lent to it; where it did not, or that was
+    /// not tried, `lends_not` says why.
     #[serde(default)]
     pub lends: bool,
     #[serde(default)]

@@ -270,7 +270,8 @@ fn has_room(folder: &Path, bytes: u64) -> bool {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(folder);
     let Ok(found) = made.and_then(|()| Ok(statfs(folder)?)) else { return false };
     let kind = found.filesystem_type();
-    let free = found.blocks_available().saturating_mul(found.block_size().unsigned_abs());
+    let block = u64::try_from(found.block_size()).unwrap_or_default();
+    let free = found.blocks_available().saturating_mul(block);
     kind != TMPFS_MAGIC && kind != RAMFS_MAGIC && free >= bytes.saturating_add(limits::DISK_RESERVE)
 }
 
