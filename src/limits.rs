@@ -106,6 +106,10 @@ pub const CHANNELS: usize = 1 << 20;
 /// not worth a file that differs.
 pub const SHARED_BYTES: usize = 1024;
 
+/// Fewest bytes of a constant that sessions hold together: eight pages, so that what the last one is not
+/// filled with stays small, and each takes a mapping and an entry of its own.
+pub const LENT_BYTES: usize = 32 << 10;
+
 // ---- protocol ----
 
 /// Longest JSON part of an inference request. Numbers as text take up to four times their binary
@@ -676,6 +680,10 @@ pub const REPOSITORY_DEPTH: usize = 4;
 /// of two requests that broke it.
 pub const TICK: std::time::Duration = std::time::Duration::from_millis(250);
 
+/// The same while there is nothing to serve, load or build: what is left to tell are the watchdog, for which
+/// systemd waits thirty seconds, and the status.
+pub const IDLE_TICK: std::time::Duration = std::time::Duration::from_secs(2);
+
 /// How long the configuration's file must have rested before it is read again: programs that write a file in
 /// its place do so within milliseconds of emptying it.
 pub const CONFIG_REST: std::time::Duration = std::time::Duration::from_millis(200);
@@ -737,6 +745,17 @@ pub const TRIAL_RUNS: usize = 20;
 
 /// Memory that must stay available on the box when a variant is loaded beside the one in service.
 pub const MEMORY_RESERVE: u64 = 256 << 20;
+
+/// Memory of a further session whose weights are lent: 11 MB were measured for a sentence encoder of 90 MB;
+/// the rest is for the activations of larger inputs.
+pub const SESSION_BYTES: u64 = 32 << 20;
+
+/// Lines of the process's own map of memory that are read: some thousand mappings of 24 lines.
+pub const SMAPS_LINES: usize = 100_000;
+
+/// Bytes that must stay free on the disk of the state directory when weights are put there: what is
+/// acknowledged to clients and operators has to find room.
+pub const DISK_RESERVE: u64 = 256 << 20;
 
 // ---- shell: supply ----
 

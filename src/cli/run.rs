@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow};
 use blochd::config::{Flag, Loaded, Problem};
 use blochd::shell::agent::{self, AgentError, ConfigFile, Setup};
+use blochd::shell::cpus;
 use blochd::shell::probe::HostProbe;
 use clap::Args;
 use serde_json::Value;
@@ -69,12 +70,14 @@ impl Run {
         let config_file = file.clone().map(ConfigFile::new);
         let loaded = configured::load(file.as_deref(), &flags).code(Code::Config)?;
         let Loaded { config, warnings, .. } = loaded;
+        cpus::check(&config).code(Code::Config)?;
         let log_level = log::begin(&config);
         warn(&warnings);
         let told = RefCell::new(warnings);
         let reread = Box::new(move || {
             let loaded = configured::load(file.as_deref(), &flags);
             let Loaded { config, warnings, .. } = loaded.map_err(|error| format!("{error:#}"))?;
+            cpus::check(&config).map_err(|error| error.to_string())?;
             // What was told before is known.
             if *told.borrow() != warnings {
                 warn(&warnings);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use blochd::shell::engine::{Search, inspect, locate};
@@ -56,10 +56,23 @@ enum What {
     },
     /// Show every ONNX Runtime on this machine, and which one is used.
     List,
+    /// One line of JSON: the library that is used.
+    #[command(hide = true)]
+    Locate {
+        #[arg(long)]
+        library: Option<PathBuf>,
+    },
 }
 
 impl Runtime {
     pub fn run(self) -> Result<(), Failure> {
+        // The agent asks; it has read its configuration.
+        if let (What::Locate { library }, Some(state)) = (&self.what, &self.state_dir) {
+            let located = locate(&Search::new(library.clone(), Path::new(state)));
+            let located = located.code(Code::Unavailable)?;
+            println!("{}", serde_json::to_string(&located).code(Code::Software)?);
+            return Ok(());
+        }
         let flag = configured::flag("--state-dir", "state_dir", self.state_dir.as_deref());
         let flags: Vec<_> = flag.into_iter().collect();
         let file = configured::file(self.config);
@@ -85,7 +98,9 @@ impl Runtime {
                 let installed = supply::import(&state, &from, allow_unlisted);
                 installed_says(&installed.map_err(|error| failure(error, Code::Data))?, self.json)
             }
-            What::List => list(&Search::new(config.runtime_library, &state), self.json),
+            What::List | What::Locate { .. } => {
+                list(&Search::new(config.runtime_library, &state), self.json)
+            }
         }
     }
 }

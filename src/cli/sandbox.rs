@@ -1,6 +1,6 @@
 //! How a command that touches a model keeps itself from everything else.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
 use blochd::shell::children::confine::{self, Needs};
@@ -31,6 +31,11 @@ enum SandboxArg {
 impl SandboxArgs {
     pub fn is_off(&self) -> bool {
         self.sandbox == SandboxArg::Off
+    }
+
+    /// The folder for what is kept for a while, where there is one.
+    pub fn scratch(&self) -> Option<&Path> {
+        self.scratch.as_deref()
     }
 
     /// Confines this process, which has one thread and has opened nothing yet. `tell`: one line of JSON says

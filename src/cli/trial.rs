@@ -6,16 +6,16 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
-use blochd::onnx::{Engine, ExecError, Session, Tensor};
+use blochd::onnx::{Engine, ExecError, Model, Session, Tensor};
 use blochd::protocol::{Inputs, Signature, suitable};
 use blochd::shell::children::confine::Needs;
 use blochd::shell::children::is_out_of_memory;
 use blochd::shell::children::trial::RanOn;
-use blochd::shell::engine::{self, EngineOptions, LiveSession, OrtEngine, Search};
+use blochd::shell::engine::{self, EngineOptions, LiveSession, OrtEngine, Pool, Search};
 use blochd::shell::inputs::{self, SampleError};
 use blochd::shell::npz::NpzError;
-use blochd::shell::{models, places};
-use blochd::units::Percentile;
+use blochd::shell::{cpus, models, places};
+use blochd::units::{Digest, Percentile};
 use clap::Args;
 use serde_json::json;
 
@@ -48,6 +48,9 @@ pub struct Trial {
     /// Threads of ONNX Runtime.
     #[arg(long, default_value_t = 1)]
     threads: usize,
+    /// CPUs that this process is bound to, with commas [default: those that it may use].
+    #[arg(long, value_delimiter = ',')]
+    cpus: Vec<usize>,
     /// ONNX Runtime library, instead of the one that is found.
     #[arg(long)]
     runtime: Option<PathBuf>,
@@ -58,6 +61,9 @@ pub struct Trial {
     /// Print one line of JSON.
     #[arg(long)]
     json: bool,
+    /// Look whether the model answers alike when its weights are lent to it.
+    #[arg(long, hide = true)]
+    lend: bool,
     #[command(flatten)]
     sandbox: SandboxArgs,
 }
@@ -74,6 +80,12 @@ fn lent(inputs: &Inputs) -> Vec<(&str, &Tensor)> {
 
 impl Trial {
     pub fn run(self) -> Result<(), Failure> {
+        if !self.cpus.is_empty()
+            && let Err(error) = cpus::bind(&self.cpus)
+        {
+            // What it then finds holds for other CPUs, and no less for the model.
+            eprintln!("blochd: not bound to CPUs {:?}: {error}", self.cpus);
+        }
         let state = self.state_dir.clone().unwrap_or_else(places::state_dir);
         let search = Search::new(self.runtime.clone(), &state);
         let mut needs = Needs::model(&self.model);
@@ -97,12 +109,17 @@ impl Trial {
         let us = |p: Percentile| p.of(&times).map(|t| t.as_secs_f64() * 1e6);
         let (p50, p99) = (us(Percentile::P50), us(Percentile::P99));
         let peak = peak_memory();
+        let lends = match &run {
+            Some(run) if self.lend => self.lends(&engine, &model, session, run),
+            Some(_) | None => Err("it was run on nothing".to_owned()),
+        };
         if self.json {
             println!(
                 "{}",
                 json!({
                     "p50_us": p50, "p99_us": p99, "load_ms": load_ms, "runs": times.len(),
                     "ran_on": run.map(|run| run.on), "why": why,
+                    "lends": lends.is_ok(), "lends_not": lends.err(),
                     "peak_memory_bytes": peak, "engine": engine.identity(),
                 })
             );
@@ -122,6 +139,40 @@ impl Trial {
             println!("  latency  not known, {why}; --inputs or --shape AXIS=SIZE may help");
         }
         Ok(())
+    }
+
+    /// Whether the model answers alike, to the last bit, with its weights lent to it. The runtime looks for
+    /// what it is lent by name, after it has changed the graph to its liking: where it gave a name to other
+    /// elements, what was lent would be the wrong ones.
+    fn lends(
+        &self,
+        engine: &OrtEngine,
+        model: &Model,
+        mut session: LiveSession,
+        run: &Run,
+    ) -> Result<(), String> {
+        let words = |error: ExecError| error.to_string();
+        let answers = |session: &mut LiveSession| -> Result<Vec<_>, String> {
+            let outputs = session.run(&lent(&run.inputs), &[]).map_err(words)?;
+            let outputs = outputs.into_iter();
+            Ok(outputs.map(|o| (o.dtype, o.shape.clone(), Digest::of(&o.data))).collect())
+        };
+        let alone = answers(&mut session)?;
+        // Two at a time would take more memory than serving does.
+        drop(session);
+        let pool = match self.sandbox.scratch() {
+            Some(folder) => Pool::in_folder(folder.to_owned()),
+            None => Pool::in_memory(),
+        };
+        let weights = pool.hold(model, 2).map_err(words)?;
+        let weights = weights.ok_or("it has no weights that could be lent")?;
+        let lent = pool.lend(engine.runtime(), "trial", &weights).map_err(words)?;
+        let mut session = engine.open_lent(model, Some(&lent)).map_err(words)?;
+        weights.release();
+        if answers(&mut session)? == alone {
+            return Ok(());
+        }
+        Err("its answers differ when its weights are lent to it".to_owned())
     }
 
     fn name(&self) -> String {

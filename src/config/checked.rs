@@ -128,6 +128,8 @@ pub struct ModelConfig {
     pub instances: usize,
     /// Threads inside one operator.
     pub intra_op_threads: Threads,
+    /// Which CPUs these threads are bound to.
+    pub cpus: Cpus,
     /// Requests that may wait.
     pub queue_length: usize,
     /// A request that is not answered by then is refused.
@@ -221,6 +223,42 @@ impl fmt::Display for Threads {
     }
 }
 
+/// Which CPUs the threads of a model's sessions are bound to, one a thread.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cpus {
+    /// To none: the kernel moves them as it sees fit.
+    None,
+    /// As many as there are threads, from the last one down; models that ask for this follow one another.
+    Auto,
+    /// These, in this order and from the first again; none stands twice.
+    List(Vec<usize>),
+}
+
+impl Cpus {
+    /// The CPU of each of `threads` threads, where `usable` are those that the agent may use, ascending, and
+    /// other models with [`Cpus::Auto`] come before with `before` threads. Empty: they are not bound.
+    pub fn assign(&self, usable: &[usize], threads: usize, before: usize) -> Vec<usize> {
+        match self {
+            Self::None => Vec::new(),
+            Self::Auto => usable.iter().rev().copied().cycle().skip(before).take(threads).collect(),
+            Self::List(list) => list.iter().copied().cycle().take(threads).collect(),
+        }
+    }
+}
+
+impl fmt::Display for Cpus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => f.write_str("none"),
+            Self::Auto => f.write_str("auto"),
+            Self::List(list) => {
+                let list: Vec<String> = list.iter().map(usize::to_string).collect();
+                f.write_str(&list.join(", "))
+            }
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogLevel {
     Error,
@@ -299,6 +337,7 @@ impl Default for ModelConfig {
             quality_floor: 0.9,
             instances: 1,
             intra_op_threads: Threads::Auto,
+            cpus: Cpus::None,
             queue_length: QUEUE_LENGTH,
             request_timeout: Span::secs(10),
             max_batch: 1,

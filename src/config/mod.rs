@@ -19,7 +19,7 @@ mod values;
 mod tests;
 
 pub use checked::{
-    Accelerator, Budget, Config, Devices, LogFormat, LogLevel, Method, ModelConfig, Policy,
+    Accelerator, Budget, Config, Cpus, Devices, LogFormat, LogLevel, Method, ModelConfig, Policy,
     Sandbox, Socket, Threads, TraceDir,
 };
 pub use diff::{Change, Diff};

@@ -100,6 +100,7 @@ pub static MODEL: &[Setting<ModelConfig>] = &[
     model!("quality_floor", Scalar, |t| read::number(t, 0.0, 1.0), quality_floor),
     model!("instances", Scalar, |t| read::whole(t, 1, limits::INSTANCES), instances),
     model!("intra_op_threads", Scalar, read::threads, intra_op_threads),
+    model!("cpus", List, read::cpus, cpus),
     model!("queue_length", Scalar, |t| read::whole(t, 1, limits::LONGEST_QUEUE), queue_length),
     model!("request_timeout", Scalar, read::wait, request_timeout),
     model!("max_batch", Scalar, |t| read::whole(t, 1, limits::BATCH_ROWS), max_batch),
@@ -308,7 +309,7 @@ impl Reader {
             | (Shape::Path | Shape::Scalar | Shape::List, Value::Map(_)) => {
                 let right = match setting.shape {
                     Shape::Path | Shape::Scalar => "write a single value",
-                    Shape::List => "write a list, such as [0.9, 0.75]",
+                    Shape::List => "write a list, such as [2, 3]",
                     Shape::Pair => "write it as {p99: 40ms}",
                 };
                 let what = format!("`{}` has a value of the wrong form", setting.path);
@@ -325,7 +326,7 @@ impl Reader {
         for item in items {
             let Value::Scalar(text) = item.value else {
                 let what = format!("an item of `{}` is not a single value", setting.path);
-                self.problem(item.at, what, "write a list, such as [0.9, 0.75]".to_owned());
+                self.problem(item.at, what, "write a list, such as [2, 3]".to_owned());
                 return None;
             };
             if let Err(wrong) = (setting.set)(&mut T::default(), &text) {

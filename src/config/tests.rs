@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 
-use super::checked::{Budget, LogLevel, Method, Threads};
+use super::checked::{Budget, Cpus, LogLevel, Method, Threads};
 use super::*;
 use crate::units::{ByteSize, Percentile, Span};
 
@@ -79,7 +79,7 @@ fn every_value_is_read_into_its_type() {
         "model_dir: models\nstate_dir: /s\nhttp_address: '[::]:80'\nmetrics_address: localhost:9\n\
          runtime_library: lib/ort.so\nlog_level: debug\nlog_format: json\n\
          trial: {memory: 1GiB}\nbuild: {nice: 5}\n\
-         defaults:\n  budget: {p95: 12.5ms}\n  intra_op_threads: 3\n  \
+         defaults:\n  budget: {p95: 12.5ms}\n  intra_op_threads: 3\n  cpus: [3, 0]\n  \
          ladder: {ratios: [0.5, 0.8], method: magnitude, enabled: false}\n",
     )
     .unwrap();
@@ -94,6 +94,7 @@ fn every_value_is_read_into_its_type() {
     let limit = Span::micros(12_500);
     assert_eq!(defaults.budget, Some(Budget { percentile: Percentile::P95, limit }));
     assert_eq!(defaults.intra_op_threads, Threads::Count(3));
+    assert_eq!(defaults.cpus, Cpus::List(vec![3, 0]));
     assert_eq!(defaults.ladder.ratios, [0.8, 0.5]);
     assert_eq!(defaults.ladder.method, Method::Magnitude);
     assert!(!defaults.ladder.enabled);
@@ -509,4 +510,36 @@ fn the_committed_schemas_are_those_of_the_table_of_settings() {
     };
     assert_eq!(bare(&made), Vec::<String>::new());
     assert_eq!(bare(&made["$defs"]["model"]), Vec::<String>::new());
+}
+
+#[test]
+fn cpus_are_a_list_of_numbers_or_a_word() {
+    let cpus = |text: &str| load(&format!("defaults: {{cpus: {text}}}")).map(|c| c.defaults.cpus);
+    assert_eq!(load("").unwrap().defaults.cpus, Cpus::None);
+    assert_eq!(cpus("none").unwrap(), Cpus::None);
+    assert_eq!(cpus("auto").unwrap(), Cpus::Auto);
+    assert_eq!(cpus("2").unwrap(), Cpus::List(vec![2]));
+    assert_eq!(cpus("[2, 0]").unwrap(), Cpus::List(vec![2, 0]));
+    for (text, problem) in [
+        ("[2, 2]", "stands twice"),
+        ("[8192]", "out of range"),
+        ("[-1]", "a whole number"),
+        ("[2-3]", "a whole number"),
+        ("[]", "no CPU is named"),
+        ("all", "a whole number"),
+        ("{a: 1}", "wrong form"),
+    ] {
+        let words = cpus(text).unwrap_err().to_string();
+        assert!(words.contains(problem) && words.contains("agent.yaml:1:"), "{text}: {words}");
+    }
+}
+
+#[test]
+fn threads_are_bound_in_the_order_of_the_list_or_from_the_last_cpu_down() {
+    let usable = [0, 1, 4, 5];
+    assert_eq!(Cpus::None.assign(&usable, 3, 0), [0; 0]);
+    assert_eq!(Cpus::List(vec![4, 1]).assign(&usable, 3, 7), [4, 1, 4]);
+    assert_eq!(Cpus::Auto.assign(&usable, 2, 0), [5, 4]);
+    assert_eq!(Cpus::Auto.assign(&usable, 3, 3), [0, 5, 4], "after three threads of another model");
+    assert_eq!(Cpus::Auto.assign(&[], 3, 0), [0; 0]);
 }

@@ -9,7 +9,7 @@ use crate::limits::{self, SOCKET_PATH_BYTES};
 use crate::units::{ByteSize, Percentile, Span, UnitError, is_latency_ratio};
 
 use super::checked::{
-    Accelerator, Budget, LogFormat, LogLevel, Method, Sandbox, Socket, Threads, TraceDir,
+    Accelerator, Budget, Cpus, LogFormat, LogLevel, Method, Sandbox, Socket, Threads, TraceDir,
 };
 use super::error::{Wrong, did_you_mean};
 
@@ -28,7 +28,7 @@ macro_rules! show_by_display {
     )*};
 }
 
-show_by_display!(SocketAddr, Span, ByteSize, Budget, Threads, bool, usize, i32, u64, f64);
+show_by_display!(SocketAddr, Span, ByteSize, Budget, Threads, Cpus, bool, usize, i32, u64, f64);
 
 impl Show for PathBuf {
     fn show(&self) -> String {
@@ -241,6 +241,30 @@ pub(super) fn threads(text: &str) -> Result<Threads, Wrong> {
     whole(text, 1, limits::INTRA_OP_THREADS)
         .map(Threads::Count)
         .map_err(|wrong| Wrong::new(wrong.what, format!("{}, or auto", wrong.right)))
+}
+
+/// `none`, `auto`, or numbers with commas.
+pub(super) fn cpus(text: &str) -> Result<Cpus, Wrong> {
+    let text = text.trim();
+    match text {
+        "none" => return Ok(Cpus::None),
+        "auto" => return Ok(Cpus::Auto),
+        _ => {}
+    }
+    let right = "write none, auto, or the numbers of CPUs, such as [2, 3]";
+    let mut list = Vec::new();
+    for item in text.split(',').map(str::trim).filter(|item| !item.is_empty()) {
+        let most = limits::CPU_NUMBERS - 1;
+        let cpu = whole(item, 0, most).map_err(|wrong| Wrong::new(wrong.what, right))?;
+        if list.contains(&cpu) {
+            return Err(Wrong::new(format!("{item} stands twice"), "remove one"));
+        }
+        list.push(cpu);
+    }
+    if list.is_empty() {
+        return Err(Wrong::new("no CPU is named".to_owned(), right));
+    }
+    Ok(Cpus::List(list))
 }
 
 /// `p99: 40ms`, `p99=40ms`, `40ms` (p99 is meant) or `none`.

@@ -7,6 +7,7 @@ mod error;
 pub mod exec;
 mod external;
 mod graph;
+mod lend;
 mod model;
 mod operator;
 mod patch;
@@ -25,6 +26,7 @@ pub mod proto {
 pub use error::OnnxError;
 pub use exec::{DType, Engine, ExecError, Session, Shapes, Tensor, ValueType, free_axis};
 pub use graph::{Attrs, Graph, NodeId, Use, Weight};
+pub use lend::{Constant, constants};
 pub use model::{Encoded, Model, entry, tensor};
 pub use operator::{Matrix, Operator, OperatorKind, operators};
 pub use patch::{Patch, attr_float, attr_int, attr_ints, extract, with_outputs};

@@ -20,6 +20,8 @@ pub struct Model {
     proto: ModelProto,
     /// Contents of the external data files, by the location that the tensors name.
     external: BTreeMap<String, Bytes>,
+    /// The file that it was decoded from; `None` for one that was edited.
+    file: Option<Bytes>,
 }
 
 /// A model as it is to be written: the ONNX file and, where the model keeps weights outside, the
@@ -51,7 +53,7 @@ impl Model {
             offset: wire::broken_at(&file),
             reason: error.to_string(),
         })?;
-        Self::from_proto(proto)
+        Ok(Self { file: Some(file), ..Self::from_proto(proto)? })
     }
 
     /// Wraps a message after the same checks as [`Model::decode`].
@@ -60,13 +62,13 @@ impl Model {
     /// As [`Model::decode`].
     pub fn from_proto(proto: ModelProto) -> Result<Self, OnnxError> {
         check_model(&proto)?;
-        Ok(Self { proto, external: BTreeMap::new() })
+        Ok(Self { proto, external: BTreeMap::new(), file: None })
     }
 
     /// The same external data under another message (the result of an edit of this model).
     pub(super) fn with_proto(&self, proto: ModelProto) -> Result<Self, OnnxError> {
         check_model(&proto)?;
-        Ok(Self { proto, external: self.external.clone() })
+        Ok(Self { proto, external: self.external.clone(), file: None })
     }
 
     /// The message.
@@ -172,6 +174,17 @@ impl Model {
     pub fn encode_inline(&self) -> Result<Vec<u8>, OnnxError> {
         let proto = self.inlined()?;
         proto.try_encode_to_vec().map_err(|_| too_large(&proto))
+    }
+
+    /// As [`Model::encode_inline`]; nothing is copied where the model stands in its file as it is.
+    ///
+    /// # Errors
+    /// As [`Model::encode_inline`].
+    pub fn inline(&self) -> Result<Bytes, OnnxError> {
+        match &self.file {
+            Some(file) if self.external_files()?.is_empty() => Ok(file.clone()),
+            Some(_) | None => self.encode_inline().map(Bytes::from),
+        }
     }
 
     /// Bytes of the whole model in one message, see [`Model::encode_inline`].

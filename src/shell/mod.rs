@@ -3,8 +3,10 @@
 pub mod agent;
 pub mod children;
 pub mod config_parts;
+pub mod cpus;
 pub mod engine;
 pub mod files;
+pub mod frugal;
 pub mod inputs;
 pub mod metrics;
 pub mod models;

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use super::Agent;
 use super::companions::CALIBRATION;
 use super::confined::Seen;
-use super::event::{Event, Fate};
+use super::event::{Event, Fate, Lending};
 use super::served::{Build, Candidate, Served, Standby};
 use crate::arrivals::VersionKey;
 use crate::ladder::Manifest;
@@ -330,6 +330,7 @@ impl Agent {
                 p50: Some(p50),
                 p99: Some(p99),
                 ran_on: None,
+                lending: Lending::Off,
                 standby,
                 held_until: None,
                 faults: 0,

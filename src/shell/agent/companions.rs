@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use super::Agent;
 use crate::config::Policy;
 use crate::limits;
+use crate::shell::cpus::{self, NotUsable};
 use crate::shell::{files, watch};
 
 /// Name of a model's samples.
@@ -33,9 +34,23 @@ impl Agent {
             }
         };
         match Policy::parse(&path.display().to_string(), &text) {
-            Ok(policy) => drop(self.policies.insert(model.to_owned(), policy)),
+            Ok(policy) => match self.check_cpus(model, &policy) {
+                Ok(()) => drop(self.policies.insert(model.to_owned(), policy)),
+                Err(error) => {
+                    tracing::error!(model, "policy refused: {}: {error}", path.display());
+                }
+            },
             // The last good one stays in force.
             Err(errors) => tracing::error!(model, "policy refused: {errors}"),
+        }
+    }
+
+    /// Whether a policy names only CPUs that this box has for the agent.
+    fn check_cpus(&self, model: &str, policy: &Policy) -> Result<(), NotUsable> {
+        match (self.config.model(model, Some(policy)), cpus::usable()) {
+            (Ok(config), Ok(usable)) => cpus::check_model(&config, &usable, "cpus"),
+            // What is wrong with the rest, and a box that does not tell, is for others to say.
+            (Err(_), _) | (_, Err(_)) => Ok(()),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::devices::VendorEvent;
@@ -11,6 +12,7 @@ use crate::ladder::Manifest;
 use crate::protocol::Signature;
 use crate::shell::children::trial::RanOn;
 use crate::shell::children::{Blame, ChildError};
+use crate::shell::engine::Weights;
 use crate::shell::slot::{Command, Notice, Runner};
 use crate::shell::store::{Damage, Drawn, LadderId};
 use crate::shell::watch::Listing;
@@ -75,6 +77,23 @@ pub struct Opened {
     pub p99: Option<Duration>,
     /// What it was tried and warmed on.
     pub ran_on: Option<RanOn>,
+    pub lending: Lending,
+}
+
+/// Whether a variant's sessions hold their weights together with others.
+#[derive(Debug, Clone, Default)]
+pub enum Lending {
+    /// They do not: its trial has not said that it answers alike then.
+    #[default]
+    Off,
+    /// They do. Weights that cost no memory are kept for when it is loaded again.
+    On(Option<Arc<Weights>>),
+}
+
+impl Lending {
+    pub fn is_on(&self) -> bool {
+        matches!(self, Self::On(_))
+    }
 }
 
 /// Samples of live requests as an archive of arrays.

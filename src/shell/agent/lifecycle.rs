@@ -12,9 +12,11 @@ use super::prepare::Loader;
 use super::recording::Demand;
 use super::served::{Build, Candidate, Served, Standby};
 use crate::arrivals::VersionKey;
+use crate::config::{Cpus, ModelConfig};
 use crate::limits;
 use crate::schedule::Batching;
 use crate::shell::children::Memory;
+use crate::shell::cpus;
 use crate::shell::slot::{Entry, ModelState, Slot, SlotOptions, VariantInfo};
 use crate::shell::store::Quarantined;
 use crate::units::Digest;
@@ -28,9 +30,14 @@ impl Agent {
         let config = self.model_config(model);
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let mut loader = self.loader.clone();
+        model.clone_into(&mut loader.model);
+        // What its dense model does, its other variants and the next version are likely to do.
+        let dense = self.served.get(model).and_then(|served| served.candidates.first());
+        loader.expects_lending = dense.is_some_and(|dense| dense.lending.is_on());
         loader.instances = config.instances.max(1);
         loader.batching = Batching { rows: config.max_batch, delay: config.max_queue_delay.into() };
         loader.threads = config.intra_op_threads.count(cores, loader.instances);
+        loader.cpus = self.cpus_for(model, &config, loader.threads * loader.instances);
         loader.trial_timeout = self.config.trial.timeout.into();
         loader.trial_memory = Memory::or_part(self.config.trial.memory, limits::TRIAL_MEMORY_PARTS);
         loader.sandbox = self.config.sandbox;
@@ -40,6 +47,25 @@ impl Agent {
         let reasons = quarantined.map(|(digest, why)| (*digest, why.reason.clone()));
         loader.quarantined = Arc::new(reasons.collect());
         loader
+    }
+
+    /// Where a model's threads are bound. Those that leave it to the agent follow the threads of the models
+    /// before them, by name, that do the same.
+    fn cpus_for(&self, model: &str, config: &ModelConfig, threads: usize) -> Vec<usize> {
+        let before = self.served.iter().take_while(|(name, _)| name.as_str() < model);
+        let before = before.map(|(_, served)| &served.config);
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let count = |config: &ModelConfig| {
+            config.instances * config.intra_op_threads.count(cores, config.instances)
+        };
+        let before = before.filter(|config| config.cpus == Cpus::Auto).map(count).sum();
+        match cpus::usable() {
+            Ok(usable) => config.cpus.assign(&usable, threads, before),
+            Err(error) => {
+                tracing::warn!(model, "its threads are not bound: {error}");
+                Vec::new()
+            }
+        }
     }
 
     /// Loads and tries a version that has settled.
@@ -61,7 +87,8 @@ impl Agent {
         tokio::spawn(async move {
             let _one_at_a_time = permits.acquire_owned().await;
             let external = loader.external(path.clone()).await;
-            let room = if beside { loader.room_for(path.clone()).await } else { Ok(()) };
+            let lends = loader.expects_lending;
+            let room = if beside { loader.room_for(path.clone(), lends).await } else { Ok(()) };
             let outcome = match room {
                 Ok(()) => loader.prepare(path.clone()).await,
                 Err(unfit) => Err(unfit),
@@ -170,6 +197,7 @@ impl Agent {
             p50: opened.p50,
             p99: opened.p99,
             ran_on: opened.ran_on,
+            lending: opened.lending,
             standby: Standby::InService,
             held_until: None,
             faults: 0,

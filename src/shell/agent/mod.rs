@@ -59,11 +59,11 @@ use crate::config::{Change, Config, LogLevel, ModelConfig, Policy};
 use crate::governor::{self, Verdict};
 use crate::limits;
 use crate::schedule::Batching;
-use crate::shell::children::{Memory, Wish};
-use crate::shell::engine::{Runtime, RuntimeError, Search, init};
+use crate::shell::children::{Memory, Wish, this_program};
+use crate::shell::engine::{Found, Pool, RuntimeError, Search};
 use crate::shell::metrics::Metrics;
 use crate::shell::serve::{self, App};
-use crate::shell::slot::{Command, Commands, Notice, Repository};
+use crate::shell::slot::{Command, Commands, IndexEntry, ModelState, Notice, Repository};
 use crate::shell::store::{LadderId, Store, StoreError};
 use crate::shell::watch::{self, Listing};
 
@@ -160,7 +160,7 @@ struct Agent {
 pub async fn run(setup: Setup) -> Result<(), AgentError> {
     let config = &setup.config;
     let search = Search::new(config.runtime_library.clone(), &config.state_dir);
-    let runtime = init(&search)?;
+    let runtime = Found::new(&search, &this_program())?;
     let store = Store::open(&config.state_dir)?;
     std::fs::create_dir_all(&config.model_dir)
         .map_err(|source| AgentError::ModelDir { path: config.model_dir.clone(), source })?;
@@ -216,15 +216,19 @@ struct Ends {
 }
 
 impl Agent {
-    fn new(setup: Setup, runtime: Runtime, store: Store, ends: Ends) -> Self {
+    fn new(setup: Setup, runtime: Found, store: Store, ends: Ends) -> Self {
         let Setup { config, config_file, reread, log_level, hardware } = setup;
         let Ends { events, notices, repository, metrics, status } = ends;
         let now = Instant::now();
         let loader = Loader {
             library: runtime.library().path.clone(),
             runtime,
+            pool: Arc::new(Pool::in_folder(store.children_dir())),
+            model: String::new(),
+            expects_lending: false,
             threads: 1,
             instances: 1,
+            cpus: Vec::new(),
             batching: Batching::OFF,
             trial_timeout: config.trial.timeout.into(),
             trial_memory: Memory::or_part(config.trial.memory, limits::TRIAL_MEMORY_PARTS),
@@ -295,8 +299,7 @@ impl Agent {
         self.follow_devices();
         let changed = Arc::new(Notify::new());
         let _config_watcher = self.watch_config(&changed);
-        let mut tick = tokio::time::interval(limits::TICK);
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        self.tick();
         let mut rescan = tokio::time::interval(self.config.arrivals.rescan.into());
         let look = Arc::clone(&self.look);
         loop {
@@ -308,7 +311,7 @@ impl Agent {
                 Some(event) = queue.recv() => self.event(event),
                 Some(notice) = noticed.recv() => self.event(Event::Notice(notice)),
                 Some(command) = commands.recv() => self.event(Event::Command(command)),
-                _ = tick.tick() => {
+                () = due(Some(self.next_tick())) => {
                     self.tick();
                     self.keep_samples();
                 }
@@ -327,6 +330,16 @@ impl Agent {
         }
         self.watcher = None;
         Ok(self)
+    }
+
+    /// When the next turn is due. With nothing to serve, load or build, only the watchdog waits for it.
+    fn next_tick(&self) -> Instant {
+        let is_loading = |entry: &IndexEntry| entry.state == ModelState::Loading;
+        let idle = self.served.is_empty()
+            && self.building.is_none()
+            && self.repository.is_ready()
+            && !self.repository.index().iter().any(is_loading);
+        self.last_tick + if idle { limits::IDLE_TICK } else { limits::TICK }
     }
 
     fn event(&mut self, event: Event) {
@@ -464,7 +477,8 @@ impl Agent {
         let sessions = |config: &ModelConfig| {
             let queue = (config.queue_length, config.request_timeout);
             let batching = (config.max_batch, config.max_queue_delay);
-            (config.instances, config.intra_op_threads, queue, batching)
+            let threads = (config.instances, config.intra_op_threads, config.cpus.clone());
+            (threads, queue, batching)
         };
         let ladder = served.config.ladder != config.ladder || served.calibration != calibration;
         if sessions(&served.config) == sessions(&config) && !ladder {

@@ -8,28 +8,40 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::confined::Seen;
-use super::event::{Fate, Opened, Prepared, Unfit};
+use super::event::{Fate, Lending, Opened, Prepared, Unfit};
 use super::memory;
 use crate::config::Sandbox;
 use crate::limits;
-use crate::onnx::Engine;
+use crate::onnx::{ExecError, Model};
 use crate::protocol::{Inputs, Signature};
 use crate::schedule::Batching;
 use crate::shell::children::trial::{RanOn, TrialJob, TrialReport, attempt};
 use crate::shell::children::{Memory, Wish, this_program};
-use crate::shell::engine::{EngineOptions, OrtEngine, Runtime};
+use crate::shell::engine::{EngineOptions, Found, OrtEngine, Pool, Weights};
+use crate::shell::frugal;
 use crate::shell::inputs;
 use crate::shell::models;
 use crate::shell::slot::{Batched, Runner, check_rows};
 use crate::units::Digest;
 
+/// One session an instance.
+type Sessions = Vec<Box<dyn Runner>>;
+
 /// How variants are loaded and tried.
 #[derive(Clone)]
 pub struct Loader {
-    pub runtime: Runtime,
+    pub runtime: Found,
     pub library: PathBuf,
+    /// The weights that sessions hold together.
+    pub pool: Arc<Pool>,
+    /// The model's name.
+    pub model: String,
+    /// Whether its sessions are taken to hold their weights together, as long as no trial has said so.
+    pub expects_lending: bool,
     pub threads: usize,
     pub instances: usize,
+    /// The CPU of every thread of every instance, in order; empty: they are not bound.
+    pub cpus: Vec<usize>,
     /// How many rows of requests may be run together, where a variant can do that.
     pub batching: Batching,
     /// Wall time and memory of a trial.
@@ -46,19 +58,28 @@ pub struct Loader {
 }
 
 impl Loader {
-    fn engine(&self) -> OrtEngine {
-        let options = EngineOptions { intra_op_threads: self.threads, ..EngineOptions::default() };
-        OrtEngine::new(&self.runtime, options)
+    /// How one instance is loaded.
+    fn options(&self, instance: usize) -> EngineOptions {
+        EngineOptions {
+            intra_op_threads: self.threads,
+            cpus: self.cpus_of(instance).to_vec(),
+            ..EngineOptions::default()
+        }
+    }
+
+    /// Where the threads of one instance are bound.
+    fn cpus_of(&self, instance: usize) -> &[usize] {
+        self.cpus.chunks(self.threads.max(1)).nth(instance).unwrap_or_default()
     }
 
     /// Device, provider and runtime version: what latencies hold for.
     pub fn identity(&self) -> String {
-        self.engine().identity()
+        self.runtime.identity(&self.options(0))
     }
 
     /// Channels in which the provider's cores work, where that is known.
     pub fn alignment(&self) -> Option<usize> {
-        self.engine().provider().alignment()
+        self.options(0).provider.alignment()
     }
 
     /// Reads, tries and loads a dense model.
@@ -94,8 +115,8 @@ impl Loader {
         tokio::task::spawn_blocking(move || models::external_files(&path).ok()).await.ok()?
     }
 
-    /// Whether the model at `path` finds place in memory.
-    pub async fn room_for(&self, path: PathBuf) -> Result<(), Unfit> {
+    /// Whether the model at `path` finds place in memory, with its weights held together or not.
+    pub async fn room_for(&self, path: PathBuf, lends: bool) -> Result<(), Unfit> {
         let instances = self.instances;
         blocking(move || {
             let unfit = |why| Unfit {
@@ -103,7 +124,7 @@ impl Loader {
                 reason: format!("{}: {why}", path.display()),
                 fate: Fate::Later,
             };
-            memory::room_for(&path, instances).map_err(unfit)
+            memory::room_for(&path, instances, lends).map_err(unfit)
         })
         .await
     }
@@ -119,8 +140,13 @@ impl Loader {
         path: PathBuf,
         digest: Digest,
         ran_on: Option<RanOn>,
-    ) -> Result<Vec<Box<dyn Runner>>, Unfit> {
-        blocking(move || Ok(self.sessions(&path, digest, ran_on)?.0)).await
+        lending: Lending,
+    ) -> Result<(Sessions, Lending), Unfit> {
+        blocking(move || {
+            let (sessions, _, lending) = self.sessions(&path, digest, ran_on, lending)?;
+            Ok((sessions, lending))
+        })
+        .await
     }
 
     fn digest(&self, path: &Path) -> Result<Digest, Unfit> {
@@ -142,12 +168,19 @@ impl Loader {
             tracing::warn!("the trial of {}: {why}", path.display());
         }
         let ran_on = report.ran_on;
+        let lending = if report.lends { Lending::On(None) } else { Lending::Off };
+        if let Some(why) = &report.lends_not {
+            tracing::debug!("{} holds its weights alone: {why}", path.display());
+        }
+        if self.expects_lending && !report.lends {
+            self.room_for(path.to_owned(), false).await?;
+        }
         let (file, loader) = (path.to_owned(), self.clone());
-        let (sessions, signature) =
-            blocking(move || loader.sessions(&file, digest, ran_on)).await?;
+        let (sessions, signature, lending) =
+            blocking(move || loader.sessions(&file, digest, ran_on, lending)).await?;
         let micros = |us: f64| Duration::from_secs_f64((us / 1e6).clamp(0.0, 3600.0));
         let (p50, p99) = (report.p50_us.map(micros), report.p99_us.map(micros));
-        Ok((Opened { sessions, p50, p99, ran_on }, signature))
+        Ok((Opened { sessions, p50, p99, ran_on, lending }, signature))
     }
 
     async fn trial(&self, path: &Path, digest: Digest) -> Result<TrialReport, Unfit> {
@@ -155,6 +188,7 @@ impl Loader {
             model: path.to_owned(),
             runtime: self.library.clone(),
             threads: self.threads,
+            cpus: self.cpus_of(0).to_vec(),
             runs: limits::TRIAL_RUNS,
             timeout: self.trial_timeout,
             memory: self.trial_memory,
@@ -178,7 +212,8 @@ impl Loader {
         path: &Path,
         digest: Digest,
         ran_on: Option<RanOn>,
-    ) -> Result<(Vec<Box<dyn Runner>>, Signature), Unfit> {
+        lending: Lending,
+    ) -> Result<(Sessions, Signature, Lending), Unfit> {
         let unfit = |reason: String, fate| Unfit { digest: Some(digest), reason, fate };
         let model = models::load_copied(path).map_err(|error| unfit(chain(&error), Fate::Later))?;
         // Between the trial and now the file may have been replaced: never serve what was not tried.
@@ -186,14 +221,24 @@ impl Loader {
             let reason = "the file changed while it was loaded".to_owned();
             return Err(unfit(reason, Fate::WhenChanged));
         }
-        let engine = self.engine();
+        let runtime = self.runtime.load();
+        let runtime = runtime.map_err(|error| unfit(chain(&error), Fate::Later))?;
         let mut sessions: Vec<Box<dyn Runner>> = Vec::new();
         let mut signature = None;
-        for _ in 0..self.instances {
-            let session =
-                engine.open_live(&model).map_err(|error| unfit(chain(&error), Fate::Later))?;
+        let later = |error: ExecError| unfit(chain(&error), Fate::Later);
+        let weights = self.weights(&model, lending).map_err(later)?;
+        let lend = |weights| self.pool.lend(&runtime, &self.model, weights);
+        let lent = weights.as_ref().map(lend).transpose().map_err(later)?;
+        for instance in 0..self.instances {
+            let engine = OrtEngine::new(&runtime, self.options(instance));
+            let session = engine.open_lent(&model, lent.as_ref()).map_err(later)?;
             signature.get_or_insert_with(|| Signature::from(&session));
             sessions.push(Box::new(session));
+        }
+        drop(model);
+        frugal::give_back_heap();
+        if let Some(weights) = &weights {
+            weights.release();
         }
         let signature = signature
             .ok_or_else(|| unfit("no instance was asked for".into(), Fate::WhenChanged))?;
@@ -201,7 +246,22 @@ impl Loader {
         if let Some(inputs) = &inputs {
             warm(&mut sessions, inputs).map_err(|reason| unfit(reason, Fate::Later))?;
         }
-        Ok((self.batched(path, sessions, &signature, inputs.as_ref()), signature))
+        let sessions = self.batched(path, sessions, &signature, inputs.as_ref());
+        let lending = weights.map_or(Lending::Off, |weights| {
+            Lending::On(Some(weights).filter(|weights| weights.in_files()))
+        });
+        Ok((sessions, signature, lending))
+    }
+
+    /// The weights that the variant's sessions are lent: those that were kept, or those of the model.
+    fn weights(&self, model: &Model, lending: Lending) -> Result<Option<Arc<Weights>>, ExecError> {
+        match lending {
+            Lending::Off => Ok(None),
+            Lending::On(Some(kept)) => Ok(Some(kept)),
+            // One that is loaded through a file of its own is lent nothing.
+            Lending::On(None) if model.inline_size().is_err() => Ok(None),
+            Lending::On(None) => self.pool.hold(model, self.instances),
+        }
     }
 
     /// The sessions as they were, or such as may run several requests as one, where that is asked for and found
@@ -273,7 +333,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
-    use crate::onnx::{ExecError, Tensor};
+    use crate::onnx::Tensor;
 
     #[test]
     fn every_session_runs_once_on_the_whole_request_before_it_serves() {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::event::Lending;
 use super::recording::Demand;
 use crate::arrivals::VersionKey;
 use crate::config::ModelConfig;
@@ -24,6 +25,7 @@ pub struct Candidate {
     pub p99: Option<Duration>,
     /// What the trial ran it on; it is warmed with the same.
     pub ran_on: Option<RanOn>,
+    pub lending: Lending,
     pub standby: Standby,
     /// It waits at least until then, since it failed in service.
     pub held_until: Option<Instant>,

@@ -11,6 +11,7 @@ use super::{Agent, pace, systemd};
 use crate::governor;
 use crate::limits;
 use crate::shell::children::Wish;
+use crate::shell::frugal;
 
 impl Agent {
     pub(super) fn tick(&mut self) {
@@ -38,6 +39,9 @@ impl Agent {
             // Who finds it ready finds in the status what it serves.
             self.tell_status(now);
             self.repository.set_ready(true);
+            // What the start needed is not needed again.
+            frugal::give_back_heap();
+            frugal::give_back_program();
         }
         self.end_probations(now);
         self.tell_status(now);
@@ -157,6 +161,7 @@ impl Agent {
             },
             "models": models, "refused": refused, "quarantine": quarantine,
             "building": self.building.as_ref().map(|(key, _)| key.model.clone()),
+            "shared_weights_bytes": self.loader.pool.bytes(),
             "sandbox": self.loader.confined.status(self.config.sandbox),
             "hardware": hardware, "accelerators": self.devices.status(),
         });

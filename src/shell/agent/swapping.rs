@@ -53,7 +53,7 @@ impl Agent {
             let variant = candidate.info.name.clone();
             tokio::spawn(async move {
                 let _one_at_a_time = permits.acquire_owned().await;
-                let outcome = match loader.room_for(path.clone()).await {
+                let outcome = match loader.room_for(path.clone(), loader.expects_lending).await {
                     Ok(()) => loader.open(path, digest).await,
                     Err(unfit) => Err(unfit),
                 };
@@ -84,6 +84,7 @@ impl Agent {
         match outcome {
             Ok(opened) => {
                 candidate.ran_on = opened.ran_on;
+                candidate.lending = opened.lending;
                 candidate.standby = Standby::Loaded(opened.sessions);
                 self.resume(key, variant);
             }
@@ -201,13 +202,15 @@ impl Agent {
         let (key, variant) = (key.clone(), variant.to_owned());
         let (path, digest) = (candidate.path.clone(), candidate.info.digest);
         let (p50, p99, ran_on) = (candidate.p50, candidate.p99, candidate.ran_on);
+        let lending = candidate.lending.clone();
         tokio::spawn(async move {
             let _one_at_a_time = permits.acquire_owned().await;
-            let sessions = match loader.room_for(path.clone()).await {
-                Ok(()) => loader.reopen(path, digest, ran_on).await,
+            let sessions = match loader.room_for(path.clone(), lending.is_on()).await {
+                Ok(()) => loader.reopen(path, digest, ran_on, lending).await,
                 Err(unfit) => Err(unfit),
             };
-            let outcome = sessions.map(|sessions| Opened { sessions, p50, p99, ran_on });
+            let opened = |(sessions, lending)| Opened { sessions, p50, p99, ran_on, lending };
+            let outcome = sessions.map(opened);
             let _ = events.send(Event::Opened { key, digest, variant, outcome }).await;
         });
     }

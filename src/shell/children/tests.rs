@@ -264,6 +264,7 @@ fn job(timeout: Duration) -> TrialJob {
         model: "m.onnx".into(),
         runtime: "lib.so".into(),
         threads: 1,
+        cpus: Vec::new(),
         runs: 20,
         timeout,
         memory: Memory::Bytes(1 << 40),

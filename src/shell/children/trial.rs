@@ -20,6 +20,8 @@ pub struct TrialJob {
     /// ONNX Runtime's library.
     pub runtime: PathBuf,
     pub threads: usize,
+    /// The CPUs that it is bound to; empty: to none.
+    pub cpus: Vec<usize>,
     /// Timed runs.
     pub runs: usize,
     pub timeout: Duration,
@@ -52,6 +54,12 @@ pub struct TrialReport {
     pub ran_on: Option<RanOn>,
     /// Why it did not run, or not on the samples.
     pub why: Option<String>,
+    /// Whether it answered alike, to the last bit, with its weights lent to it; where it did not, or that was
+    /// not tried, `lends_not` says why.
+    #[serde(default)]
+    pub lends: bool,
+    #[serde(default)]
+    pub lends_not: Option<String>,
     /// Most memory that the child held, bytes, where the kernel tells.
     pub peak_memory_bytes: Option<u64>,
 }
@@ -90,7 +98,12 @@ pub async fn attempt(
     arguments.extend(["--runtime".to_owned(), argument(&job.runtime)]);
     arguments.extend(["--threads".to_owned(), job.threads.to_string()]);
     arguments.extend(["--runs".to_owned(), job.runs.to_string(), "--json".to_owned()]);
+    arguments.push("--lend".to_owned());
     arguments.extend(["--sandbox".to_owned(), job.sandbox.to_string()]);
+    if !job.cpus.is_empty() {
+        let cpus: Vec<String> = job.cpus.iter().map(usize::to_string).collect();
+        arguments.extend(["--cpus".to_owned(), cpus.join(",")]);
+    }
     if let Some(samples) = &job.samples {
         arguments.extend(["--inputs".to_owned(), argument(samples), "--or-made-up".to_owned()]);
     }

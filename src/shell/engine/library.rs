@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::{env, fmt, fs, ptr};
 
 use libloading::{Library, Symbol};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::error::{Looked, RuntimeError, Unusable};
 use crate::limits;
@@ -19,7 +19,7 @@ pub const LIBRARY_VARIABLE: &str = "ORT_DYLIB_PATH";
 const LIBRARY_NAME: &str = "libonnxruntime.so";
 
 /// Which rule of the search led to a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Origin {
     Config,
@@ -93,7 +93,7 @@ impl Search {
 }
 
 /// A library that was found usable.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Located {
     /// The file.
     pub path: PathBuf,

@@ -3,6 +3,7 @@
 
 mod convert;
 mod error;
+mod found;
 pub mod library;
 mod session;
 mod shapes;
@@ -10,6 +11,7 @@ mod shapes;
 pub mod testing;
 #[cfg(test)]
 mod tests;
+mod weights;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,8 +21,10 @@ use ort::environment::Environment;
 use ort::logging::LogLevel;
 
 pub use error::{Looked, RuntimeError, Unusable};
+pub use found::Found;
 pub use library::{Located, Origin, Search, inspect, locate};
 pub use session::{Cancel, Dim, EngineOptions, LiveSession, ValueInfo};
+pub use weights::{Lent, Pool, Weights};
 
 use crate::hardware;
 use crate::onnx::{Engine, ExecError, Model, Session, Shapes};
@@ -135,21 +139,30 @@ pub struct OrtEngine {
 impl OrtEngine {
     /// An engine on `runtime`.
     pub fn new(runtime: &Runtime, options: EngineOptions) -> Self {
-        let threads = options.intra_op_threads.max(1);
-        let spinning = if options.spinning { ", spinning" } else { "" };
-        let identity = format!(
-            "{} / {} / onnxruntime {} / {threads} thread{}{spinning}",
-            cpu_model(),
-            options.provider,
-            runtime.library().version,
-            if threads == 1 { "" } else { "s" },
-        );
+        let identity = identity(runtime.library(), &options);
         Self { runtime: runtime.clone(), options, identity }
     }
 
     /// What runs the operators.
     pub fn provider(&self) -> Provider {
         self.options.provider
+    }
+
+    /// The runtime under it.
+    pub fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+
+    /// Loads a model for running, as its concrete type, with constants that others hold.
+    ///
+    /// # Errors
+    /// As [`Engine::open`].
+    pub fn open_lent(
+        &self,
+        model: &Model,
+        lent: Option<&Arc<Lent>>,
+    ) -> Result<LiveSession, ExecError> {
+        LiveSession::open_lent(&self.runtime, model, &self.options, lent)
     }
 
     /// Loads a model for running, as its concrete type.
@@ -173,6 +186,19 @@ impl Engine for OrtEngine {
     fn open(&self, model: &Model) -> Result<Box<dyn Session>, ExecError> {
         Ok(Box::new(self.open_live(model)?))
     }
+}
+
+/// What latencies of models that run with `options` hold for: CPU, provider, version of the library, threads.
+fn identity(library: &Located, options: &EngineOptions) -> String {
+    let threads = options.intra_op_threads.max(1);
+    let spinning = if options.spinning { ", spinning" } else { "" };
+    format!(
+        "{} / {} / onnxruntime {} / {threads} thread{}{spinning}",
+        cpu_model(),
+        options.provider,
+        library.version,
+        if threads == 1 { "" } else { "s" },
+    )
 }
 
 /// The CPU's own name of itself.

@@ -13,6 +13,7 @@ use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::session::{RunOptions, SessionInputValue};
 use ort::value::{Outlet, ValueType};
 
+use super::weights::Lent;
 use super::{Provider, Runtime, convert};
 use crate::onnx::{DType, ExecError, Model, OnnxError, Session, Tensor};
 use crate::shell::models;
@@ -25,6 +26,8 @@ pub struct EngineOptions {
     pub provider: Provider,
     /// Threads that work on one operator, the calling one included; at least 1.
     pub intra_op_threads: usize,
+    /// The CPU of each of them, the calling one first, which binds itself; empty: they are not bound.
+    pub cpus: Vec<usize>,
     /// Whether idle threads of the runtime spin. Faster for one busy model on an idle box, and harmful
     /// for everybody else on a shared one.
     pub spinning: bool,
@@ -34,7 +37,13 @@ pub struct EngineOptions {
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { provider: Provider::Cpu, intra_op_threads: 1, spinning: false, profile: None }
+        Self {
+            provider: Provider::Cpu,
+            intra_op_threads: 1,
+            cpus: Vec::new(),
+            spinning: false,
+            profile: None,
+        }
     }
 }
 
@@ -96,6 +105,10 @@ pub struct LiveSession {
     session: ort::session::Session,
     inputs: Vec<ValueInfo>,
     outputs: Vec<ValueInfo>,
+    /// Constants of others that it reads; dropped after the session.
+    lent: Option<Arc<Lent>>,
+    /// Where the thread that runs it is to be bound.
+    cpu: Option<usize>,
 }
 
 impl LiveSession {
@@ -112,7 +125,8 @@ impl LiveSession {
         let model = models::load(path).map_err(|error| failed("loading the model", error))?;
         let mut builder = builder(runtime, options, has_free_dims(&model))?;
         // With external data the runtime maps the weights' file: half of the memory of a copy.
-        guarded("loading the model", || builder.commit_from_file(path)).and_then(Self::new)
+        let session = guarded("loading the model", || builder.commit_from_file(path))?;
+        Self::new(session, None).map(|session| session.on(options))
     }
 
     /// Loads a model from memory.
@@ -124,14 +138,35 @@ impl LiveSession {
         model: &Model,
         options: &EngineOptions,
     ) -> Result<Self, ExecError> {
+        Self::open_lent(runtime, model, options, None)
+    }
+
+    /// Loads a model from memory, with constants of it that others hold.
+    ///
+    /// # Errors
+    /// Where the runtime refuses the model.
+    pub fn open_lent(
+        runtime: &Runtime,
+        model: &Model,
+        options: &EngineOptions,
+        lent: Option<&Arc<Lent>>,
+    ) -> Result<Self, ExecError> {
         const DOING: &str = "loading the model";
-        let bytes = match model.encode_inline() {
+        let bytes = match model.inline() {
             Ok(bytes) => bytes,
             Err(OnnxError::TooLarge { .. }) => return Self::open_large(runtime, model, options),
             Err(error) => return Err(failed(DOING, error)),
         };
         let mut builder = builder(runtime, options, has_free_dims(model))?;
-        guarded(DOING, || builder.commit_from_memory(&bytes)).and_then(Self::new)
+        if let Some(lent) = lent {
+            builder = guarded(DOING, || lent.to(builder))?;
+        }
+        let session = guarded(DOING, || builder.commit_from_memory(&bytes))?;
+        Self::new(session, lent.cloned()).map(|session| session.on(options))
+    }
+
+    fn on(self, options: &EngineOptions) -> Self {
+        Self { cpu: options.cpus.first().copied(), ..self }
     }
 
     /// A model beyond protobuf's 2 GiB goes through a temporary file with its weights outside.
@@ -147,7 +182,7 @@ impl LiveSession {
         Self::open_file(runtime, &path, options)
     }
 
-    fn new(session: ort::session::Session) -> Result<Self, ExecError> {
+    fn new(session: ort::session::Session, lent: Option<Arc<Lent>>) -> Result<Self, ExecError> {
         let side = |outlets: &[Outlet], what: &str, input: bool| {
             let described = outlets.iter().enumerate().map(|(at, outlet)| {
                 describe(&session, outlet, at, input).map_err(|reason| {
@@ -158,7 +193,7 @@ impl LiveSession {
         };
         let inputs = side(session.inputs(), "input", true)?;
         let outputs = side(session.outputs(), "output", false)?;
-        Ok(Self { session, inputs, outputs })
+        Ok(Self { session, inputs, outputs, lent, cpu: None })
     }
 
     /// The inputs that a run needs, in the graph's order.
@@ -230,9 +265,11 @@ impl LiveSession {
         let mut tensors: Vec<Tensor> = Vec::with_capacity(order.len());
         for (place, at) in order.iter().enumerate() {
             let tensor = match outputs.get_mut(*at).and_then(Option::take) {
-                Some(value) => convert::take(value, &lent).map_err(|reason| {
-                    failed(DOING, format!("output {:?} {reason}", self.outputs[*at].name))
-                })?,
+                Some(value) => {
+                    convert::take(value, &lent, self.lent.as_ref()).map_err(|reason| {
+                        failed(DOING, format!("output {:?} {reason}", self.outputs[*at].name))
+                    })?
+                }
                 // Asked for twice.
                 None => match order[..place].iter().position(|earlier| earlier == at) {
                     Some(earlier) => tensors[earlier].clone(),
@@ -328,6 +365,10 @@ impl Runner for LiveSession {
     ) -> Result<Vec<Tensor>, ExecError> {
         self.run_inner(inputs, wanted, None)
     }
+
+    fn cpu(&self) -> Option<usize> {
+        self.cpu
+    }
 }
 
 /// `[1, 3, height, ?]`.
@@ -411,6 +452,14 @@ fn builder(
             .with_intra_op_spinning(options.spinning)?
             .with_inter_op_spinning(options.spinning)?
             .with_memory_pattern(!free_dims)?;
+        // The runtime counts CPUs from 1, and leaves the calling thread alone.
+        let further = options.intra_op_threads.saturating_sub(1);
+        let numbers = options.cpus.iter().cycle().skip(1).take(further);
+        let affinities: Vec<String> = numbers.map(|cpu| (cpu + 1).to_string()).collect();
+        if !affinities.is_empty() {
+            let key = "session.intra_op_thread_affinities";
+            builder = builder.with_config_entry(key, affinities.join(";"))?;
+        }
         if let Some(profile) = &options.profile {
             builder = builder.with_profiling(profile)?;
         }

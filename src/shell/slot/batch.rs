@@ -26,6 +26,10 @@ impl Runner for Batched {
     fn batching(&self) -> Batching {
         self.batching
     }
+
+    fn cpu(&self) -> Option<usize> {
+        self.session.cpu()
+    }
 }
 
 /// Rows of a request, and what it may run together with: requests for the same outputs whose inputs have the

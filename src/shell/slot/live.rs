@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::protocol::Signature;
 use crate::schedule::Level;
+use crate::shell::cpus;
 use crate::units::Version;
 
 use super::batch;
@@ -308,6 +309,12 @@ fn spawn(
         let body = move || {
             // Declared first, dropped last: the session is freed before the thread counts as gone.
             let _guard = guard;
+            if let Some(cpu) = session.cpu()
+                && let Err(error) = cpus::bind(&[cpu])
+            {
+                let model = &shared_with.model;
+                tracing::warn!(model, cpu, "a thread of its own is not bound: {error}");
+            }
             worker::work(&shared_with, &own, session.as_mut());
             drop(session);
         };

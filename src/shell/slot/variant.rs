@@ -28,6 +28,11 @@ pub trait Runner: Send {
     fn batching(&self) -> Batching {
         Batching::OFF
     }
+
+    /// The CPU that the thread which runs it is bound to; `None`: it is not bound.
+    fn cpu(&self) -> Option<usize> {
+        None
+    }
 }
 
 /// Any function of the right shape is a session: the seam for tests.
