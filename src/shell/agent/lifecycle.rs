@@ -61,10 +61,9 @@ impl Agent {
         tokio::spawn(async move {
             let _one_at_a_time = permits.acquire_owned().await;
             let external = loader.external(path.clone()).await;
-            let room = if beside { loader.room_for(path.clone()).await } else { Ok(()) };
-            let outcome = match room {
-                Ok(()) => loader.prepare(path.clone()).await,
-                Err(unfit) => Err(unfit),
+            let outcome = match beside {
+                true => loader.with_room(path.clone(), Loader::prepare).await,
+                false => loader.prepare(path.clone()).await,
             };
             let _ = events.send(Event::Prepared { key, load, path, external, outcome }).await;
         });

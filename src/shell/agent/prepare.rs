@@ -94,8 +94,21 @@ impl Loader {
         tokio::task::spawn_blocking(move || models::external_files(&path).ok()).await.ok()?
     }
 
+    /// Loads the model at `path`, by `load`, where it finds place in memory.
+    pub async fn with_room<T, F>(
+        self,
+        path: PathBuf,
+        load: impl FnOnce(Self, PathBuf) -> F,
+    ) -> Result<T, Unfit>
+    where
+        F: Future<Output = Result<T, Unfit>>,
+    {
+        self.room_for(path.clone()).await?;
+        load(self, path).await
+    }
+
     /// Whether the model at `path` finds place in memory.
-    pub async fn room_for(&self, path: PathBuf) -> Result<(), Unfit> {
+    async fn room_for(&self, path: PathBuf) -> Result<(), Unfit> {
         let instances = self.instances;
         blocking(move || {
             let unfit = |why| Unfit {

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::Agent;
 use super::event::{Event, Opened, Unfit};
+use super::prepare::Loader;
 use super::served::{Build, Candidate, Misdeed, Standby};
 use crate::arrivals::VersionKey;
 use crate::governor;
@@ -53,10 +54,8 @@ impl Agent {
             let variant = candidate.info.name.clone();
             tokio::spawn(async move {
                 let _one_at_a_time = permits.acquire_owned().await;
-                let outcome = match loader.room_for(path.clone()).await {
-                    Ok(()) => loader.open(path, digest).await,
-                    Err(unfit) => Err(unfit),
-                };
+                let open = |loader: Loader, path| loader.open(path, digest);
+                let outcome = loader.with_room(path, open).await;
                 let _ = events.send(Event::Opened { key, digest, variant, outcome }).await;
             });
         }
@@ -203,10 +202,8 @@ impl Agent {
         let (p50, p99, ran_on) = (candidate.p50, candidate.p99, candidate.ran_on);
         tokio::spawn(async move {
             let _one_at_a_time = permits.acquire_owned().await;
-            let sessions = match loader.room_for(path.clone()).await {
-                Ok(()) => loader.reopen(path, digest, ran_on).await,
-                Err(unfit) => Err(unfit),
-            };
+            let reopen = |loader: Loader, path| loader.reopen(path, digest, ran_on);
+            let sessions = loader.with_room(path, reopen).await;
             let outcome = sessions.map(|sessions| Opened { sessions, p50, p99, ran_on });
             let _ = events.send(Event::Opened { key, digest, variant, outcome }).await;
         });
