@@ -1,4 +1,4 @@
-//! gRPC over HTTP/2: the calls of `inference.GRPCInferenceService` and the health check. Only what carries
+//! gRPC over HTTP/2: the calls of `inference.GRPCInferenceService` and of the health service. Only what carries
 //! them stands here; what they mean is the same as over REST.
 //!
 //! Messages are put together here and not by a framework, so that the memory for one is counted when its
@@ -13,6 +13,7 @@
 //! `INTERNAL` a model that failed while it ran.
 
 mod calls;
+mod health;
 mod infer;
 mod messages;
 mod reply;
@@ -84,7 +85,7 @@ async fn answer(
         }
         None => {
             let mut messages = body(REPOSITORY_BODY_BYTES, Patience::None);
-            calls::health(app, path.strip_prefix(HEALTH), &mut messages).await
+            health::call(&calls, &caller, path.strip_prefix(HEALTH), &mut messages).await
         }
     }
 }
