@@ -545,6 +545,37 @@ pub const CHILD_SAID_BYTES: usize = 4096;
 
 /// Most lines that are taken from a child: a build of an hour tells some ten thousand steps.
 pub const CHILD_LINES: usize = 1_000_000;
+/// Observations after which a rung whose agreement lies at the floor exactly would be withdrawn by chance once
+/// on average, or later: a year at one every three seconds.
+pub const SHADOW_ODDS: f64 = 1e7;
+
+/// Fewest compared requests that a rung is judged by, whatever they say.
+pub const SHADOW_LEAST: u64 = 16;
+
+/// Observations whose mean is shown, and named as the reason.
+pub const SHADOW_WINDOW: usize = 256;
+
+/// Highest floor that live requests are held against: of one difference in a thousand nobody can say in time
+/// that it was none of chance.
+pub const SHADOW_STRICTEST: f64 = 0.999;
+
+/// Least time between two requests of one model that run on dense as well.
+pub const SHADOW_GAP: std::time::Duration = std::time::Duration::from_millis(100);
+
+/// Rest after a run on dense, in lengths of that run: all of them take a fifth of one core at most.
+pub const SHADOW_REST: u32 = 4;
+
+/// Requests of which the explained variance is told together. Their own mean takes its part of the variance,
+/// which is corrected for, and of fewer the correction would be guesswork.
+pub const SHADOW_PACK: usize = 16;
+
+/// Sets of shapes of which requests wait for one another.
+pub const SHADOW_PACKS: usize = 8;
+
+/// Bytes of outputs, dense's and the rung's, that may wait for one another: two segmentations of a megapixel
+/// image.
+pub const SHADOW_PACK_BYTES: usize = 16 << 20;
+
 
 /// Least memory that a child may take where its share of what the box has available is less: its own code
 /// and that of ONNX Runtime start in 100 MiB.
@@ -686,6 +717,22 @@ pub const REPORT_EDGES: usize = 2000;
 
 /// Most channels whose correlation matrix is decomposed for the report: about two seconds.
 pub const DIRECTION_CHANNELS: usize = 2048;
+/// Largest request and answer together, bytes of their tensors, that is run on dense as well; one may wait and
+/// one run for each model.
+pub const SHADOW_REQUEST_BYTES: usize = 8 << 20;
+
+/// Share of a budget up to which there is time for comparisons. A rung that fits its budget with the usual
+/// margin of 1.1 takes 0.91 of it.
+pub const SHADOW_SLACK: f64 = 0.95;
+
+/// How long dense stays loaded for comparisons after the last rung has left service: a model at the edge of its
+/// budget goes to and fro within this time.
+pub const SHADOW_KEEP: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// Wait before dense is loaded for comparisons again where there was no room for it, or somebody needed the
+/// room.
+pub const SHADOW_RETRY: std::time::Duration = std::time::Duration::from_secs(60);
+
 
 /// Most pairs of layers that are compared: each is a product of calibration rows with two weights and a
 /// decomposition of outputs × outputs.

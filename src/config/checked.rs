@@ -116,6 +116,7 @@ pub struct ModelConfig {
     pub priority: i32,
     pub governor: Governor,
     pub ladder: Ladder,
+    pub quality: Quality,
     pub calibration: Calibration,
 }
 
@@ -148,6 +149,13 @@ pub struct Governor {
     /// How long a variant is watched closely after it came into service.
     pub probation: Span,
 }
+/// How the quality of a variant in service is looked after.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Quality {
+    /// Share of the live requests, above 0 and up to 1, that run on dense as well; `None`: none do.
+    pub shadow: Option<f64>,
+}
+
 
 /// Which variants are made.
 #[derive(Debug, Clone, PartialEq)]
@@ -284,6 +292,7 @@ impl Default for ModelConfig {
         }
     }
 }
+            quality: Quality { shadow: None },
 
 impl Default for Governor {
     fn default() -> Self {

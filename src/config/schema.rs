@@ -95,6 +95,7 @@ pub static MODEL: &[Setting<ModelConfig>] = &[
     model!("quality_floor", Scalar, |t| read::number(t, 0.0, 1.0), quality_floor),
     model!("instances", Scalar, |t| read::whole(t, 1, limits::INSTANCES), instances),
     model!("intra_op_threads", Scalar, read::threads, intra_op_threads),
+    model!("quality.shadow", Scalar, read::share, quality.shadow),
     model!("queue_length", Scalar, |t| read::whole(t, 1, limits::LONGEST_QUEUE), queue_length),
     model!("request_timeout", Scalar, read::wait, request_timeout),
     model!("max_batch", Scalar, |t| read::whole(t, 1, limits::BATCH_ROWS), max_batch),

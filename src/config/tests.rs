@@ -213,6 +213,14 @@ fn values_of_the_wrong_form_say_what_would_be_right() {
             "defaults: {ladder: {enabled: yes}}",
             "1:30: \"yes\" is not yes or no; write true or false",
         ),
+        (
+            "defaults: {quality: {shadow: 0}}",
+            "1:30: 0 is out of range; write a number above 0 and up to 1, or none",
+        ),
+        (
+            "defaults: {quality: {shadow: 2 %}}",
+            "1:30: \"2 %\" is not a number; write a number above 0 and up to 1, or none",
+        ),
         ("defaults: {max_batch: 0}", "1:23: 0 is out of range; write a whole number from 1 to 128"),
         (
             "defaults: {max_queue_delay: 2s}",

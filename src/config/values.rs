@@ -100,6 +100,10 @@ fn parsed<T: FromStr>(text: &str, kind: &str, right: &str) -> Result<T, Wrong> {
     text.trim().parse().map_err(|_| Wrong::new(format!("{text:?} is not {kind}"), right))
 }
 
+impl Absent for f64 {
+    const WORD: &'static str = "none";
+}
+
 /// An IP address and a port; `localhost` is 127.0.0.1.
 pub(super) fn address(text: &str) -> Result<SocketAddr, Wrong> {
     let right = "write an IP address and a port, such as 127.0.0.1:8000 or [::]:8000";
@@ -258,6 +262,19 @@ pub(super) fn ratios(text: &str) -> Result<Vec<f64>, Wrong> {
             return Err(Wrong::new(format!("{item} stands twice"), "remove one"));
         }
         ratios.push(ratio);
+/// A part of a whole, or `none` of it.
+pub(super) fn share(text: &str) -> Result<Option<f64>, Wrong> {
+    if text.trim() == f64::WORD {
+        return Ok(None);
+    }
+    let right = "write a number above 0 and up to 1, or none";
+    let share: f64 = parsed(text, "a number", right)?;
+    if share > 0.0 && share <= 1.0 {
+        return Ok(Some(share));
+    }
+    Err(Wrong::new(format!("{text} is out of range"), right))
+}
+
     }
     if ratios.is_empty() {
         let right = format!("{right}; for no ladder at all, enabled: false");

@@ -35,6 +35,11 @@ struct Told {
     builds: BTreeMap<&'static str, u64>,
     reused: BTreeMap<&'static str, u64>,
 }
+    /// Requests that were drawn to run on dense as well, by what became of them.
+    shadow: BTreeMap<&'static str, u64>,
+    /// Agreement on live requests, by variant.
+    agreement: BTreeMap<String, f64>,
+    withdrawals: u64,
 
 /// How a ladder that was wanted came about, or did not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,6 +134,23 @@ impl Metrics {
         standby: BTreeMap<&'static str, usize>,
     ) {
         self.tell(model, version, |told| {
+    /// What became of the requests that were drawn to run on dense as well, and the agreement of the variants
+    /// that answered them.
+    pub fn shadow(
+        &self,
+        model: &str,
+        version: Version,
+        requests: BTreeMap<&'static str, u64>,
+        agreement: BTreeMap<String, f64>,
+    ) {
+        self.tell(model, version, |told| (told.shadow, told.agreement) = (requests, agreement));
+    }
+
+    /// A variant was withdrawn because of its agreement on live requests.
+    pub fn withdrawn(&self, model: &str, version: Version) {
+        self.tell(model, version, |told| told.withdrawals += 1);
+    }
+
             told.rung = Some(rung);
             // A state that was left is shown as such, not dropped.
             told.standby.values_mut().for_each(|count| *count = 0);
@@ -370,6 +392,36 @@ fn ladders(page: &mut Page, told: &BTreeMap<Key, Told>) {
     let help = "What builds took over from earlier ones: finished rungs, and measured latencies.";
     page.family("blochd_analysis_reused_total", Kind::Counter, help);
     for ((model, version), told) in told {
+/// How variants agree with dense on live requests.
+fn shadows(page: &mut Page, told: &BTreeMap<Key, Told>) {
+    let help = "Live requests that were drawn to run on dense as well: compared, dropped because \
+                there was no time (busy), unsuitable, or failed there.";
+    page.family("blochd_shadow_requests_total", Kind::Counter, help);
+    for ((model, version), told) in told {
+        let version = version.to_string();
+        for (outcome, count) in &told.shadow {
+            let labels = [("model", model.as_str()), ("version", &version), ("outcome", outcome)];
+            page.sample(&labels, *count as f64);
+        }
+    }
+    let help = "Agreement of a variant with dense on live requests, the last that were compared.";
+    page.family("blochd_live_agreement_ratio", Kind::Gauge, help);
+    for ((model, version), told) in told {
+        let version = version.to_string();
+        for (variant, agreement) in &told.agreement {
+            let labels = [("model", model.as_str()), ("version", &version), ("variant", variant)];
+            page.sample(&labels, *agreement);
+        }
+    }
+    let help = "Variants that were withdrawn because of their agreement on live requests.";
+    page.family("blochd_withdrawals_total", Kind::Counter, help);
+    for ((model, version), told) in told.iter().filter(|(_, told)| told.withdrawals > 0) {
+        let version = version.to_string();
+        let labels = [("model", model.as_str()), ("version", &version)];
+        page.sample(&labels, told.withdrawals as f64);
+    }
+}
+
         let version = version.to_string();
         for (what, count) in &told.reused {
             let labels = [("model", model.as_str()), ("version", &version), ("what", what)];
@@ -377,3 +429,4 @@ fn ladders(page: &mut Page, told: &BTreeMap<Key, Told>) {
         }
     }
 }
+    shadows(page, told);

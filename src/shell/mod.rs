@@ -12,6 +12,7 @@ pub mod places;
 pub mod probe;
 pub mod recorder;
 pub mod serve;
+pub mod shadow;
 pub mod slot;
 pub mod spectra_cache;
 pub mod store;

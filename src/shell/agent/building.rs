@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
@@ -307,13 +307,15 @@ impl Agent {
         let micros = |us: f64| Duration::from_secs_f64((us / 1e6).clamp(0.0, 3600.0));
         served.candidates.truncate(1);
         served.candidates[0].p50 = Some(micros(manifest.dense.p50_us));
+        let floor = served.config.quality_floor;
         served.candidates[0].p99 = Some(micros(manifest.dense.p99_us));
         for rung in &manifest.rungs {
             // Ratios were compared run by run; single percentiles took in whatever else the box did.
             let share = rung.figures.ratio;
             let p50 = micros(manifest.dense.p50_us * share);
             let p99 = micros(manifest.dense.p99_us * share);
-            let known = self.store.quarantined().get(&rung.digest).map(|q| q.reason.clone());
+            let known = self.store.quarantined().get(&rung.digest);
+            let known = known.filter(|why| why.holds_at(floor)).map(|why| why.reason.clone());
             let standby = match known {
                 Some(reason) => Standby::Withdrawn(reason),
                 None => Standby::Waiting("not loaded yet".to_owned()),
@@ -335,6 +337,7 @@ impl Agent {
                 faults: 0,
             });
         }
+                disproved: None,
         served.build = Build::Done(Box::new(manifest));
         self.open_missing(model);
     }

@@ -7,7 +7,7 @@ use std::time::{Instant, SystemTime};
 
 use super::Agent;
 use super::companions::CALIBRATION;
-use super::event::{Event, Prepared, Unfit};
+use super::event::{Event, Fate, Prepared, Unfit};
 use super::prepare::Loader;
 use super::recording::Demand;
 use super::served::{Build, Candidate, Served, Standby};
@@ -105,6 +105,9 @@ impl Agent {
             }
             Err(unfit) => {
                 let reason = one_line(&unfit.reason);
+                if unfit.fate == Fate::Later {
+                    self.shadows_give_way();
+                }
                 self.refuse(&key, &reason);
                 self.underway.settled(&key);
                 let blamed = self.version_is_to_blame(&key, path, unfit.digest, unfit.fate);
@@ -130,7 +133,11 @@ impl Agent {
 
     pub(super) fn put_into_quarantine(&mut self, digest: Digest, what: String, reason: String) {
         let at = seconds_since_1970();
-        if let Err(error) = self.store.put_quarantine(digest, Quarantined { what, reason, at }) {
+        self.quarantine(digest, Quarantined { what, reason, at, floor: None });
+    }
+
+    pub(super) fn quarantine(&mut self, digest: Digest, why: Quarantined) {
+        if let Err(error) = self.store.put_quarantine(digest, why) {
             tracing::error!("a variant that failed is not remembered as such: {error}");
         }
     }
@@ -172,6 +179,7 @@ impl Agent {
             standby: Standby::InService,
             held_until: None,
             faults: 0,
+            disproved: None,
         };
         let served = Served {
             key: key.clone(),

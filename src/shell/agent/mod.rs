@@ -26,6 +26,7 @@ mod reservoir;
 mod retry;
 mod samples;
 mod served;
+mod shadowing;
 mod status;
 mod swapping;
 mod underway;
@@ -34,6 +35,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -51,6 +53,7 @@ use self::recording::Recording;
 use self::retry::Again;
 use self::samples::Sampling;
 use self::served::Served;
+use self::shadowing::Shadowing;
 use self::underway::Underway;
 use crate::arrivals::{Arrival, Arrivals, VersionKey};
 use crate::config::{Change, Config, LogLevel, ModelConfig, Policy};
@@ -61,6 +64,7 @@ use crate::shell::children::{Memory, Wish};
 use crate::shell::engine::{Runtime, RuntimeError, Search, init};
 use crate::shell::metrics::Metrics;
 use crate::shell::serve::{self, App};
+use crate::shell::shadow::Shadow;
 use crate::shell::slot::{Command, Commands, Notice, Repository};
 use crate::shell::store::{LadderId, Store, StoreError};
 use crate::shell::watch::{self, Listing};
@@ -122,6 +126,10 @@ struct Agent {
     /// What failed through no fault of its own, or perhaps through none.
     again: Again,
     /// Versions that are being loaded, and clients that wait for that.
+    /// Comparisons of rungs with dense, of models whose policy wants that.
+    shadows: BTreeMap<String, Shadowing>,
+    /// Whether all budgets are kept with room to spare, for those who compare.
+    calm: Arc<AtomicBool>,
     loads: Loads,
     /// Trials and loads run one at a time: they must not squeeze what is being served.
     loading: Arc<Semaphore>,
@@ -270,6 +278,8 @@ impl Agent {
             config_revision: 1,
             config_error: None,
             config_restart: Vec::new(),
+            shadows: BTreeMap::new(),
+            calm: Arc::default(),
             recording: Recording::new(now),
         }
     }
@@ -388,6 +398,7 @@ impl Agent {
             Arrival::Misplaced { file, why } => tracing::warn!(file, "is not served: {why}"),
             Arrival::Companions { model } => self.companions(&model),
         }
+            Event::Shadowed { key, outcome } => self.shadowed(&key, outcome),
     }
 
     /// Lists the model directory after a while, or earlier where that was wanted before: a copy
@@ -535,7 +546,11 @@ async fn due(at: Option<Instant>) {
 
 /// Tells systemd, where it listens.
 fn systemd(states: &[sd_notify::NotifyState]) {
+        let shadows = self.end_shadows();
     if let Err(error) = sd_notify::notify(states) {
+            // The runtime must not be torn down under a run.
+            let _ = tokio::task::spawn_blocking(move || shadows.into_iter().for_each(Shadow::end))
+                .await;
         tracing::debug!("cannot tell systemd: {}", chain(&error));
     }
 }

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::recording::Demand;
 use crate::arrivals::VersionKey;
 use crate::config::ModelConfig;
+use crate::governor::shadow::Withdrawn;
 use crate::governor::{ModelView, Observed, Policy, VariantView, Verdict};
 use crate::ladder::Manifest;
 use crate::shell::children::trial::RanOn;
@@ -29,6 +30,8 @@ pub struct Candidate {
     pub held_until: Option<Instant>,
     /// Probations on which it failed, one after the other.
     pub faults: u32,
+    /// It is in service still, and is to leave it because of this.
+    pub disproved: Option<Withdrawn>,
 }
 
 impl Candidate {
@@ -199,6 +202,7 @@ impl Served {
             observed,
             load: self.demand.load(self.config.instances),
             fault: self.fault.is_some(),
+            disproved: self.candidates[self.current].disproved.is_some(),
         }
     }
 

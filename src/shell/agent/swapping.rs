@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Agent;
-use super::event::{Event, Opened, Unfit};
+use super::event::{Event, Fate, Opened, Unfit};
 use super::prepare::Loader;
 use super::served::{Build, Candidate, Misdeed, Standby};
 use crate::arrivals::VersionKey;
@@ -103,6 +103,13 @@ impl Agent {
         };
         let last = self.store.model(&key.model).in_service;
         let this =
+        if matches!(candidate.standby, Standby::Withdrawn(_)) {
+            // What it did before it left service was found out while it was loaded again; freeing it takes a
+            // while.
+            tokio::task::spawn_blocking(move || drop(outcome));
+            return;
+        }
+        let wants_room = outcome.as_ref().is_err_and(|unfit| unfit.fate == Fate::Later);
             InService { version: key.version, dense: served.digest, variant: variant.to_owned() };
         let to = served.candidates.iter().position(|c| c.info.name == variant);
         if let Some(to) = to.filter(|to| *to > 0 && last == Some(this)) {
@@ -116,6 +123,9 @@ impl Agent {
         let in_service = Some(InService {
             version: served.key.version,
             dense: served.digest,
+        if wants_room {
+            self.shadows_give_way();
+        }
             variant: served.candidates[served.current].info.name.clone(),
         });
         let record = ModelRecord { in_service, ..self.store.model(model) };
@@ -149,9 +159,11 @@ impl Agent {
         let (from, left) = (leaving.info.name.clone(), leaving.info.digest);
         let fault = served.fault.take();
         let mut convicted = None;
-        match fault {
-            None => leaving.standby = Standby::Opening,
-            Some(Misdeed { reason, for_good }) => {
+        match (leaving.disproved.take(), fault) {
+            // It stands in the quarantine since that was found.
+            (Some(why), _) => leaving.standby = Standby::Withdrawn(why.to_string()),
+            (None, None) => leaving.standby = Standby::Opening,
+            (None, Some(Misdeed { reason, for_good })) => {
                 leaving.faults += 1;
                 if for_good || leaving.faults >= limits::FAULTS_TO_CONVICT {
                     leaving.standby = Standby::Withdrawn(reason.clone());
