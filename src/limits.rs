@@ -214,6 +214,21 @@ pub const SHARED_NAME_BYTES: usize = 255;
 
 /// Inputs and outputs in shared memory above this many bytes together are copied on a thread that may block.
 pub const SHARED_INLINE_BYTES: u64 = 256 << 10;
+/// Spans that wait for the collector: some seconds of a few hundred requests each.
+pub const SPANS_WAITING: usize = 4096;
+
+/// Spans that are sent as one request, about half a MiB of JSON.
+pub const SPANS_TOGETHER: usize = 1024;
+
+/// How long spans wait for others to be sent with.
+pub const SPANS_DELAY: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// How long a collector may take to answer before its spans count as lost.
+pub const SPANS_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// How long the agent's end may wait for the last spans to be sent.
+pub const SPANS_FLUSH: std::time::Duration = std::time::Duration::from_secs(2);
+
 // ---- shell::engine ----
 
 /// Most entries of a directory that are looked at in search of a library. `/usr/lib` of a full desktop
@@ -530,21 +545,6 @@ pub const TRACE_READ_BYTES: usize = 128 << 20;
 /// Largest slowdown of a trace, and the inverse of the least: beyond it a clock was wrong.
 pub const TRACE_SLOWDOWN: f64 = 1000.0;
 
-// ---- arrivals ----
-
-/// Longest name of a model: fits a file name with a suffix and a metric's label.
-pub const MODEL_NAME_BYTES: usize = 128;
-
-// ---- shell: children ----
-
-/// Longest line that is taken from a child's standard output.
-pub const CHILD_LINE_BYTES: usize = 1 << 20;
-
-/// Last words of a child on standard error that are kept for the reason.
-pub const CHILD_SAID_BYTES: usize = 4096;
-
-/// Most lines that are taken from a child: a build of an hour tells some ten thousand steps.
-pub const CHILD_LINES: usize = 1_000_000;
 /// Observations after which a rung whose agreement lies at the floor exactly would be withdrawn by chance once
 /// on average, or later: a year at one every three seconds.
 pub const SHADOW_ODDS: f64 = 1e7;
@@ -576,6 +576,21 @@ pub const SHADOW_PACKS: usize = 8;
 /// image.
 pub const SHADOW_PACK_BYTES: usize = 16 << 20;
 
+// ---- arrivals ----
+
+/// Longest name of a model: fits a file name with a suffix and a metric's label.
+pub const MODEL_NAME_BYTES: usize = 128;
+
+// ---- shell: children ----
+
+/// Longest line that is taken from a child's standard output.
+pub const CHILD_LINE_BYTES: usize = 1 << 20;
+
+/// Last words of a child on standard error that are kept for the reason.
+pub const CHILD_SAID_BYTES: usize = 4096;
+
+/// Most lines that are taken from a child: a build of an hour tells some ten thousand steps.
+pub const CHILD_LINES: usize = 1_000_000;
 
 /// Least memory that a child may take where its share of what the box has available is less: its own code
 /// and that of ONNX Runtime start in 100 MiB.
@@ -702,21 +717,6 @@ pub const TRIAL_RUNS: usize = 20;
 /// Memory that must stay available on the box when a variant is loaded beside the one in service.
 pub const MEMORY_RESERVE: u64 = 256 << 20;
 
-// ---- shell: supply ----
-
-/// Largest library that is taken out of a wheel; providers for accelerators reach some hundred MB.
-pub const LIBRARY_BYTES: u64 = 1 << 30;
-// ---- redundancy ----
-
-/// Distance up to which a report lists pairs of channels, radians: beyond it the best substitute errs by
-/// half of the channel (sin 0.52 = 0.5).
-pub const REPORT_REACH: f64 = 0.52;
-
-/// Most pairs of one layer that a report lists.
-pub const REPORT_EDGES: usize = 2000;
-
-/// Most channels whose correlation matrix is decomposed for the report: about two seconds.
-pub const DIRECTION_CHANNELS: usize = 2048;
 /// Largest request and answer together, bytes of their tensors, that is run on dense as well; one may wait and
 /// one run for each model.
 pub const SHADOW_REQUEST_BYTES: usize = 8 << 20;
@@ -733,6 +733,21 @@ pub const SHADOW_KEEP: std::time::Duration = std::time::Duration::from_secs(60);
 /// room.
 pub const SHADOW_RETRY: std::time::Duration = std::time::Duration::from_secs(60);
 
+// ---- shell: supply ----
+
+/// Largest library that is taken out of a wheel; providers for accelerators reach some hundred MB.
+pub const LIBRARY_BYTES: u64 = 1 << 30;
+// ---- redundancy ----
+
+/// Distance up to which a report lists pairs of channels, radians: beyond it the best substitute errs by
+/// half of the channel (sin 0.52 = 0.5).
+pub const REPORT_REACH: f64 = 0.52;
+
+/// Most pairs of one layer that a report lists.
+pub const REPORT_EDGES: usize = 2000;
+
+/// Most channels whose correlation matrix is decomposed for the report: about two seconds.
+pub const DIRECTION_CHANNELS: usize = 2048;
 
 /// Most pairs of layers that are compared: each is a product of calibration rows with two weights and a
 /// decomposition of outputs × outputs.

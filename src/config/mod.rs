@@ -18,8 +18,8 @@ mod values;
 mod tests;
 
 pub use checked::{
-    Budget, Config, LogFormat, LogLevel, Method, ModelConfig, Policy, Sandbox, Socket, Threads,
-    TraceDir,
+    Budget, Collector, Config, LogFormat, LogLevel, Method, ModelConfig, Policy, Sandbox, Socket,
+    Threads, TraceDir,
 };
 pub use diff::{Change, Diff};
 pub use error::{ConfigErrors, Origin, Problem};

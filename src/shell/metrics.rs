@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::shell::slot::{Histogram, LATENCY_BUCKETS_US, Repository, Slot, Stats, Totals};
+use crate::shell::spans::{Tally, Tracer};
 use crate::units::Version;
 
 use page::{Kind, Page};
@@ -34,12 +35,12 @@ struct Told {
     standby: BTreeMap<&'static str, usize>,
     builds: BTreeMap<&'static str, u64>,
     reused: BTreeMap<&'static str, u64>,
-}
     /// Requests that were drawn to run on dense as well, by what became of them.
     shadow: BTreeMap<&'static str, u64>,
     /// Agreement on live requests, by variant.
     agreement: BTreeMap<String, f64>,
     withdrawals: u64,
+}
 
 /// How a ladder that was wanted came about, or did not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,12 +66,21 @@ impl BuildOutcome {
 pub struct Metrics {
     repository: Arc<Repository>,
     told: Mutex<BTreeMap<Key, Told>>,
+    /// Where spans are sent.
+    tracer: Option<Arc<Tracer>>,
 }
 
 impl Metrics {
     /// The page of `repository`.
     pub fn new(repository: Arc<Repository>) -> Self {
-        Self { repository, told: Mutex::default() }
+        Self { repository, told: Mutex::default(), tracer: None }
+    }
+
+    /// With the counts of spans, where some are made.
+    #[must_use]
+    pub fn traced(mut self, tracer: Option<Arc<Tracer>>) -> Self {
+        self.tracer = tracer;
+        self
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Key, Told>> {
@@ -124,16 +134,6 @@ impl Metrics {
         }
     }
 
-    /// Where on its ladder the variant in service stands, dense being 0, and how many variants stand by in
-    /// which state.
-    pub fn ladder(
-        &self,
-        model: &str,
-        version: Version,
-        rung: usize,
-        standby: BTreeMap<&'static str, usize>,
-    ) {
-        self.tell(model, version, |told| {
     /// What became of the requests that were drawn to run on dense as well, and the agreement of the variants
     /// that answered them.
     pub fn shadow(
@@ -151,6 +151,16 @@ impl Metrics {
         self.tell(model, version, |told| told.withdrawals += 1);
     }
 
+    /// Where on its ladder the variant in service stands, dense being 0, and how many variants stand by in
+    /// which state.
+    pub fn ladder(
+        &self,
+        model: &str,
+        version: Version,
+        rung: usize,
+        standby: BTreeMap<&'static str, usize>,
+    ) {
+        self.tell(model, version, |told| {
             told.rung = Some(rung);
             // A state that was left is shown as such, not dropped.
             told.standby.values_mut().for_each(|count| *count = 0);
@@ -177,7 +187,20 @@ impl Metrics {
         variants(&mut page, &slots);
         latencies(&mut page, &slots);
         agent(&mut page, &told);
+        if let Some(tracer) = &self.tracer {
+            spans(&mut page, tracer.tally());
+        }
         page.finish()
+    }
+}
+
+fn spans(page: &mut Page, tally: Tally) {
+    let help = "Spans that the collector took (exported), that found no place in the queue \
+                (dropped), or that it did not take (failed).";
+    page.family("blochd_spans_total", Kind::Counter, help);
+    let Tally { exported, dropped, failed } = tally;
+    for (outcome, count) in [("exported", exported), ("dropped", dropped), ("failed", failed)] {
+        page.sample(&[("outcome", outcome)], count as f64);
     }
 }
 
@@ -369,29 +392,6 @@ fn agent(page: &mut Page, told: &BTreeMap<Key, Told>) {
     ladders(page, told);
 }
 
-/// How ladders came about and stand.
-fn ladders(page: &mut Page, told: &BTreeMap<Key, Told>) {
-    let help = "Variants of the model by how they stand by.";
-    page.family("blochd_variants", Kind::Gauge, help);
-    for ((model, version), told) in told {
-        let version = version.to_string();
-        for (state, count) in &told.standby {
-            let labels = [("model", model.as_str()), ("version", &version), ("state", state)];
-            page.sample(&labels, *count as f64);
-        }
-    }
-    let help = "Ladders that were wanted: built, kept from before, or failed to build.";
-    page.family("blochd_builds_total", Kind::Counter, help);
-    for ((model, version), told) in told {
-        let version = version.to_string();
-        for (outcome, count) in &told.builds {
-            let labels = [("model", model.as_str()), ("version", &version), ("outcome", outcome)];
-            page.sample(&labels, *count as f64);
-        }
-    }
-    let help = "What builds took over from earlier ones: finished rungs, and measured latencies.";
-    page.family("blochd_analysis_reused_total", Kind::Counter, help);
-    for ((model, version), told) in told {
 /// How variants agree with dense on live requests.
 fn shadows(page: &mut Page, told: &BTreeMap<Key, Told>) {
     let help = "Live requests that were drawn to run on dense as well: compared, dropped because \
@@ -422,6 +422,30 @@ fn shadows(page: &mut Page, told: &BTreeMap<Key, Told>) {
     }
 }
 
+/// How ladders came about and stand.
+fn ladders(page: &mut Page, told: &BTreeMap<Key, Told>) {
+    let help = "Variants of the model by how they stand by.";
+    page.family("blochd_variants", Kind::Gauge, help);
+    for ((model, version), told) in told {
+        let version = version.to_string();
+        for (state, count) in &told.standby {
+            let labels = [("model", model.as_str()), ("version", &version), ("state", state)];
+            page.sample(&labels, *count as f64);
+        }
+    }
+    let help = "Ladders that were wanted: built, kept from before, or failed to build.";
+    page.family("blochd_builds_total", Kind::Counter, help);
+    for ((model, version), told) in told {
+        let version = version.to_string();
+        for (outcome, count) in &told.builds {
+            let labels = [("model", model.as_str()), ("version", &version), ("outcome", outcome)];
+            page.sample(&labels, *count as f64);
+        }
+    }
+    shadows(page, told);
+    let help = "What builds took over from earlier ones: finished rungs, and measured latencies.";
+    page.family("blochd_analysis_reused_total", Kind::Counter, help);
+    for ((model, version), told) in told {
         let version = version.to_string();
         for (what, count) in &told.reused {
             let labels = [("model", model.as_str()), ("version", &version), ("what", what)];
@@ -429,4 +453,3 @@ fn shadows(page: &mut Page, told: &BTreeMap<Key, Told>) {
         }
     }
 }
-    shadows(page, told);

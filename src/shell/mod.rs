@@ -14,6 +14,7 @@ pub mod recorder;
 pub mod serve;
 pub mod shadow;
 pub mod slot;
+pub mod spans;
 pub mod spectra_cache;
 pub mod store;
 pub mod supply;

@@ -20,6 +20,7 @@ use crate::shell::children::{ChildError, Memory, Wish, this_program};
 use crate::shell::files;
 use crate::shell::metrics::{BuildOutcome, Metrics};
 use crate::shell::slot::VariantInfo;
+use crate::shell::spans::{Kind, Place, Span, Tracer, Value};
 use crate::shell::store::{BuildState, Damage, Ladder, LadderId, LadderRecord};
 
 impl Agent {
@@ -197,6 +198,7 @@ impl Agent {
                 events: self.events.clone(),
                 confined: self.loader.confined.clone(),
                 metrics: Arc::clone(&self.metrics),
+                tracer: self.tracer.clone(),
             };
             spawn_build(told, key, id, job, wish);
         }
@@ -305,9 +307,9 @@ impl Agent {
             return;
         }
         let micros = |us: f64| Duration::from_secs_f64((us / 1e6).clamp(0.0, 3600.0));
+        let floor = served.config.quality_floor;
         served.candidates.truncate(1);
         served.candidates[0].p50 = Some(micros(manifest.dense.p50_us));
-        let floor = served.config.quality_floor;
         served.candidates[0].p99 = Some(micros(manifest.dense.p99_us));
         for rung in &manifest.rungs {
             // Ratios were compared run by run; single percentiles took in whatever else the box did.
@@ -335,9 +337,9 @@ impl Agent {
                 standby,
                 held_until: None,
                 faults: 0,
+                disproved: None,
             });
         }
-                disproved: None,
         served.build = Build::Done(Box::new(manifest));
         self.open_missing(model);
     }
@@ -348,6 +350,7 @@ struct Told {
     events: tokio::sync::mpsc::Sender<Event>,
     confined: Seen,
     metrics: Arc<Metrics>,
+    tracer: Option<Arc<Tracer>>,
 }
 
 fn spawn_build(
@@ -358,7 +361,8 @@ fn spawn_build(
     wish: watch::Receiver<Wish>,
 ) {
     tokio::spawn(async move {
-        let Told { events, confined, metrics } = told;
+        let Told { events, confined, metrics, tracer } = told;
+        let begun = Instant::now();
         let (told, of) = (events.clone(), key.clone());
         let mut tell = move |event: BuildEvent| match event {
             BuildEvent::Confined(how) => confined.told(how),
@@ -374,6 +378,9 @@ fn spawn_build(
             BuildEvent::Rung { .. } | BuildEvent::NotBuilt { .. } => {}
         };
         let outcome = build(&this_program(), &job, wish, &mut tell).await;
+        if let Some(tracer) = tracer {
+            tracer.send(span(tracer.root(), &key, begun, outcome.as_ref().err()));
+        }
         if outcome.is_ok() {
             // What is written out already takes the loop no time when the ladder is taken into place.
             let folder = job.out.clone();
@@ -381,6 +388,15 @@ fn spawn_build(
         }
         let _ = events.send(Event::Built { key, id, outcome }).await;
     });
+}
+
+fn span(place: Place, key: &VersionKey, begun: Instant, error: Option<&ChildError>) -> Span {
+    let told = vec![
+        ("blochd.model", Value::Text(key.model.clone())),
+        ("blochd.version", Value::Whole(key.version.0)),
+    ];
+    let (ended, error) = (Instant::now(), error.map(ToString::to_string));
+    Span { place, name: "build", kind: Kind::Internal, begun, ended, told, error }
 }
 
 /// The size and the time of the last change of a file, which tell it from its predecessors.

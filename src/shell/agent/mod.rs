@@ -66,6 +66,7 @@ use crate::shell::metrics::Metrics;
 use crate::shell::serve::{self, App};
 use crate::shell::shadow::Shadow;
 use crate::shell::slot::{Command, Commands, Notice, Repository};
+use crate::shell::spans::Tracer;
 use crate::shell::store::{LadderId, Store, StoreError};
 use crate::shell::watch::{self, Listing};
 
@@ -99,6 +100,8 @@ pub enum AgentError {
     ModelDir { path: PathBuf, source: std::io::Error },
     #[error("cannot listen for signals: {0}")]
     Signals(std::io::Error),
+    #[error("cannot start a thread for spans: {0}")]
+    Spans(std::io::Error),
 }
 
 struct Agent {
@@ -123,13 +126,13 @@ struct Agent {
     build_since: Option<Instant>,
     /// Samples of live requests of models whose policy allows that.
     sampling: BTreeMap<String, Sampling>,
-    /// What failed through no fault of its own, or perhaps through none.
-    again: Again,
-    /// Versions that are being loaded, and clients that wait for that.
     /// Comparisons of rungs with dense, of models whose policy wants that.
     shadows: BTreeMap<String, Shadowing>,
     /// Whether all budgets are kept with room to spare, for those who compare.
     calm: Arc<AtomicBool>,
+    /// What failed through no fault of its own, or perhaps through none.
+    again: Again,
+    /// Versions that are being loaded, and clients that wait for that.
     loads: Loads,
     /// Trials and loads run one at a time: they must not squeeze what is being served.
     loading: Arc<Semaphore>,
@@ -138,6 +141,8 @@ struct Agent {
     repository: Arc<Repository>,
     metrics: Arc<Metrics>,
     status: Arc<ArcSwap<Value>>,
+    /// Who sends spans of swaps and builds.
+    tracer: Option<Arc<Tracer>>,
     look: Arc<Notify>,
     /// When the model directory is listed next because of file events; one listing at a time.
     look_at: Option<Instant>,
@@ -172,11 +177,14 @@ pub async fn run(setup: Setup) -> Result<(), AgentError> {
     let doors = doors::open(config).await?;
     let metrics_listener = doors::listen(config.metrics_address, "metrics").await?;
     let (repository, commands) = Repository::new();
-    let metrics = Arc::new(Metrics::new(Arc::clone(&repository)));
+    let tracer = tracer(config)?;
+    let metrics = Metrics::new(Arc::clone(&repository)).traced(tracer.clone());
+    let metrics = Arc::new(metrics);
     let status = Arc::new(ArcSwap::from_pointee(Value::Null));
     let shown = Arc::clone(&status);
     let app = App::new(Arc::clone(&repository), Arc::new(move || Value::clone(&shown.load())))
-        .sharing_memory(config.shared_memory);
+        .sharing_memory(config.shared_memory)
+        .traced(tracer.clone());
     let stop = CancellationToken::new();
     let (grace, granted) = tokio::sync::watch::channel(Duration::from(config.drain_timeout));
     let server = tokio::spawn(serve::serve(doors, Arc::new(app), stop.clone(), granted));
@@ -188,7 +196,7 @@ pub async fn run(setup: Setup) -> Result<(), AgentError> {
         http = %config.http_address, metrics = %config.metrics_address,
         models = %config.model_dir.display(), "blochd serves"
     );
-    let ends = Ends { events, notices, repository, metrics, status };
+    let ends = Ends { events, notices, repository, metrics, status, tracer: tracer.clone() };
     let agent = Agent::new(setup, runtime, store, ends);
     let mut agent = agent.turn(queue, noticed, commands).await?;
     tracing::info!("stopping: the requests in flight are answered first");
@@ -208,7 +216,19 @@ pub async fn run(setup: Setup) -> Result<(), AgentError> {
         tracing::warn!("{cut} connections were not done within {patience:?}");
     }
     agent.close(patience.saturating_sub(stopping.elapsed()).max(limits::TICK)).await;
+    if let Some(tracer) = tracer {
+        // One that panicked has nothing to send.
+        let _ = tokio::task::spawn_blocking(move || tracer.flush(limits::SPANS_FLUSH)).await;
+    }
     Ok(())
+}
+
+/// Who sends spans, where that is wanted.
+fn tracer(config: &Config) -> Result<Option<Arc<Tracer>>, AgentError> {
+    let Some(collector) = &config.otlp_endpoint else { return Ok(None) };
+    let tracer = Tracer::start(collector, config.otlp_share).map_err(AgentError::Spans)?;
+    tracing::info!(collector = collector.url(), "spans are sent");
+    Ok(Some(Arc::new(tracer)))
 }
 
 /// What the agent tells others by.
@@ -218,12 +238,13 @@ struct Ends {
     repository: Arc<Repository>,
     metrics: Arc<Metrics>,
     status: Arc<ArcSwap<Value>>,
+    tracer: Option<Arc<Tracer>>,
 }
 
 impl Agent {
     fn new(setup: Setup, runtime: Runtime, store: Store, ends: Ends) -> Self {
         let Setup { config, config_file, reread, log_level, hardware } = setup;
-        let Ends { events, notices, repository, metrics, status } = ends;
+        let Ends { events, notices, repository, metrics, status, tracer } = ends;
         let now = Instant::now();
         let loader = Loader {
             library: runtime.library().path.clone(),
@@ -257,6 +278,8 @@ impl Agent {
             build_wish: tokio::sync::watch::channel(Wish::Run).0,
             build_since: None,
             sampling: BTreeMap::new(),
+            shadows: BTreeMap::new(),
+            calm: Arc::default(),
             again: Again::default(),
             loads: Loads::default(),
             loading: Arc::new(Semaphore::new(1)),
@@ -265,6 +288,7 @@ impl Agent {
             repository,
             metrics,
             status,
+            tracer,
             look: Arc::new(Notify::new()),
             look_at: None,
             listing: false,
@@ -278,8 +302,6 @@ impl Agent {
             config_revision: 1,
             config_error: None,
             config_restart: Vec::new(),
-            shadows: BTreeMap::new(),
-            calm: Arc::default(),
             recording: Recording::new(now),
         }
     }
@@ -376,6 +398,7 @@ impl Agent {
             Event::Built { key, id, outcome } => self.built(&key, id, outcome),
             Event::Sampled { model, outcome } => self.sampled(&model, outcome),
             Event::Drained { key, variant } => self.drained(&key, &variant),
+            Event::Shadowed { key, outcome } => self.shadowed(&key, outcome),
             Event::Notice(notice) => self.notice(&notice),
             Event::Command(command) => self.command(command),
             Event::Reload => self.reload(),
@@ -398,7 +421,6 @@ impl Agent {
             Arrival::Misplaced { file, why } => tracing::warn!(file, "is not served: {why}"),
             Arrival::Companions { model } => self.companions(&model),
         }
-            Event::Shadowed { key, outcome } => self.shadowed(&key, outcome),
     }
 
     /// Lists the model directory after a while, or earlier where that was wanted before: a copy
@@ -524,7 +546,11 @@ impl Agent {
     /// Closes all slots; answers what they have admitted, for at most `grace`.
     async fn close(mut self, grace: Duration) {
         let drains = self.repository.close_all();
+        let shadows = self.end_shadows();
         let all = async {
+            // The runtime must not be torn down under a run.
+            let _ = tokio::task::spawn_blocking(move || shadows.into_iter().for_each(Shadow::end))
+                .await;
             for drain in drains {
                 drain.done().await;
             }
@@ -546,11 +572,7 @@ async fn due(at: Option<Instant>) {
 
 /// Tells systemd, where it listens.
 fn systemd(states: &[sd_notify::NotifyState]) {
-        let shadows = self.end_shadows();
     if let Err(error) = sd_notify::notify(states) {
-            // The runtime must not be torn down under a run.
-            let _ = tokio::task::spawn_blocking(move || shadows.into_iter().for_each(Shadow::end))
-                .await;
         tracing::debug!("cannot tell systemd: {}", chain(&error));
     }
 }

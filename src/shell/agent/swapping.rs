@@ -12,8 +12,31 @@ use crate::governor;
 use crate::ladder::manifest::CalibrationSource;
 use crate::limits;
 use crate::shell::slot::{Drain, Fault, Notice, Runner};
+use crate::shell::spans::{Kind, Place, Span, Value};
 use crate::shell::store::{InService, ModelRecord};
 use crate::units::Digest;
+
+/// A change of variants until the one that left has answered its last request.
+struct Swap {
+    to: String,
+    because: String,
+    begun: Instant,
+}
+
+impl Swap {
+    fn span(self, place: Place, key: &VersionKey, from: &str) -> Span {
+        let text = |text: &str| Value::Text(text.to_owned());
+        let told = vec![
+            ("blochd.model", text(&key.model)),
+            ("blochd.version", Value::Whole(key.version.0)),
+            ("blochd.variant", Value::Text(self.to)),
+            ("blochd.from", text(from)),
+            ("blochd.because", Value::Text(self.because)),
+        ];
+        let (begun, ended, kind) = (self.begun, Instant::now(), Kind::Internal);
+        Span { place, name: "swap", kind, begun, ended, told, error: None }
+    }
+}
 
 impl Agent {
     /// Loads the variants that could serve and are not loaded, except those that are held back.
@@ -80,6 +103,13 @@ impl Agent {
         };
         let find = |c: &&mut Candidate| c.info.name == variant && c.info.digest == digest;
         let Some(candidate) = served.candidates.iter_mut().find(find) else { return };
+        if matches!(candidate.standby, Standby::Withdrawn(_)) {
+            // What it did before it left service was found out while it was loaded again; freeing it takes a
+            // while.
+            tokio::task::spawn_blocking(move || drop(outcome));
+            return;
+        }
+        let wants_room = outcome.as_ref().is_err_and(|unfit| unfit.fate == Fate::Later);
         match outcome {
             Ok(opened) => {
                 candidate.ran_on = opened.ran_on;
@@ -93,6 +123,9 @@ impl Agent {
             }
             Err(unfit) => candidate.standby = Standby::Waiting(unfit.reason),
         }
+        if wants_room {
+            self.shadows_give_way();
+        }
     }
 
     /// After a restart the variant that served last takes over again as soon as it is loaded: whatever
@@ -103,13 +136,6 @@ impl Agent {
         };
         let last = self.store.model(&key.model).in_service;
         let this =
-        if matches!(candidate.standby, Standby::Withdrawn(_)) {
-            // What it did before it left service was found out while it was loaded again; freeing it takes a
-            // while.
-            tokio::task::spawn_blocking(move || drop(outcome));
-            return;
-        }
-        let wants_room = outcome.as_ref().is_err_and(|unfit| unfit.fate == Fate::Later);
             InService { version: key.version, dense: served.digest, variant: variant.to_owned() };
         let to = served.candidates.iter().position(|c| c.info.name == variant);
         if let Some(to) = to.filter(|to| *to > 0 && last == Some(this)) {
@@ -123,9 +149,6 @@ impl Agent {
         let in_service = Some(InService {
             version: served.key.version,
             dense: served.digest,
-        if wants_room {
-            self.shadows_give_way();
-        }
             variant: served.candidates[served.current].info.name.clone(),
         });
         let record = ModelRecord { in_service, ..self.store.model(model) };
@@ -139,6 +162,7 @@ impl Agent {
         let Some(served) = self.served.get_mut(&action.model) else { return };
         let Some(candidate) = served.candidates.get_mut(action.to) else { return };
         let Standby::Loaded(_) = candidate.standby else { return };
+        let begun = Instant::now();
         let taken = std::mem::replace(&mut candidate.standby, Standby::InService);
         let sessions: Vec<Box<dyn Runner>> = match taken {
             Standby::Loaded(sessions) => sessions,
@@ -186,15 +210,20 @@ impl Agent {
             self.put_into_quarantine(left, what, format!("it failed in service: {reason}"));
         }
         self.remember_variant(&key.model);
-        self.await_drain(key, from, drain);
+        let swap = Swap { to: name, because: action.because.to_string(), begun };
+        self.await_drain(key, from, swap, drain);
     }
 
-    fn await_drain(&self, key: VersionKey, variant: String, drain: Drain) {
+    fn await_drain(&self, key: VersionKey, variant: String, swap: Swap, drain: Drain) {
+        let tracer = self.tracer.clone();
         let events = self.events.clone();
         let patience = Duration::from(self.config.drain_timeout);
         tokio::spawn(async move {
             if tokio::time::timeout(patience, drain.done()).await.is_err() {
                 tracing::warn!(model = key.model, variant, "is still running a request");
+            }
+            if let Some(tracer) = tracer {
+                tracer.send(swap.span(tracer.root(), &key, &variant));
             }
             let _ = events.send(Event::Drained { key, variant }).await;
         });

@@ -25,10 +25,12 @@ use axum::response::Response;
 use hyper::body::Incoming;
 
 use crate::limits::REPOSITORY_BODY_BYTES;
+use crate::protocol::TraceParent;
 use crate::protocol::grpc::frame;
 
 use super::front::{Calls, Local};
 use super::reply::Failed;
+use super::traced;
 
 use messages::{Messages, Patience};
 
@@ -41,6 +43,8 @@ struct Caller {
     begun: Instant,
     /// How long it may take from then on.
     timeout: Option<Duration>,
+    /// Where it stands in its client's trace; nothing where nobody wants to know.
+    parent: Option<TraceParent>,
 }
 
 /// Answers one call.
@@ -69,7 +73,8 @@ async fn answer(
             Some(timeout.ok_or_else(|| Failed::bad_request("grpc-timeout is no time"))?)
         }
     };
-    let caller = Caller { local: local.0, begun, timeout };
+    let parent = calls.app.tracer.as_ref().and_then(|_| traced::parent(&head.headers));
+    let caller = Caller { local: local.0, begun, timeout, parent };
     let path = head.uri.path();
     let app = &calls.app;
     let body = |limit, patience| Messages::of(app.clone(), body, limit, patience);
