@@ -461,6 +461,8 @@ fn what_needs_a_restart_is_all_that_is_kept_back() {
         ("metrics_address", "1.2.3.4:6"),
         ("runtime_library", "/c"),
         ("log_format", "json"),
+        ("otlp_endpoint", "http://a:1"),
+        ("otlp_share", "0.5"),
     ];
     let restart: Vec<&str> = schema::AGENT.iter().filter(|s| s.restart).map(|s| s.path).collect();
     assert_eq!(restart, changed.map(|(path, _)| path));
