@@ -251,6 +251,21 @@ pub const SHARED_NAME_BYTES: usize = 255;
 
 /// Inputs and outputs in shared memory above this many bytes together are copied on a thread that may block.
 pub const SHARED_INLINE_BYTES: u64 = 256 << 10;
+/// Spans that wait for the collector: some seconds of a few hundred requests each.
+pub const SPANS_WAITING: usize = 4096;
+
+/// Spans that are sent as one request, about half a MiB of JSON.
+pub const SPANS_TOGETHER: usize = 1024;
+
+/// How long spans wait for others to be sent with.
+pub const SPANS_DELAY: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// How long a collector may take to answer before its spans count as lost.
+pub const SPANS_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// How long the agent's end may wait for the last spans to be sent.
+pub const SPANS_FLUSH: std::time::Duration = std::time::Duration::from_secs(2);
+
 // ---- shell::engine ----
 
 /// Most entries of a directory that are looked at in search of a library. `/usr/lib` of a full desktop
@@ -575,6 +590,37 @@ pub const TRACE_READ_BYTES: usize = 128 << 20;
 /// Largest slowdown of a trace, and the inverse of the least: beyond it a clock was wrong.
 pub const TRACE_SLOWDOWN: f64 = 1000.0;
 
+/// Observations after which a rung whose agreement lies at the floor exactly would be withdrawn by chance once
+/// on average, or later: a year at one every three seconds.
+pub const SHADOW_ODDS: f64 = 1e7;
+
+/// Fewest compared requests that a rung is judged by, whatever they say.
+pub const SHADOW_LEAST: u64 = 16;
+
+/// Observations whose mean is shown, and named as the reason.
+pub const SHADOW_WINDOW: usize = 256;
+
+/// Highest floor that live requests are held against: of one difference in a thousand nobody can say in time
+/// that it was none of chance.
+pub const SHADOW_STRICTEST: f64 = 0.999;
+
+/// Least time between two requests of one model that run on dense as well.
+pub const SHADOW_GAP: std::time::Duration = std::time::Duration::from_millis(100);
+
+/// Rest after a run on dense, in lengths of that run: all of them take a fifth of one core at most.
+pub const SHADOW_REST: u32 = 4;
+
+/// Requests of which the explained variance is told together. Their own mean takes its part of the variance,
+/// which is corrected for, and of fewer the correction would be guesswork.
+pub const SHADOW_PACK: usize = 16;
+
+/// Sets of shapes of which requests wait for one another.
+pub const SHADOW_PACKS: usize = 8;
+
+/// Bytes of outputs, dense's and the rung's, that may wait for one another: two segmentations of a megapixel
+/// image.
+pub const SHADOW_PACK_BYTES: usize = 16 << 20;
+
 // ---- arrivals ----
 
 /// Longest name of a model: fits a file name with a suffix and a metric's label.
@@ -756,6 +802,22 @@ pub const SMAPS_LINES: usize = 100_000;
 /// Bytes that must stay free on the disk of the state directory when weights are put there: what is
 /// acknowledged to clients and operators has to find room.
 pub const DISK_RESERVE: u64 = 256 << 20;
+
+/// Largest request and answer together, bytes of their tensors, that is run on dense as well; one may wait and
+/// one run for each model.
+pub const SHADOW_REQUEST_BYTES: usize = 8 << 20;
+
+/// Share of a budget up to which there is time for comparisons. A rung that fits its budget with the usual
+/// margin of 1.1 takes 0.91 of it.
+pub const SHADOW_SLACK: f64 = 0.95;
+
+/// How long dense stays loaded for comparisons after the last rung has left service: a model at the edge of its
+/// budget goes to and fro within this time.
+pub const SHADOW_KEEP: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// Wait before dense is loaded for comparisons again where there was no room for it, or somebody needed the
+/// room.
+pub const SHADOW_RETRY: std::time::Duration = std::time::Duration::from_secs(60);
 
 // ---- shell: supply ----
 

@@ -7,6 +7,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
+use blochd::shell::unfinished::UNFINISHED_FILE;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use running::{Agent, Home, children_of, model};
@@ -253,4 +254,32 @@ fn a_build_that_is_killed_or_cannot_write_is_done_again() {
         build == "failed" && why.contains("exit code 74") && why.contains("tried again in 20s")
     });
     agent.eventually("it is built in the end", |agent| build_of(agent).0 == "done");
+}
+
+/// Rungs that are finished of a ladder that is not.
+fn finished_rungs(home: &Home) -> usize {
+    let folders = fs::read_dir(home.state().join("ladders")).into_iter().flatten().flatten();
+    let told = |folder: fs::DirEntry| fs::read(folder.path().join(UNFINISHED_FILE)).ok();
+    let told = folders.filter_map(told).next().unwrap_or_default();
+    String::from_utf8_lossy(&told).matches("\"step\"").count()
+}
+
+#[test]
+fn an_agent_that_is_killed_goes_on_with_the_ladder_where_its_build_was() {
+    let home = Home::new();
+    home.configure("defaults: {quality_floor: 0, ladder: {ratios: [0.85, 0.7, 0.55]}}");
+    home.drop_model(&model("fixtures/vgg_chain.onnx"), "digits/1/model.onnx");
+    let mut agent = home.start_ready();
+    agent.eventually("a rung is finished", |_| finished_rungs(&home) > 0);
+    agent.signal(Signal::SIGKILL);
+    agent.wait();
+    assert!(finished_rungs(&home) > 0, "the ladder was not done yet");
+    let mut agent = home.start_ready();
+    agent.eventually("its ladder is done", |agent| build_of(agent).0 == "done");
+    let page = ureq::get(format!("http://127.0.0.1:{}/metrics", home.metrics)).call().unwrap();
+    let page = page.into_body().read_to_string().unwrap();
+    let reused = "blochd_analysis_reused_total{model=\"digits\",version=\"1\",what=\"rungs\"} ";
+    let reused = page.lines().find_map(|line| line.strip_prefix(reused)).expect("what was reused");
+    assert!(reused.parse::<u64>().unwrap() > 0, "{reused}");
+    assert_eq!(finished_rungs(&home), 0);
 }

@@ -17,7 +17,7 @@ use blochd::shell::slot::{Entry, ModelState};
 use blochd::units::Version;
 use bytes::Bytes;
 
-use calling::{Caller, framed, infer, values};
+use calling::{Caller, WATCH, framed, infer, values};
 use serving::{Served, gated, spec, sum, sum_signature};
 
 /// Runs `test` beside the server, on its own runtime so that blocking in it holds nothing up.
@@ -243,6 +243,109 @@ fn a_deadline_is_kept_whether_the_header_or_the_parameter_says_it() {
         assert!(ended.message.contains("the queue of 2 requests is full"), "{ended:?}");
         (0..3).for_each(|_| go.send(()).unwrap());
         assert_eq!(first.await.unwrap().code, 0);
+    });
+}
+
+#[test]
+fn in_a_full_queue_a_call_of_high_priority_takes_the_place_of_a_low_one_and_is_run_first() {
+    use proto::infer_parameter::ParameterChoice;
+    let served = Served::start(4096);
+    let (session, started, go) = gated();
+    let slot = served.add_with_queue("sum", sum_signature(), session, 2);
+    with(async {
+        let caller = Caller::tcp(served.grpc).await;
+        let call = |value: f32, priority: u64| {
+            let parameter = |choice| proto::InferParameter { parameter_choice: Some(choice) };
+            let mut request = infer("sum", "", &[value]);
+            // Ten minutes, so that nothing is late.
+            let timeout = parameter(ParameterChoice::Int64Param(600_000_000));
+            request.parameters.insert("timeout".to_owned(), timeout);
+            let priority = parameter(ParameterChoice::Uint64Param(priority));
+            request.parameters.insert("priority".to_owned(), priority);
+            let caller = caller.clone();
+            tokio::spawn(async move { caller.call("ModelInfer", &request).await })
+        };
+        let first = call(0.0, 5);
+        assert_eq!(started.recv().unwrap(), 0.0);
+        let mut low = Vec::new();
+        for waiting in 1..=2 {
+            low.push(call(waiting as f32, 5));
+            while slot.pending() != (waiting, 1) {
+                tokio::task::yield_now().await;
+            }
+        }
+        let refused = call(4.0, 5).await.unwrap();
+        assert_eq!(
+            (refused.code, refused.message.contains("queue of 2 requests is full")),
+            (14, true)
+        );
+        let high = call(3.0, 1);
+        let displaced = low.pop().unwrap().await.unwrap();
+        assert_eq!((displaced.code, displaced.pushback.is_some()), (14, true));
+        assert!(displaced.message.contains("higher priority took its place"), "{displaced:?}");
+        (0..3).for_each(|_| go.send(()).unwrap());
+        assert_eq!([started.recv().unwrap(), started.recv().unwrap()], [3.0, 1.0]);
+        for call in [first, low.pop().unwrap(), high] {
+            assert_eq!(call.await.unwrap().code, 0);
+        }
+    });
+}
+
+#[test]
+fn a_health_watch_tells_every_change_of_the_server_or_of_its_model_and_nothing_else() {
+    use health::health_check_response::ServingStatus::*;
+    let mut served = Served::start(4096);
+    let (grpc, stop) = (served.grpc, served.stop.clone());
+    with(async {
+        let caller = Caller::tcp(grpc).await;
+        let mut server = caller.watch("").await;
+        let mut model = caller.watch("sum").await;
+        let mut left = caller.watch("sum").await;
+        assert_eq!(server.health().await, Ok(SERVING));
+        assert_eq!(model.health().await, Ok(SERVICE_UNKNOWN));
+        assert_eq!(left.health().await, Ok(SERVICE_UNKNOWN));
+        // One that goes away is in nobody's way.
+        drop(left);
+        served.repository.set_ready(false);
+        assert_eq!(server.health().await, Ok(NOT_SERVING));
+        served.repository.set_ready(true);
+        assert_eq!(server.health().await, Ok(SERVING));
+        // Another model is none of its business.
+        served.add("other", sum_signature(), sum());
+        let (state, reason) = (ModelState::Loading, "its first variant is on trial".to_owned());
+        served.repository.set("sum", Version(1), Entry::Unready { state, reason });
+        assert_eq!(model.health().await, Ok(NOT_SERVING));
+        served.add("sum", sum_signature(), sum());
+        assert_eq!(model.health().await, Ok(SERVING));
+        let check = async |service: &str| {
+            let service = service.to_owned();
+            let asked = health::HealthCheckRequest { service }.encode_to_vec();
+            caller.path(HEALTH, &[], framed(&asked)).await
+        };
+        let checked = check("sum").await.answer::<health::HealthCheckResponse>();
+        assert_eq!(checked.status, SERVING);
+        assert_eq!(check("nowhere").await.code, 5);
+        served.repository.remove("sum", Version(1));
+        assert_eq!(model.health().await, Ok(SERVICE_UNKNOWN));
+        served.repository.set_ready(false);
+        stop.cancel();
+        assert_eq!(server.health().await, Ok(NOT_SERVING));
+        for mut watch in [server, model] {
+            let (code, words) = watch.health().await.unwrap_err();
+            assert_eq!((code, words.contains("the server stops")), (14, true), "{words}");
+        }
+    });
+    assert_eq!(served.finish(), 0, "no connection was cut off");
+}
+
+#[test]
+fn a_health_watch_keeps_the_deadline_that_its_client_sets() {
+    let served = Served::start(4096);
+    with(async {
+        let caller = Caller::tcp(served.grpc).await;
+        let asked = framed(&health::HealthCheckRequest::default().encode_to_vec());
+        let ended = caller.path(WATCH, &[("grpc-timeout", "50m")], asked).await;
+        assert_eq!((ended.code, ended.messages.len()), (4, 1), "{ended:?}");
     });
 }
 

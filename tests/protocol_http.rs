@@ -270,6 +270,42 @@ fn a_full_queue_and_a_passed_deadline_are_answered_by_503_with_retry_after() {
 }
 
 #[test]
+fn in_a_full_queue_a_request_of_high_priority_takes_the_place_of_a_low_one_and_is_run_first() {
+    let served = Served::start(4096);
+    let (session, started, go) = gated();
+    let slot = served.add_with_queue("sum", sum_signature(), session, 2);
+    let mut clients: Vec<Client> = (0..5).map(|_| Client::to(served.http)).collect();
+    clients[0].send("POST", SUM, &[], body("0", "").as_bytes());
+    assert_eq!(started.recv().unwrap(), 0.0);
+    // Ten minutes, so that nothing is late.
+    let with = |value: &str, priority: u8| {
+        body(value, &format!(r#""timeout":600000000,"priority":{priority}"#))
+    };
+    for (waiting, value) in [(1, "1"), (2, "2")] {
+        clients[waiting].send("POST", SUM, &[], with(value, 5).as_bytes());
+        while slot.pending() != (waiting, 1) {
+            std::thread::yield_now();
+        }
+    }
+    let reply = clients[4].post(SUM, &with("4", 5));
+    assert_eq!(
+        (reply.status, reply.error().contains("the queue of 2 requests is full")),
+        (503, true)
+    );
+    clients[3].send("POST", SUM, &[], with("3", 1).as_bytes());
+    let reply = clients[2].receive();
+    assert_eq!(reply.status, 503);
+    assert!(reply.error().contains("requests of higher priority took its place"));
+    assert!(reply.header("retry-after").is_some());
+    (0..3).for_each(|_| go.send(()).unwrap());
+    assert_eq!([started.recv().unwrap(), started.recv().unwrap()], [3.0, 1.0]);
+    for client in [0, 1, 3] {
+        assert_eq!(clients[client].receive().status, 200);
+    }
+    assert_eq!(slot.refusals()["displaced"], 1);
+}
+
+#[test]
 fn a_client_that_goes_away_frees_its_place_in_the_queue() {
     let served = Served::start(4096);
     let (session, started, go) = gated();

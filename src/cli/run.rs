@@ -102,7 +102,7 @@ impl Run {
                     Code::Unavailable
                 }
                 AgentError::Store(_) | AgentError::ModelDir { .. } => Code::Io,
-                AgentError::Signals(_) => Code::Software,
+                AgentError::Signals(_) | AgentError::Spans(_) => Code::Software,
             };
             let remedy = match &error {
                 AgentError::Store(_) => {
@@ -113,7 +113,8 @@ impl Run {
                 AgentError::Runtime(_)
                 | AgentError::Listen { .. }
                 | AgentError::Socket { .. }
-                | AgentError::Signals(_) => "",
+                | AgentError::Signals(_)
+                | AgentError::Spans(_) => "",
             };
             Failure { code, error: anyhow!("{error}{remedy}") }
         })

@@ -40,6 +40,10 @@ pub struct Config {
     pub drain_timeout: Span,
     /// Where what the governor sees is recorded; `None`: nowhere.
     pub trace: Option<TraceDir>,
+    /// Where spans are sent to; `None`: nowhere.
+    pub otlp_endpoint: Option<Collector>,
+    /// Share of the requests that belong to no trace of their client's, 0 to 1, of which spans are made.
+    pub otlp_share: f64,
     pub arrivals: Arrivals,
     /// Whether child processes are kept from what their work does not need.
     pub sandbox: Sandbox,
@@ -65,6 +69,18 @@ pub enum Socket {
 /// A directory of traces, see the room `governor`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TraceDir(pub PathBuf);
+
+/// A collector of spans that speaks OpenTelemetry's protocol over HTTP, by its URL without a slash at the end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Collector(pub String);
+
+impl Collector {
+    /// Where spans are posted to.
+    pub fn url(&self) -> String {
+        let Self(base) = self;
+        if base.ends_with("/v1/traces") { base.clone() } else { format!("{base}/v1/traces") }
+    }
+}
 
 /// When files count as complete.
 #[derive(Debug, Clone, PartialEq)]
@@ -124,6 +140,7 @@ pub struct ModelConfig {
     pub budget: Option<Budget>,
     /// Least agreement with dense (0 to 1) of a variant that may be served.
     pub quality_floor: f64,
+    pub quality: Quality,
     /// Sessions, each on a thread of its own.
     pub instances: usize,
     /// Threads inside one operator.
@@ -156,6 +173,13 @@ impl fmt::Display for Budget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.percentile, self.limit)
     }
+}
+
+/// How the quality of a variant in service is looked after.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Quality {
+    /// Share of the live requests, above 0 and up to 1, that run on dense as well; `None`: none do.
+    pub shadow: Option<f64>,
 }
 
 /// How variants are changed; see the room `governor`.
@@ -313,6 +337,8 @@ impl Default for Config {
             log_format: LogFormat::Auto,
             drain_timeout: Span::secs(30),
             trace: None,
+            otlp_endpoint: None,
+            otlp_share: 0.01,
             arrivals: Arrivals { settle: Span::millis(500), rescan: Span::secs(10) },
             sandbox: Sandbox::Auto,
             trial: Trial { timeout: Span::secs(120), memory: None },
@@ -335,6 +361,7 @@ impl Default for ModelConfig {
         Self {
             budget: None,
             quality_floor: 0.9,
+            quality: Quality { shadow: None },
             instances: 1,
             intra_op_threads: Threads::Auto,
             cpus: Cpus::None,

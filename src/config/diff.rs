@@ -82,6 +82,8 @@ impl Config {
         kept.metrics_address = self.metrics_address;
         kept.runtime_library = self.runtime_library.clone();
         kept.log_format = self.log_format;
+        kept.otlp_endpoint = self.otlp_endpoint.clone();
+        kept.otlp_share = self.otlp_share;
         kept
     }
 }

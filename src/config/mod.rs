@@ -19,8 +19,8 @@ mod values;
 mod tests;
 
 pub use checked::{
-    Accelerator, Budget, Config, Cpus, Devices, LogFormat, LogLevel, Method, ModelConfig, Policy,
-    Sandbox, Socket, Threads, TraceDir,
+    Accelerator, Budget, Collector, Config, Cpus, Devices, LogFormat, LogLevel, Method,
+    ModelConfig, Policy, Sandbox, Socket, Threads, TraceDir,
 };
 pub use diff::{Change, Diff};
 pub use error::{ConfigErrors, Origin, Problem};

@@ -78,6 +78,8 @@ pub static AGENT: &[Setting<Config>] = &[
     agent!("log_format", Scalar, true, read::log_format, log_format),
     agent!("drain_timeout", Scalar, false, |t| between(t, 0, 3600), drain_timeout),
     agent!("trace", Path, false, read::trace, trace),
+    agent!("otlp_endpoint", Scalar, true, read::collector, otlp_endpoint),
+    agent!("otlp_share", Scalar, true, |t| read::number(t, 0.0, 1.0), otlp_share),
     agent!("arrivals.settle", Scalar, false, read::wait, arrivals.settle),
     agent!("arrivals.rescan", Scalar, false, read::wait, arrivals.rescan),
     agent!("sandbox", Scalar, false, read::sandbox, sandbox),
@@ -98,6 +100,7 @@ pub static AGENT: &[Setting<Config>] = &[
 pub static MODEL: &[Setting<ModelConfig>] = &[
     model!("budget", Pair, read::budget, budget),
     model!("quality_floor", Scalar, |t| read::number(t, 0.0, 1.0), quality_floor),
+    model!("quality.shadow", Scalar, read::share, quality.shadow),
     model!("instances", Scalar, |t| read::whole(t, 1, limits::INSTANCES), instances),
     model!("intra_op_threads", Scalar, read::threads, intra_op_threads),
     model!("cpus", List, read::cpus, cpus),

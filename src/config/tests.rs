@@ -231,17 +231,68 @@ fn values_of_the_wrong_form_say_what_would_be_right() {
             "defaults: {ladder: {enabled: yes}}",
             "1:30: \"yes\" is not yes or no; write true or false",
         ),
+        (
+            "defaults: {quality: {shadow: 0}}",
+            "1:30: 0 is out of range; write a number above 0 and up to 1, or none",
+        ),
+        (
+            "defaults: {quality: {shadow: 2 %}}",
+            "1:30: \"2 %\" is not a number; write a number above 0 and up to 1, or none",
+        ),
         ("defaults: {max_batch: 0}", "1:23: 0 is out of range; write a whole number from 1 to 128"),
         (
             "defaults: {max_queue_delay: 2s}",
             "1:29: 2s is out of range; write a time from 0us to 1s",
         ),
+        (
+            "otlp_endpoint: https://collector:4318",
+            "1:16: spans are sent to a collector on this box or in its network, without TLS; write \
+             http://, a host and a port, such as http://127.0.0.1:4318, or none",
+        ),
+        (
+            "otlp_endpoint: 127.0.0.1:4318",
+            "1:16: \"127.0.0.1:4318\" is no collector's address; write http://, a host and a port, \
+             such as http://127.0.0.1:4318, or none",
+        ),
+        ("otlp_share: 1.5", "1:13: 1.5 is out of range; write a number from 0 to 1"),
         ("model_dir: ''", "1:12: the path is empty; write a path"),
         ("- a", "1:1: the file is not a map; write `key: value` lines, indented by two spaces"),
     ];
     for (text, expected) in cases {
         assert_eq!(line(text), format!("agent.yaml:{expected}"), "{text}");
     }
+}
+
+#[test]
+fn a_collectors_address_is_taken_as_it_is_written_and_none_that_is_no_address() {
+    let url = |text: &str| {
+        let config = load(&format!("otlp_endpoint: \"{text}\"")).ok()?;
+        config.otlp_endpoint.map(|collector| collector.url())
+    };
+    for (text, expected) in [
+        ("http://127.0.0.1:4318", "http://127.0.0.1:4318/v1/traces"),
+        ("http://collector/", "http://collector/v1/traces"),
+        ("http://[::1]:4318/otlp/v1/traces", "http://[::1]:4318/otlp/v1/traces"),
+        ("http://[fe80::1]", "http://[fe80::1]/v1/traces"),
+    ] {
+        assert_eq!(url(text).as_deref(), Some(expected), "{text}");
+    }
+    for text in [
+        "http://",
+        "http://:4318",
+        "http://a:0",
+        "http://a:70000",
+        "http://a b",
+        "http://u@a:1",
+        "http://a?x=1",
+        "http://[::1",
+        "http://::1",
+        "ftp://a",
+        "http://a:1\\r\\nx: y",
+    ] {
+        assert_eq!(url(text), None, "{text}");
+    }
+    assert_eq!(load("otlp_endpoint: none").unwrap().otlp_endpoint, None);
 }
 
 #[test]
@@ -428,6 +479,8 @@ fn what_needs_a_restart_is_all_that_is_kept_back() {
         ("metrics_address", "1.2.3.4:6"),
         ("runtime_library", "/c"),
         ("log_format", "json"),
+        ("otlp_endpoint", "http://a:1"),
+        ("otlp_share", "0.5"),
     ];
     let restart: Vec<&str> = schema::AGENT.iter().filter(|s| s.restart).map(|s| s.path).collect();
     assert_eq!(restart, changed.map(|(path, _)| path));

@@ -1,7 +1,7 @@
 //! Text ↔ typed values, each with its range. The text is that of a YAML scalar, an environment
 //! variable or a flag alike.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -9,7 +9,8 @@ use crate::limits::{self, SOCKET_PATH_BYTES};
 use crate::units::{ByteSize, Percentile, Span, UnitError, is_latency_ratio};
 
 use super::checked::{
-    Accelerator, Budget, Cpus, LogFormat, LogLevel, Method, Sandbox, Socket, Threads, TraceDir,
+    Accelerator, Budget, Collector, Cpus, LogFormat, LogLevel, Method, Sandbox, Socket, Threads,
+    TraceDir,
 };
 use super::error::{Wrong, did_you_mean};
 
@@ -96,8 +97,22 @@ impl Absent for TraceDir {
     const WORD: &'static str = "none";
 }
 
+impl Show for Collector {
+    fn show(&self) -> String {
+        self.0.clone()
+    }
+}
+
+impl Absent for Collector {
+    const WORD: &'static str = "none";
+}
+
 impl Absent for ByteSize {
     const WORD: &'static str = "auto";
+}
+
+impl Absent for f64 {
+    const WORD: &'static str = "none";
 }
 
 /// `what; right` of a [`UnitError`], whose text has both parts joined by a colon.
@@ -169,6 +184,39 @@ pub(super) fn trace(text: &str) -> Result<Option<TraceDir>, Wrong> {
     if text == TraceDir::WORD { Ok(None) } else { path(text).map(|dir| Some(TraceDir(dir))) }
 }
 
+/// `http://host:port`, with a path or without, or `none`.
+pub(super) fn collector(text: &str) -> Result<Option<Collector>, Wrong> {
+    let text = text.trim();
+    if text == Collector::WORD {
+        return Ok(None);
+    }
+    let right = "write http://, a host and a port, such as http://127.0.0.1:4318, or none";
+    if text.starts_with("https://") {
+        let what = "spans are sent to a collector on this box or in its network, without TLS";
+        return Err(Wrong::new(what, right));
+    }
+    let wrong = || Wrong::new(format!("{text:?} is no collector's address"), right);
+    let rest = text.strip_prefix("http://").ok_or_else(wrong)?.trim_end_matches('/');
+    let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
+    // A host's name, or an address, in brackets where it has colons.
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
+        Some(_) | None => (authority, None),
+    };
+    let of_name = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    let is_host = match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        Some(address) => address.parse::<Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && host.chars().all(of_name),
+    };
+    let is_port = port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0));
+    let is_path = path.chars().all(|c| of_name(c) || matches!(c, '/' | '~' | '%'));
+    if is_host && is_port && is_path {
+        Ok(Some(Collector(format!("http://{rest}"))))
+    } else {
+        Err(wrong())
+    }
+}
+
 fn span(text: &str) -> Result<Span, Wrong> {
     text.trim().parse::<Span>().map_err(|error| unit(&error))
 }
@@ -230,6 +278,19 @@ pub(super) fn number(text: &str, least: f64, most: f64) -> Result<f64, Wrong> {
     let value: f64 = parsed(text, "a number", &right)?;
     if (least..=most).contains(&value) {
         return Ok(value);
+    }
+    Err(Wrong::new(format!("{text} is out of range"), right))
+}
+
+/// A part of a whole, or `none` of it.
+pub(super) fn share(text: &str) -> Result<Option<f64>, Wrong> {
+    if text.trim() == f64::WORD {
+        return Ok(None);
+    }
+    let right = "write a number above 0 and up to 1, or none";
+    let share: f64 = parsed(text, "a number", right)?;
+    if share > 0.0 && share <= 1.0 {
+        return Ok(Some(share));
     }
     Err(Wrong::new(format!("{text} is out of range"), right))
 }

@@ -17,6 +17,9 @@
 //! gets slower will break is left before; see `trend.rs`. Where models share a box and the more important one
 //! has no faster variant left, a less important one makes room; see `relief.rs`.
 //!
+//! A rung whose agreement with dense turns out lower on live requests than its floor is left at once; whether
+//! it is so, [`shadow`] judges.
+//!
 //! All of it runs over recorded or made-up boxes in [`simulate`]; what is recorded is a [`trace`].
 
 mod estimate;
@@ -25,6 +28,7 @@ mod promise;
 #[cfg(test)]
 mod queue;
 mod relief;
+pub mod shadow;
 pub mod simulate;
 pub mod trace;
 mod trend;

@@ -123,6 +123,9 @@ impl Memory {
         if model.fault {
             return best(model, &usable, |_| true).map(|to| (to, Because::Fault));
         }
+        if model.disproved {
+            return self.instead(model, &usable).map(|to| (to, Because::Quality));
+        }
         if let Some(to) = missed.filter(|to| allowed(*to)) {
             return Some((to, Because::MissedPromise));
         }
@@ -169,6 +172,23 @@ impl Memory {
     /// Whether the attempts that failed were at a variant that is no slower than this.
     fn failed_at(&self, model: &ModelView, index: usize) -> bool {
         self.failed.is_some_and(|failed| model.variants[index].promised >= failed)
+    }
+
+    /// What serves in the place of a variant whose quality does not hold: the best of the better ones that
+    /// holds the budget, else the fastest of these; where none of them is ready, whatever else may serve.
+    fn instead(&self, model: &ModelView, usable: &[usize]) -> Option<usize> {
+        let current = model.variants.get(model.current)?;
+        let is_better = |index: &usize| {
+            let variant = &model.variants[*index];
+            *index != model.current
+                && variant.promised >= current.promised
+                && (*index == 0 || variant.quality >= current.quality)
+        };
+        let better: Vec<usize> = usable.iter().copied().filter(is_better).collect();
+        let holds =
+            |index| model.budget.is_none_or(|budget| self.would_cost(model, index) <= budget);
+        let fastest = || better.iter().copied().min_by_key(|i| model.variants[*i].promised);
+        best(model, &better, holds).or_else(fastest).or_else(|| best(model, usable, |_| true))
     }
 
     /// The faster variant to be taken where the budget is in danger: the best that holds it, else the fastest.
@@ -412,6 +432,7 @@ mod tests {
             observed: Observed::new(vec![ms(5); 100], Percentile::P99).with_runs(vec![ms(5); 100]),
             load: Some(Load { rate, instances: 1 }),
             fault: false,
+            disproved: false,
         };
         let mut state = State::default();
         (0..600).find(|second| {
@@ -457,6 +478,7 @@ mod tests {
                 observed: Observed::new(vec![ms(took); 100], Percentile::P99),
                 load: None,
                 fault: false,
+                disproved: false,
             };
             let mut state = State::default();
             for second in 0..20 {

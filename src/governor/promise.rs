@@ -225,6 +225,7 @@ mod tests {
             observed: Observed::new(vec![took; runs], Percentile::P99).with_runs(vec![took; runs]),
             load: None,
             fault: false,
+            disproved: false,
         }
     }
 

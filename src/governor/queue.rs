@@ -73,6 +73,7 @@ fn model(the: &Site) -> ModelView {
         observed: Observed::default(),
         load: None,
         fault: false,
+        disproved: false,
     }
 }
 

@@ -71,6 +71,8 @@ pub struct ModelView {
     pub load: Option<Load>,
     /// The variant in service has failed: an error, a value that is not finite.
     pub fault: bool,
+    /// Its agreement with dense on live requests is below the floor, see [`shadow`](super::shadow).
+    pub disproved: bool,
 }
 
 /// Why a switch is made.
@@ -85,6 +87,8 @@ pub enum Because {
     Headroom,
     /// The variant in service failed.
     Fault,
+    /// The variant in service agrees with dense on live requests less than it must.
+    Quality,
     /// The variant in service takes longer than it promised, which the box does not explain.
     MissedPromise,
     /// A model of higher priority breaks its budget and has no faster variant left.
@@ -100,6 +104,7 @@ impl fmt::Display for Because {
             Self::Foreseen => "foreseen",
             Self::Headroom => "headroom",
             Self::Fault => "fault",
+            Self::Quality => "quality",
             Self::MissedPromise => "missed_promise",
             Self::Relief => "relief",
             Self::Policy => "policy",

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::calibration::rows_of;
-use crate::onnx::{Engine, ExecError, Model, Tensor};
+use crate::onnx::{Engine, ExecError, Model, Tensor, values};
 use crate::spectra::activations::Batch;
 
 /// Outputs of a model on samples: for each graph output one tensor a batch.
@@ -114,6 +114,16 @@ pub fn agreement(dense: &Outputs, variant: &Outputs, counted: &[Vec<bool>]) -> A
     Agreement { quality, explained }
 }
 
+/// Whether the quality that [`agreement`] tells of such outputs is a share of samples with the same class.
+pub fn tells_classes(outputs: &[Tensor]) -> bool {
+    let is_float = |tensor: &Tensor| values::floats(tensor.dtype, &[]).is_some();
+    outputs.first().is_some_and(|first| is_class_scores(&first.shape) && is_float(first))
+}
+
+fn is_class_scores(shape: &[usize]) -> bool {
+    shape.len() == 2 && shape[1] >= 2
+}
+
 /// Share of samples whose highest score in the first output is at their label.
 pub fn accuracy(outputs: &Outputs, labels: &[i64]) -> Option<f64> {
     let scores = outputs.first()?;
@@ -144,7 +154,7 @@ impl Values {
 /// What an output says of the samples that count; `None` where that cannot be told.
 fn taken(tensors: &[Tensor], counted: &[Vec<bool>]) -> Option<Values> {
     let shape = &tensors.first()?.shape;
-    let is_class_scores = shape.len() == 2 && shape[1] >= 2;
+    let is_class_scores = is_class_scores(shape);
     let width: usize = shape.get(1..)?.iter().product();
     let mut values = Vec::new();
     for (tensor, counted) in tensors.iter().zip(counted) {

@@ -18,6 +18,7 @@ mod raw;
 mod request;
 mod shared;
 mod signature;
+mod traceparent;
 
 pub use answer::{EncodedAnswer, InferAnswer};
 pub use error::{AnswerError, RequestError};
@@ -30,3 +31,4 @@ pub use metadata::{
 pub use request::{InferRequest, WantedOutput};
 pub use shared::{SharedInput, SharedRange};
 pub use signature::{Dim, Signature, TensorSpec, datatype, dtype_of};
+pub use traceparent::TraceParent;

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use crate::hardware::{Known, Vendor};
 use crate::shell::slot::{Histogram, LATENCY_BUCKETS_US, Repository, Slot, Stats, Totals};
+use crate::shell::spans::{Tally, Tracer};
 use crate::units::Version;
 
 use devices::Accelerators;
@@ -38,6 +39,11 @@ struct Told {
     standby: BTreeMap<&'static str, usize>,
     builds: BTreeMap<&'static str, u64>,
     reused: BTreeMap<&'static str, u64>,
+    /// Requests that were drawn to run on dense as well, by what became of them.
+    shadow: BTreeMap<&'static str, u64>,
+    /// Agreement on live requests, by variant.
+    agreement: BTreeMap<String, f64>,
+    withdrawals: u64,
 }
 
 /// How a ladder that was wanted came about, or did not.
@@ -65,12 +71,21 @@ pub struct Metrics {
     repository: Arc<Repository>,
     told: Mutex<BTreeMap<Key, Told>>,
     accelerators: Mutex<Accelerators>,
+    /// Where spans are sent.
+    tracer: Option<Arc<Tracer>>,
 }
 
 impl Metrics {
     /// The page of `repository`.
     pub fn new(repository: Arc<Repository>) -> Self {
-        Self { repository, told: Mutex::default(), accelerators: Mutex::default() }
+        Self { repository, told: Mutex::default(), accelerators: Mutex::default(), tracer: None }
+    }
+
+    /// With the counts of spans, where some are made.
+    #[must_use]
+    pub fn traced(mut self, tracer: Option<Arc<Tracer>>) -> Self {
+        self.tracer = tracer;
+        self
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Key, Told>> {
@@ -124,6 +139,23 @@ impl Metrics {
         }
     }
 
+    /// What became of the requests that were drawn to run on dense as well, and the agreement of the variants
+    /// that answered them.
+    pub fn shadow(
+        &self,
+        model: &str,
+        version: Version,
+        requests: BTreeMap<&'static str, u64>,
+        agreement: BTreeMap<String, f64>,
+    ) {
+        self.tell(model, version, |told| (told.shadow, told.agreement) = (requests, agreement));
+    }
+
+    /// A variant was withdrawn because of its agreement on live requests.
+    pub fn withdrawn(&self, model: &str, version: Version) {
+        self.tell(model, version, |told| told.withdrawals += 1);
+    }
+
     /// Where on its ladder the variant in service stands, dense being 0, and how many variants stand by in
     /// which state.
     pub fn ladder(
@@ -169,7 +201,20 @@ impl Metrics {
         let accelerators = self.accelerators.lock().unwrap_or_else(PoisonError::into_inner);
         accelerators.show(&mut page);
         drop(accelerators);
+        if let Some(tracer) = &self.tracer {
+            spans(&mut page, tracer.tally());
+        }
         page.finish()
+    }
+}
+
+fn spans(page: &mut Page, tally: Tally) {
+    let help = "Spans that the collector took (exported), that found no place in the queue \
+                (dropped), or that it did not take (failed).";
+    page.family("blochd_spans_total", Kind::Counter, help);
+    let Tally { exported, dropped, failed } = tally;
+    for (outcome, count) in [("exported", exported), ("dropped", dropped), ("failed", failed)] {
+        page.sample(&[("outcome", outcome)], count as f64);
     }
 }
 
@@ -361,6 +406,36 @@ fn agent(page: &mut Page, told: &BTreeMap<Key, Told>) {
     ladders(page, told);
 }
 
+/// How variants agree with dense on live requests.
+fn shadows(page: &mut Page, told: &BTreeMap<Key, Told>) {
+    let help = "Live requests that were drawn to run on dense as well: compared, dropped because \
+                there was no time (busy), unsuitable, or failed there.";
+    page.family("blochd_shadow_requests_total", Kind::Counter, help);
+    for ((model, version), told) in told {
+        let version = version.to_string();
+        for (outcome, count) in &told.shadow {
+            let labels = [("model", model.as_str()), ("version", &version), ("outcome", outcome)];
+            page.sample(&labels, *count as f64);
+        }
+    }
+    let help = "Agreement of a variant with dense on live requests, the last that were compared.";
+    page.family("blochd_live_agreement_ratio", Kind::Gauge, help);
+    for ((model, version), told) in told {
+        let version = version.to_string();
+        for (variant, agreement) in &told.agreement {
+            let labels = [("model", model.as_str()), ("version", &version), ("variant", variant)];
+            page.sample(&labels, *agreement);
+        }
+    }
+    let help = "Variants that were withdrawn because of their agreement on live requests.";
+    page.family("blochd_withdrawals_total", Kind::Counter, help);
+    for ((model, version), told) in told.iter().filter(|(_, told)| told.withdrawals > 0) {
+        let version = version.to_string();
+        let labels = [("model", model.as_str()), ("version", &version)];
+        page.sample(&labels, told.withdrawals as f64);
+    }
+}
+
 /// How ladders came about and stand.
 fn ladders(page: &mut Page, told: &BTreeMap<Key, Told>) {
     let help = "Variants of the model by how they stand by.";
@@ -381,6 +456,7 @@ fn ladders(page: &mut Page, told: &BTreeMap<Key, Told>) {
             page.sample(&labels, *count as f64);
         }
     }
+    shadows(page, told);
     let help = "What builds took over from earlier ones: finished rungs, and measured latencies.";
     page.family("blochd_analysis_reused_total", Kind::Counter, help);
     for ((model, version), told) in told {

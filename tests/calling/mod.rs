@@ -12,6 +12,7 @@ use blochd::onnx::DType;
 use blochd::protocol::datatype;
 use blochd::protocol::grpc::Message;
 use blochd::protocol::grpc::frame::PREFIX;
+use blochd::protocol::grpc::proto::grpc::health::v1 as health;
 use blochd::protocol::grpc::proto::inference as proto;
 use bytes::Bytes;
 use http_body_util::channel::{Channel, Sender};
@@ -25,6 +26,9 @@ use tokio::net::{TcpStream, UnixStream};
 
 /// Nothing that is waited for takes longer, unless it is broken.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The streaming call of the health service.
+pub const WATCH: &str = "/grpc.health.v1.Health/Watch";
 
 type Body = BoxBody<Bytes, hyper::Error>;
 
@@ -140,6 +144,17 @@ impl Caller {
     }
 }
 
+impl Caller {
+    /// Watches the health of the server (nothing) or of a model.
+    pub async fn watch(&self, service: &str) -> Stream {
+        let service = service.to_owned();
+        let asked = health::HealthCheckRequest { service };
+        let body = Full::new(framed(&asked.encode_to_vec())).map_err(|never| match never {});
+        let response = self.send(WATCH, &[], body.boxed()).await.unwrap();
+        Stream { response, rest: Vec::new() }
+    }
+}
+
 /// The answers of a stream.
 pub struct Stream {
     response: Response<Incoming>,
@@ -149,9 +164,21 @@ pub struct Stream {
 impl Stream {
     /// The next answer, or how the stream ended.
     pub async fn next(&mut self) -> Result<proto::ModelStreamInferResponse, (u32, String)> {
+        self.message().await
+    }
+
+    /// The next status of a watch, or how it ended.
+    pub async fn health(
+        &mut self,
+    ) -> Result<health::health_check_response::ServingStatus, (u32, String)> {
+        let answer: health::HealthCheckResponse = self.message().await?;
+        Ok(answer.status.as_known().unwrap())
+    }
+
+    async fn message<M: Message>(&mut self) -> Result<M, (u32, String)> {
         loop {
             if let Some(message) = split(&mut self.rest) {
-                return Ok(Message::decode_from_slice(&message).unwrap());
+                return Ok(M::decode_from_slice(&message).unwrap());
             }
             let frame = self.response.body_mut().frame();
             let frame = tokio::time::timeout(PATIENCE, frame).await.expect("an answer in time");

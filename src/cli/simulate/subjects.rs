@@ -226,6 +226,7 @@ impl Model {
                 observed: Observed::default(),
                 load: None,
                 fault: false,
+                disproved: false,
             },
             percentile,
             medians: figures.map(|figures| us(figures.p50_us)).collect(),

@@ -340,12 +340,37 @@ fn ladder(model: &Value) -> String {
         ]);
     }
     let mut text = format!("\n{}", aligned(&rows, &[0, 5]));
+    text.push_str(&shadow(model));
     for missed in not_built {
         let reachable = missed["reachable"].as_f64();
         let reachable = reachable.map(|ratio| format!(" ({ratio:.2} can be reached)"));
         let because = printable(&word(&missed["because"]));
         let asked = word(&missed["asked"]);
         let _ = writeln!(text, "  {asked} not built: {because}{}", reachable.unwrap_or_default());
+    }
+    text
+}
+
+/// How the variants agree with dense on live requests.
+fn shadow(model: &Value) -> String {
+    let mut text = String::new();
+    if let Some(why) = model["shadow"]["why"].as_str() {
+        let _ = writeln!(text, "  no request runs on dense as well: {}", printable(why));
+    }
+    for variant in array(&model["ladder"]) {
+        let live = &variant["live"];
+        let share = |name: &str| live[name].as_f64().map(|share| 100.0 * share);
+        let (Some(agreement), Some(low), Some(high)) =
+            (share("agreement"), share("low"), share("high"))
+        else {
+            continue;
+        };
+        let (name, over) = (word(&variant["name"]), word(&live["over"]));
+        let _ = writeln!(
+            text,
+            "  {name} on live requests: {agreement:.1} % ({low:.1} to {high:.1} %) over the last \
+             {over}"
+        );
     }
     text
 }
@@ -465,6 +490,22 @@ bad version 3 is not served: model.onnx:  [2Jtruncated
         let line = |word: &str| shown.lines().find(|line| line.contains(word)).unwrap();
         let place = |line: &str, word: &str| line.find(word).unwrap();
         assert_eq!(place(line("VARIANT"), "VARIANT"), place(line("×1.50"), "r0.75"));
+    }
+
+    #[test]
+    fn the_agreement_on_live_requests_is_told_and_so_is_why_nothing_is_compared() {
+        let mut status = status();
+        let model = &mut status["models"][0];
+        model["shadow"] = json!({"state": "waiting", "why": "there is no room\u{7}"});
+        model["ladder"][1]["live"] =
+            json!({"agreement": 0.9125, "low": 0.871, "high": 0.9414, "over": 256});
+        let shown = render(&status);
+        let expected = "  r0.75 on live requests: 91.2 % (87.1 to 94.1 %) over the last 256\n";
+        assert!(shown.contains(expected), "{shown}");
+        assert!(
+            shown.contains("  no request runs on dense as well: there is no room \n"),
+            "{shown}"
+        );
     }
 
     #[test]

@@ -60,6 +60,7 @@ pub fn subject<'a>(
             observed: Observed::default(),
             load: None,
             fault: false,
+            disproved: false,
         },
         percentile: Percentile::P99,
         medians,

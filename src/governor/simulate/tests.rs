@@ -87,6 +87,7 @@ fn model(budget_ms: u64, floor: f64) -> ModelView {
         observed: Observed::default(),
         load: None,
         fault: false,
+        disproved: false,
     }
 }
 
@@ -198,6 +199,30 @@ fn a_fault_is_answered_at_once_and_without_a_budget_dense_is_served() {
     view = ModelView { budget: None, current: 1, ..model(15, 0.9) };
     let action = step(&mut State::default(), &[view], Duration::from_secs(1)).action;
     assert_eq!(action.map(|a| (a.to, a.because)), Some((0, Because::Policy)));
+}
+
+#[test]
+fn a_rung_that_is_disproved_makes_place_at_once_for_the_best_better_one_that_holds_the_budget() {
+    let disproved =
+        |budget_ms, current| ModelView { disproved: true, current, ..model(budget_ms, 0.9) };
+    let to = |state: &mut State, view: ModelView, second| {
+        let action = step(state, &[view], Duration::from_secs(second)).action;
+        action.map(|action| (action.to, action.because))
+    };
+    let quality = |to| Some((to, Because::Quality));
+    assert_eq!(to(&mut State::default(), disproved(15, 3), 1), quality(0));
+    assert_eq!(to(&mut State::default(), disproved(9, 3), 1), quality(1));
+    // None of the better ones holds the budget: the fastest of them, and none that is worse.
+    assert_eq!(to(&mut State::default(), disproved(3, 2), 1), quality(1));
+    // Right after a switch, too; and where no better one is ready, whatever else may serve.
+    let mut state = State::default();
+    assert_eq!(to(&mut state, disproved(9, 3), 1), quality(1));
+    let mut view = disproved(9, 1);
+    assert_eq!(to(&mut state, view.clone(), 1), quality(0));
+    view.variants[0].ready = false;
+    assert_eq!(to(&mut State::default(), view.clone(), 1), quality(2));
+    view.variants.iter_mut().for_each(|variant| variant.ready = false);
+    assert_eq!(to(&mut State::default(), view, 1), None, "better it than nobody");
 }
 
 #[test]

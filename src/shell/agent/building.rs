@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
@@ -20,6 +20,7 @@ use crate::shell::children::{ChildError, Memory, Wish, this_program};
 use crate::shell::files;
 use crate::shell::metrics::{BuildOutcome, Metrics};
 use crate::shell::slot::VariantInfo;
+use crate::shell::spans::{Kind, Place, Span, Tracer, Value};
 use crate::shell::store::{BuildState, Damage, Ladder, LadderId, LadderRecord};
 
 impl Agent {
@@ -197,6 +198,7 @@ impl Agent {
                 events: self.events.clone(),
                 confined: self.loader.confined.clone(),
                 metrics: Arc::clone(&self.metrics),
+                tracer: self.tracer.clone(),
             };
             spawn_build(told, key, id, job, wish);
         }
@@ -305,6 +307,7 @@ impl Agent {
             return;
         }
         let micros = |us: f64| Duration::from_secs_f64((us / 1e6).clamp(0.0, 3600.0));
+        let floor = served.config.quality_floor;
         served.candidates.truncate(1);
         served.candidates[0].p50 = Some(micros(manifest.dense.p50_us));
         served.candidates[0].p99 = Some(micros(manifest.dense.p99_us));
@@ -313,7 +316,8 @@ impl Agent {
             let share = rung.figures.ratio;
             let p50 = micros(manifest.dense.p50_us * share);
             let p99 = micros(manifest.dense.p99_us * share);
-            let known = self.store.quarantined().get(&rung.digest).map(|q| q.reason.clone());
+            let known = self.store.quarantined().get(&rung.digest);
+            let known = known.filter(|why| why.holds_at(floor)).map(|why| why.reason.clone());
             let standby = match known {
                 Some(reason) => Standby::Withdrawn(reason),
                 None => Standby::Waiting("not loaded yet".to_owned()),
@@ -334,6 +338,7 @@ impl Agent {
                 standby,
                 held_until: None,
                 faults: 0,
+                disproved: None,
             });
         }
         served.build = Build::Done(Box::new(manifest));
@@ -346,6 +351,7 @@ struct Told {
     events: tokio::sync::mpsc::Sender<Event>,
     confined: Seen,
     metrics: Arc<Metrics>,
+    tracer: Option<Arc<Tracer>>,
 }
 
 fn spawn_build(
@@ -356,7 +362,8 @@ fn spawn_build(
     wish: watch::Receiver<Wish>,
 ) {
     tokio::spawn(async move {
-        let Told { events, confined, metrics } = told;
+        let Told { events, confined, metrics, tracer } = told;
+        let begun = Instant::now();
         let (told, of) = (events.clone(), key.clone());
         let mut tell = move |event: BuildEvent| match event {
             BuildEvent::Confined(how) => confined.told(how),
@@ -372,6 +379,9 @@ fn spawn_build(
             BuildEvent::Rung { .. } | BuildEvent::NotBuilt { .. } => {}
         };
         let outcome = build(&this_program(), &job, wish, &mut tell).await;
+        if let Some(tracer) = tracer {
+            tracer.send(span(tracer.root(), &key, begun, outcome.as_ref().err()));
+        }
         if outcome.is_ok() {
             // What is written out already takes the loop no time when the ladder is taken into place.
             let folder = job.out.clone();
@@ -379,6 +389,15 @@ fn spawn_build(
         }
         let _ = events.send(Event::Built { key, id, outcome }).await;
     });
+}
+
+fn span(place: Place, key: &VersionKey, begun: Instant, error: Option<&ChildError>) -> Span {
+    let told = vec![
+        ("blochd.model", Value::Text(key.model.clone())),
+        ("blochd.version", Value::Whole(key.version.0)),
+    ];
+    let (ended, error) = (Instant::now(), error.map(ToString::to_string));
+    Span { place, name: "build", kind: Kind::Internal, begun, ended, told, error }
 }
 
 /// The size and the time of the last change of a file, which tell it from its predecessors.

@@ -46,6 +46,8 @@ pub enum Event {
     Sampled { model: String, outcome: Result<Sampled, String> },
     /// A variant's last request is answered and its sessions are freed.
     Drained { key: VersionKey, variant: String },
+    /// Dense is loaded to be compared with, or is not.
+    Shadowed { key: VersionKey, outcome: Result<Vec<Box<dyn Runner>>, Unfit> },
     /// A session failed.
     Notice(Notice),
     /// A client asks for something.

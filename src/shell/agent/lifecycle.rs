@@ -7,7 +7,7 @@ use std::time::{Instant, SystemTime};
 
 use super::Agent;
 use super::companions::CALIBRATION;
-use super::event::{Event, Prepared, Unfit};
+use super::event::{Event, Fate, Prepared, Unfit};
 use super::prepare::Loader;
 use super::recording::Demand;
 use super::served::{Build, Candidate, Served, Standby};
@@ -88,10 +88,9 @@ impl Agent {
             let _one_at_a_time = permits.acquire_owned().await;
             let external = loader.external(path.clone()).await;
             let lends = loader.expects_lending;
-            let room = if beside { loader.room_for(path.clone(), lends).await } else { Ok(()) };
-            let outcome = match room {
-                Ok(()) => loader.prepare(path.clone()).await,
-                Err(unfit) => Err(unfit),
+            let outcome = match beside {
+                true => loader.with_room(path.clone(), lends, Loader::prepare).await,
+                false => loader.prepare(path.clone()).await,
             };
             let _ = events.send(Event::Prepared { key, load, path, external, outcome }).await;
         });
@@ -133,6 +132,9 @@ impl Agent {
             }
             Err(unfit) => {
                 let reason = one_line(&unfit.reason);
+                if unfit.fate == Fate::Later {
+                    self.shadows_give_way();
+                }
                 self.refuse(&key, &reason);
                 self.underway.settled(&key);
                 let blamed = self.version_is_to_blame(&key, path, unfit.digest, unfit.fate);
@@ -158,7 +160,11 @@ impl Agent {
 
     pub(super) fn put_into_quarantine(&mut self, digest: Digest, what: String, reason: String) {
         let at = seconds_since_1970();
-        if let Err(error) = self.store.put_quarantine(digest, Quarantined { what, reason, at }) {
+        self.quarantine(digest, Quarantined { what, reason, at, floor: None });
+    }
+
+    pub(super) fn quarantine(&mut self, digest: Digest, why: Quarantined) {
+        if let Err(error) = self.store.put_quarantine(digest, why) {
             tracing::error!("a variant that failed is not remembered as such: {error}");
         }
     }
@@ -201,6 +207,7 @@ impl Agent {
             standby: Standby::InService,
             held_until: None,
             faults: 0,
+            disproved: None,
         };
         let served = Served {
             key: key.clone(),

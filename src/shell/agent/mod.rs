@@ -27,6 +27,7 @@ mod reservoir;
 mod retry;
 mod samples;
 mod served;
+mod shadowing;
 mod status;
 mod swapping;
 mod underway;
@@ -35,6 +36,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -53,6 +55,7 @@ use self::recording::Recording;
 use self::retry::Again;
 use self::samples::Sampling;
 use self::served::Served;
+use self::shadowing::Shadowing;
 use self::underway::Underway;
 use crate::arrivals::{Arrival, Arrivals, VersionKey};
 use crate::config::{Change, Config, LogLevel, ModelConfig, Policy};
@@ -63,7 +66,9 @@ use crate::shell::children::{Memory, Wish, this_program};
 use crate::shell::engine::{Found, Pool, RuntimeError, Search};
 use crate::shell::metrics::Metrics;
 use crate::shell::serve::{self, App};
+use crate::shell::shadow::Shadow;
 use crate::shell::slot::{Command, Commands, IndexEntry, ModelState, Notice, Repository};
+use crate::shell::spans::Tracer;
 use crate::shell::store::{LadderId, Store, StoreError};
 use crate::shell::watch::{self, Listing};
 
@@ -97,6 +102,8 @@ pub enum AgentError {
     ModelDir { path: PathBuf, source: std::io::Error },
     #[error("cannot listen for signals: {0}")]
     Signals(std::io::Error),
+    #[error("cannot start a thread for spans: {0}")]
+    Spans(std::io::Error),
 }
 
 struct Agent {
@@ -121,6 +128,10 @@ struct Agent {
     build_since: Option<Instant>,
     /// Samples of live requests of models whose policy allows that.
     sampling: BTreeMap<String, Sampling>,
+    /// Comparisons of rungs with dense, of models whose policy wants that.
+    shadows: BTreeMap<String, Shadowing>,
+    /// Whether all budgets are kept with room to spare, for those who compare.
+    calm: Arc<AtomicBool>,
     /// What failed through no fault of its own, or perhaps through none.
     again: Again,
     /// Versions that are being loaded, and clients that wait for that.
@@ -132,6 +143,8 @@ struct Agent {
     repository: Arc<Repository>,
     metrics: Arc<Metrics>,
     status: Arc<ArcSwap<Value>>,
+    /// Who sends spans of swaps and builds.
+    tracer: Option<Arc<Tracer>>,
     look: Arc<Notify>,
     /// When the model directory is listed next because of file events; one listing at a time.
     look_at: Option<Instant>,
@@ -167,11 +180,14 @@ pub async fn run(setup: Setup) -> Result<(), AgentError> {
     let doors = doors::open(config).await?;
     let metrics_listener = doors::listen(config.metrics_address, "metrics").await?;
     let (repository, commands) = Repository::new();
-    let metrics = Arc::new(Metrics::new(Arc::clone(&repository)));
+    let tracer = tracer(config)?;
+    let metrics = Metrics::new(Arc::clone(&repository)).traced(tracer.clone());
+    let metrics = Arc::new(metrics);
     let status = Arc::new(ArcSwap::from_pointee(Value::Null));
     let shown = Arc::clone(&status);
     let app = App::new(Arc::clone(&repository), Arc::new(move || Value::clone(&shown.load())))
-        .sharing_memory(config.shared_memory);
+        .sharing_memory(config.shared_memory)
+        .traced(tracer.clone());
     let stop = CancellationToken::new();
     let (grace, granted) = tokio::sync::watch::channel(Duration::from(config.drain_timeout));
     let server = tokio::spawn(serve::serve(doors, Arc::new(app), stop.clone(), granted));
@@ -183,7 +199,7 @@ pub async fn run(setup: Setup) -> Result<(), AgentError> {
         http = %config.http_address, metrics = %config.metrics_address,
         models = %config.model_dir.display(), "blochd serves"
     );
-    let ends = Ends { events, notices, repository, metrics, status };
+    let ends = Ends { events, notices, repository, metrics, status, tracer: tracer.clone() };
     let agent = Agent::new(setup, runtime, store, ends);
     let mut agent = agent.turn(queue, noticed, commands).await?;
     tracing::info!("stopping: the requests in flight are answered first");
@@ -203,7 +219,19 @@ pub async fn run(setup: Setup) -> Result<(), AgentError> {
         tracing::warn!("{cut} connections were not done within {patience:?}");
     }
     agent.close(patience.saturating_sub(stopping.elapsed()).max(limits::TICK)).await;
+    if let Some(tracer) = tracer {
+        // One that panicked has nothing to send.
+        let _ = tokio::task::spawn_blocking(move || tracer.flush(limits::SPANS_FLUSH)).await;
+    }
     Ok(())
+}
+
+/// Who sends spans, where that is wanted.
+fn tracer(config: &Config) -> Result<Option<Arc<Tracer>>, AgentError> {
+    let Some(collector) = &config.otlp_endpoint else { return Ok(None) };
+    let tracer = Tracer::start(collector, config.otlp_share).map_err(AgentError::Spans)?;
+    tracing::info!(collector = collector.url(), "spans are sent");
+    Ok(Some(Arc::new(tracer)))
 }
 
 /// What the agent tells others by.
@@ -213,12 +241,13 @@ struct Ends {
     repository: Arc<Repository>,
     metrics: Arc<Metrics>,
     status: Arc<ArcSwap<Value>>,
+    tracer: Option<Arc<Tracer>>,
 }
 
 impl Agent {
     fn new(setup: Setup, runtime: Found, store: Store, ends: Ends) -> Self {
         let Setup { config, config_file, reread, log_level, hardware } = setup;
-        let Ends { events, notices, repository, metrics, status } = ends;
+        let Ends { events, notices, repository, metrics, status, tracer } = ends;
         let now = Instant::now();
         let loader = Loader {
             library: runtime.library().path.clone(),
@@ -256,6 +285,8 @@ impl Agent {
             build_wish: tokio::sync::watch::channel(Wish::Run).0,
             build_since: None,
             sampling: BTreeMap::new(),
+            shadows: BTreeMap::new(),
+            calm: Arc::default(),
             again: Again::default(),
             loads: Loads::default(),
             loading: Arc::new(Semaphore::new(1)),
@@ -264,6 +295,7 @@ impl Agent {
             repository,
             metrics,
             status,
+            tracer,
             look: Arc::new(Notify::new()),
             look_at: None,
             listing: false,
@@ -384,6 +416,7 @@ impl Agent {
             Event::Built { key, id, outcome } => self.built(&key, id, outcome),
             Event::Sampled { model, outcome } => self.sampled(&model, outcome),
             Event::Drained { key, variant } => self.drained(&key, &variant),
+            Event::Shadowed { key, outcome } => self.shadowed(&key, outcome),
             Event::Notice(notice) => self.notice(&notice),
             Event::Command(command) => self.command(command),
             Event::Vendor { vendor, task, event } => self.vendor(vendor, task, event),
@@ -533,7 +566,11 @@ impl Agent {
     /// Closes all slots; answers what they have admitted, for at most `grace`.
     async fn close(mut self, grace: Duration) {
         let drains = self.repository.close_all();
+        let shadows = self.end_shadows();
         let all = async {
+            // The runtime must not be torn down under a run.
+            let _ = tokio::task::spawn_blocking(move || shadows.into_iter().for_each(Shadow::end))
+                .await;
             for drain in drains {
                 drain.done().await;
             }

@@ -115,8 +115,22 @@ impl Loader {
         tokio::task::spawn_blocking(move || models::external_files(&path).ok()).await.ok()?
     }
 
-    /// Whether the model at `path` finds place in memory, with its weights held together or not.
-    pub async fn room_for(&self, path: PathBuf, lends: bool) -> Result<(), Unfit> {
+    /// Loads the model at `path`, by `load`, where it finds place in memory, its weights held together or not.
+    pub async fn with_room<T, F>(
+        self,
+        path: PathBuf,
+        lends: bool,
+        load: impl FnOnce(Self, PathBuf) -> F,
+    ) -> Result<T, Unfit>
+    where
+        F: Future<Output = Result<T, Unfit>>,
+    {
+        self.room_for(path.clone(), lends).await?;
+        load(self, path).await
+    }
+
+    /// Whether the model at `path` finds place in memory, its weights held together or not.
+    async fn room_for(&self, path: PathBuf, lends: bool) -> Result<(), Unfit> {
         let instances = self.instances;
         blocking(move || {
             let unfit = |why| Unfit {

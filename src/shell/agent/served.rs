@@ -10,6 +10,7 @@ use super::event::Lending;
 use super::recording::Demand;
 use crate::arrivals::VersionKey;
 use crate::config::ModelConfig;
+use crate::governor::shadow::Withdrawn;
 use crate::governor::{ModelView, Observed, Policy, VariantView, Verdict};
 use crate::ladder::Manifest;
 use crate::shell::children::trial::RanOn;
@@ -31,6 +32,8 @@ pub struct Candidate {
     pub held_until: Option<Instant>,
     /// Probations on which it failed, one after the other.
     pub faults: u32,
+    /// It is in service still, and is to leave it because of this.
+    pub disproved: Option<Withdrawn>,
 }
 
 impl Candidate {
@@ -201,6 +204,7 @@ impl Served {
             observed,
             load: self.demand.load(self.config.instances),
             fault: self.fault.is_some(),
+            disproved: self.candidates[self.current].disproved.is_some(),
         }
     }
 

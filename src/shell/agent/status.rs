@@ -29,6 +29,7 @@ impl Agent {
         }
         self.try_again();
         self.pace_build(&views, now);
+        self.follow_shadows(&views, now);
         self.release_held(now);
         self.tell_metrics(elapsed);
         if now.duration_since(self.started) > limits::READY_PATIENCE {
@@ -78,6 +79,7 @@ impl Agent {
                 *standby.entry(candidate.standby.words().0).or_default() += 1;
             }
             self.metrics.ladder(model, version, served.current, standby);
+            self.tell_shadow_metrics(served);
             let Some(verdict) = self.verdicts.get(model) else { continue };
             self.metrics.slowdown(model, version, Some(verdict.slowdown));
             if let Some(met) = verdict.met {
@@ -130,6 +132,7 @@ impl Agent {
                 let is_built = self.building.as_ref().is_some_and(|(key, _)| *key == served.key);
                 let paused = *self.build_wish.borrow() == Wish::Pause;
                 status["build_paused"] = json!(is_built && paused);
+                self.tell_shadow(served, &mut status);
                 status
             })
             .collect();

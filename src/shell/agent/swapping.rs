@@ -4,15 +4,39 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Agent;
-use super::event::{Event, Opened, Unfit};
+use super::event::{Event, Fate, Opened, Unfit};
+use super::prepare::Loader;
 use super::served::{Build, Candidate, Misdeed, Standby};
 use crate::arrivals::VersionKey;
 use crate::governor;
 use crate::ladder::manifest::CalibrationSource;
 use crate::limits;
 use crate::shell::slot::{Drain, Fault, Notice, Runner};
+use crate::shell::spans::{Kind, Place, Span, Value};
 use crate::shell::store::{InService, ModelRecord};
 use crate::units::Digest;
+
+/// A change of variants until the one that left has answered its last request.
+struct Swap {
+    to: String,
+    because: String,
+    begun: Instant,
+}
+
+impl Swap {
+    fn span(self, place: Place, key: &VersionKey, from: &str) -> Span {
+        let text = |text: &str| Value::Text(text.to_owned());
+        let told = vec![
+            ("blochd.model", text(&key.model)),
+            ("blochd.version", Value::Whole(key.version.0)),
+            ("blochd.variant", Value::Text(self.to)),
+            ("blochd.from", text(from)),
+            ("blochd.because", Value::Text(self.because)),
+        ];
+        let (begun, ended, kind) = (self.begun, Instant::now(), Kind::Internal);
+        Span { place, name: "swap", kind, begun, ended, told, error: None }
+    }
+}
 
 impl Agent {
     /// Loads the variants that could serve and are not loaded, except those that are held back.
@@ -53,10 +77,9 @@ impl Agent {
             let variant = candidate.info.name.clone();
             tokio::spawn(async move {
                 let _one_at_a_time = permits.acquire_owned().await;
-                let outcome = match loader.room_for(path.clone(), loader.expects_lending).await {
-                    Ok(()) => loader.open(path, digest).await,
-                    Err(unfit) => Err(unfit),
-                };
+                let lends = loader.expects_lending;
+                let open = |loader: Loader, path| loader.open(path, digest);
+                let outcome = loader.with_room(path, lends, open).await;
                 let _ = events.send(Event::Opened { key, digest, variant, outcome }).await;
             });
         }
@@ -81,6 +104,13 @@ impl Agent {
         };
         let find = |c: &&mut Candidate| c.info.name == variant && c.info.digest == digest;
         let Some(candidate) = served.candidates.iter_mut().find(find) else { return };
+        if matches!(candidate.standby, Standby::Withdrawn(_)) {
+            // What it did before it left service was found out while it was loaded again; freeing it takes a
+            // while.
+            tokio::task::spawn_blocking(move || drop(outcome));
+            return;
+        }
+        let wants_room = outcome.as_ref().is_err_and(|unfit| unfit.fate == Fate::Later);
         match outcome {
             Ok(opened) => {
                 candidate.ran_on = opened.ran_on;
@@ -94,6 +124,9 @@ impl Agent {
                 self.put_into_quarantine(digest, format!("{} {variant}", key.model), unfit.reason);
             }
             Err(unfit) => candidate.standby = Standby::Waiting(unfit.reason),
+        }
+        if wants_room {
+            self.shadows_give_way();
         }
     }
 
@@ -131,6 +164,7 @@ impl Agent {
         let Some(served) = self.served.get_mut(&action.model) else { return };
         let Some(candidate) = served.candidates.get_mut(action.to) else { return };
         let Standby::Loaded(_) = candidate.standby else { return };
+        let begun = Instant::now();
         let taken = std::mem::replace(&mut candidate.standby, Standby::InService);
         let sessions: Vec<Box<dyn Runner>> = match taken {
             Standby::Loaded(sessions) => sessions,
@@ -151,9 +185,11 @@ impl Agent {
         let (from, left) = (leaving.info.name.clone(), leaving.info.digest);
         let fault = served.fault.take();
         let mut convicted = None;
-        match fault {
-            None => leaving.standby = Standby::Opening,
-            Some(Misdeed { reason, for_good }) => {
+        match (leaving.disproved.take(), fault) {
+            // It stands in the quarantine since that was found.
+            (Some(why), _) => leaving.standby = Standby::Withdrawn(why.to_string()),
+            (None, None) => leaving.standby = Standby::Opening,
+            (None, Some(Misdeed { reason, for_good })) => {
                 leaving.faults += 1;
                 if for_good || leaving.faults >= limits::FAULTS_TO_CONVICT {
                     leaving.standby = Standby::Withdrawn(reason.clone());
@@ -176,15 +212,20 @@ impl Agent {
             self.put_into_quarantine(left, what, format!("it failed in service: {reason}"));
         }
         self.remember_variant(&key.model);
-        self.await_drain(key, from, drain);
+        let swap = Swap { to: name, because: action.because.to_string(), begun };
+        self.await_drain(key, from, swap, drain);
     }
 
-    fn await_drain(&self, key: VersionKey, variant: String, drain: Drain) {
+    fn await_drain(&self, key: VersionKey, variant: String, swap: Swap, drain: Drain) {
+        let tracer = self.tracer.clone();
         let events = self.events.clone();
         let patience = Duration::from(self.config.drain_timeout);
         tokio::spawn(async move {
             if tokio::time::timeout(patience, drain.done()).await.is_err() {
                 tracing::warn!(model = key.model, variant, "is still running a request");
+            }
+            if let Some(tracer) = tracer {
+                tracer.send(swap.span(tracer.root(), &key, &variant));
             }
             let _ = events.send(Event::Drained { key, variant }).await;
         });
@@ -205,10 +246,9 @@ impl Agent {
         let lending = candidate.lending.clone();
         tokio::spawn(async move {
             let _one_at_a_time = permits.acquire_owned().await;
-            let sessions = match loader.room_for(path.clone(), lending.is_on()).await {
-                Ok(()) => loader.reopen(path, digest, ran_on, lending).await,
-                Err(unfit) => Err(unfit),
-            };
+            let lends = lending.is_on();
+            let reopen = |loader: Loader, path| loader.reopen(path, digest, ran_on, lending);
+            let sessions = loader.with_room(path, lends, reopen).await;
             let opened = |(sessions, lending)| Opened { sessions, p50, p99, ran_on, lending };
             let outcome = sessions.map(opened);
             let _ = events.send(Event::Opened { key, digest, variant, outcome }).await;

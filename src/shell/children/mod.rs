@@ -14,5 +14,5 @@ pub mod trial;
 
 pub use process::{
     Blame, Bounds, ChildError, Memory, Priority, WORK_REFUSED, Wish, is_out_of_memory,
-    processor_time, run, this_program,
+    processor_time, run, this_program, yield_to_others,
 };

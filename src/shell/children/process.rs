@@ -359,9 +359,10 @@ fn first_to_go() {
     }
 }
 
-fn yield_to_others(nice: i32) {
+/// Gives the calling thread the core only where nobody else wants it.
+pub fn yield_to_others(nice: i32) {
     let idle = libc::sched_param { sched_priority: 0 };
-    // SAFETY: plain system calls on this process with valid arguments; where they are refused, the
+    // SAFETY: plain system calls on the calling thread with valid arguments; where they are refused, the
     // priority stays as it was. The niceness is absolute: the agent itself may run at a negative one.
     unsafe {
         libc::setpriority(libc::PRIO_PROCESS, 0, nice);

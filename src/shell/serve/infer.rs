@@ -22,6 +22,7 @@ use super::App;
 use super::front::Local;
 use super::regions::RegionError;
 use super::reply::Failed;
+use super::traced::{self, Traced};
 
 /// Length of the JSON in front of binary tensor data, in both directions.
 const JSON_LENGTH: HeaderName = HeaderName::from_static("inference-header-content-length");
@@ -37,6 +38,20 @@ pub(super) async fn infer(
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Response, Failed> {
+    let parent = || traced::parent(headers);
+    let mut traced = Traced::begin(app.tracer.as_ref(), parent, "http", Instant::now());
+    let outcome = infer_traced(app, (model, version), local, headers, body, &mut traced).await;
+    traced.ended(outcome)
+}
+
+async fn infer_traced(
+    app: &Arc<App>,
+    (model, version): (&str, Option<Version>),
+    local: bool,
+    headers: &HeaderMap,
+    body: Body,
+    traced: &mut Traced,
+) -> Result<Response, Failed> {
     // The body is read even where the model is unknown: an answer to a half-sent request would
     // reach the client as a broken connection.
     let (body, _held) = read(app, headers, body, app.max_body).await?;
@@ -44,8 +59,9 @@ pub(super) async fn infer(
     let source = Source::Rest { body, json_length: json_length(headers)? };
     let asked = Asked { source, arrived, timeout: None, local };
     let Admitted { slot, frame, ticket, held: _shared } =
-        admit(app, model, version, &asked).await?;
+        admit(app, model, version, &asked, traced).await?;
     let answer = ticket.outcome().await?;
+    traced.answered(&answer);
     write_shared(app, local, &frame.wanted, &answer).await?;
     respond(&slot, frame, answer).await
 }
@@ -108,6 +124,7 @@ pub(super) async fn admit(
     model: &str,
     version: Option<Version>,
     asked: &Asked,
+    traced: &mut Traced,
 ) -> Result<Admitted, Failed> {
     let mut before: Option<Arc<Slot>> = None;
     loop {
@@ -118,6 +135,7 @@ pub(super) async fn admit(
         let wanted = outputs.iter().map(|output| output.name.clone()).collect();
         let arrived = asked.arrived;
         let decode = arrived.elapsed();
+        traced.found(&slot, arrived + decode);
         let timeout = timeout.into_iter().chain(asked.timeout).min();
         let request = Request { inputs, wanted, arrived, decode, timeout, priority };
         match slot.submit(request, Instant::now()) {

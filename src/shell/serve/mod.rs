@@ -21,6 +21,7 @@ mod patience;
 mod regions;
 mod reply;
 mod routes;
+mod traced;
 mod unix;
 
 use std::sync::Arc;
@@ -33,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 use crate::limits::{HTTP_BODIES_BYTES, HTTP_BODY_BYTES};
 use crate::shell::metrics::Metrics;
 use crate::shell::slot::Repository;
+use crate::shell::spans::Tracer;
 
 use front::{Calls, Front};
 use listen::Speaks;
@@ -53,6 +55,8 @@ pub struct App {
     bodies: Arc<Semaphore>,
     /// Where shared memory is switched on.
     regions: Option<Regions>,
+    /// Where spans are wanted.
+    tracer: Option<Arc<Tracer>>,
 }
 
 impl App {
@@ -70,13 +74,20 @@ impl App {
     ) -> Self {
         let max_body = max_body.min(HTTP_BODIES_BYTES);
         let bodies = Arc::new(Semaphore::new(HTTP_BODIES_BYTES / 1024 + 1));
-        Self { repository, status, max_body, bodies, regions: None }
+        Self { repository, status, max_body, bodies, regions: None, tracer: None }
     }
 
     /// With shared memory for clients on this box, or without.
     #[must_use]
     pub fn sharing_memory(mut self, on: bool) -> Self {
         self.regions = on.then(Regions::new);
+        self
+    }
+
+    /// With spans of its requests, or without.
+    #[must_use]
+    pub fn traced(mut self, tracer: Option<Arc<Tracer>>) -> Self {
+        self.tracer = tracer;
         self
     }
 

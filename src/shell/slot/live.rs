@@ -19,7 +19,7 @@ use super::error::{PublishError, Refusal};
 use super::job::{Answer, Job, Request, Ticket};
 use super::queue::Queue;
 use super::stats::{BatchTimes, Counters, Stats, Totals};
-use super::variant::{Notice, Runner, Sampler, Variant, VariantInfo};
+use super::variant::{Notice, Runner, Sampler, Variant, VariantInfo, Witness};
 use super::worker;
 
 /// What a slot is made with.
@@ -46,6 +46,7 @@ pub(super) struct Shared {
     pub notices: Option<mpsc::Sender<Notice>>,
     refusals: Mutex<BTreeMap<&'static str, u64>>,
     sampler: ArcSwapOption<Arc<dyn Sampler>>,
+    witness: ArcSwapOption<Arc<dyn Witness>>,
 }
 
 impl Shared {
@@ -63,6 +64,10 @@ impl Shared {
 
     pub fn sampler(&self) -> Option<Arc<dyn Sampler>> {
         self.sampler.load().as_ref().map(|sampler| Arc::clone(sampler.as_ref()))
+    }
+
+    pub fn witness(&self) -> Option<Arc<dyn Witness>> {
+        self.witness.load().as_ref().map(|witness| Arc::clone(witness.as_ref()))
     }
 }
 
@@ -138,6 +143,7 @@ impl Slot {
             notices: options.notices,
             refusals: Mutex::default(),
             sampler: ArcSwapOption::empty(),
+            witness: ArcSwapOption::empty(),
         });
         let stats = Arc::new(Stats::default());
         let by_name = BTreeMap::from([(first.name.clone(), Arc::clone(&stats))]);
@@ -243,6 +249,11 @@ impl Slot {
         self.publication.lock().unwrap_or_else(PoisonError::into_inner).drain.clone()
     }
 
+    /// Requests that wait, without waiting for those who change that.
+    pub fn waiting(&self) -> usize {
+        self.shared.queue.waiting()
+    }
+
     /// Requests that wait, and those that the variant in service runs now.
     pub fn pending(&self) -> (usize, usize) {
         self.shared.queue.pending()
@@ -282,6 +293,11 @@ impl Slot {
     /// Sets or removes who is offered the inputs of answered requests.
     pub fn set_sampler(&self, sampler: Option<Arc<dyn Sampler>>) {
         self.shared.sampler.store(sampler.map(Arc::new));
+    }
+
+    /// Sets or removes who is shown answered requests.
+    pub fn set_witness(&self, witness: Option<Arc<dyn Witness>>) {
+        self.shared.witness.store(witness.map(Arc::new));
     }
 }
 

@@ -37,4 +37,4 @@ pub use repository::{
 };
 pub use rows::{NotBatched, check_rows};
 pub use stats::{BatchTimes, Counters, Histogram, LATENCY_BUCKETS_US, Stats, Totals, Window};
-pub use variant::{Fault, Notice, Runner, Sampler, Variant, VariantInfo};
+pub use variant::{Fault, Notice, Runner, Sampler, Variant, VariantInfo, Witness};

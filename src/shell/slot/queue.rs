@@ -1,7 +1,7 @@
 //! The bounded queue of a slot, shared by the threads of the variant in service: `schedule`'s under a lock,
 //! with a clock.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,8 @@ use super::variant::Variant;
 pub(super) struct Queue {
     state: Mutex<State>,
     wake: Condvar,
+    /// How many requests wait, for those who must not hold the lock.
+    waiting: AtomicUsize,
     /// What the times of the schedule count from.
     origin: Instant,
 }
@@ -42,12 +44,22 @@ impl Queue {
     pub fn new(capacity: usize) -> Self {
         let jobs = schedule::Queue::new(capacity);
         let state = Mutex::new(State { jobs, generation: 0, closed: false });
-        Self { state, wake: Condvar::new(), origin: Instant::now() }
+        let (wake, waiting) = (Condvar::new(), AtomicUsize::new(0));
+        Self { state, wake, waiting, origin: Instant::now() }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // No code that can panic runs under this lock.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note(&self, state: &State) {
+        self.waiting.store(state.jobs.waiting(), Ordering::Relaxed);
+    }
+
+    /// Requests that wait; what changes at this moment may not count yet.
+    pub fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
     }
 
     fn time(&self, at: Instant) -> Duration {
@@ -94,6 +106,7 @@ impl Queue {
         };
         let offered = state.jobs.offer(asked, job, &server, self.time(now));
         let out = offered.map_err(refusal)?;
+        self.note(&state);
         drop(state);
         self.wake.notify_one();
         Ok(out)
@@ -101,7 +114,9 @@ impl Queue {
 
     /// Removes a job that nobody waits for; `false` where it has left the queue already.
     pub fn forget(&self, id: u64) -> bool {
-        let job = self.lock().jobs.remove(id);
+        let mut state = self.lock();
+        let job = state.jobs.remove(id);
+        self.note(&state);
         job.is_some()
     }
 
@@ -118,6 +133,7 @@ impl Queue {
             if state.generation == variant.generation {
                 let (now, at_once) = (self.time(Instant::now()), state.closed);
                 let Taken { expired, next } = state.jobs.take(&variant.server(), now, at_once);
+                self.note(&state);
                 match next {
                     Next::Run { run, jobs } => {
                         if state.jobs.waiting() > 0 {
@@ -181,6 +197,7 @@ impl Queue {
         let mut state = self.lock();
         state.closed = true;
         let dropped = if abandon { state.jobs.drain() } else { Vec::new() };
+        self.note(&state);
         drop(state);
         self.wake.notify_all();
         dropped

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use arc_swap::ArcSwap;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::limits::REPOSITORY_COMMANDS;
 use crate::units::Version;
@@ -106,6 +106,7 @@ pub struct Repository {
     models: ArcSwap<BTreeMap<String, Arc<Versions>>>,
     commands: mpsc::Sender<Command>,
     ready: AtomicBool,
+    changes: watch::Sender<()>,
 }
 
 impl Repository {
@@ -113,7 +114,8 @@ impl Repository {
     pub fn new() -> (Arc<Self>, Commands) {
         let (commands, receiver) = mpsc::channel(REPOSITORY_COMMANDS);
         let models = ArcSwap::default();
-        (Arc::new(Self { models, commands, ready: AtomicBool::new(false) }), receiver)
+        let (ready, changes) = (AtomicBool::new(false), watch::channel(()).0);
+        (Arc::new(Self { models, commands, ready, changes }), receiver)
     }
 
     /// Sets what stands behind one version; gives back what stood there.
@@ -143,6 +145,7 @@ impl Repository {
             }
             models
         });
+        self.changes.send_replace(());
     }
 
     /// The slot that answers for `model`: the given version, or else the highest ready one.
@@ -222,6 +225,12 @@ impl Repository {
     /// See [`Repository::is_ready`].
     pub fn set_ready(&self, ready: bool) {
         self.ready.store(ready, Ordering::Release);
+        self.changes.send_replace(());
+    }
+
+    /// Tells when something has changed of what is served, or of whether the agent is ready.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
     }
 
     /// Asks the agent to load a model and waits for its word.

@@ -195,6 +195,23 @@ pub struct Notice {
     pub fault: Fault,
 }
 
+/// Is shown some answered requests with their answers. What it is given is not copied: it pins the request's
+/// body and the run's outputs until it is dropped.
+pub trait Witness: Send + Sync {
+    /// Whether the next answer of `variant` is to be shown. Asked on a session's thread while the client still
+    /// waits: it must be quick. `waiting` counts the requests that wait for a session.
+    fn wants(&self, variant: &Variant, waiting: &dyn Fn() -> usize) -> bool;
+
+    /// The request's inputs, and its outputs by the names in `wanted`. Called after the answer has gone.
+    fn shown(
+        &self,
+        variant: &Variant,
+        inputs: &[(String, Tensor)],
+        wanted: &[String],
+        outputs: Vec<Tensor>,
+    );
+}
+
 /// Is offered the inputs of answered requests. Called on a session's thread after the answer has
 /// gone: it must be quick, and copies what it keeps (the tensors pin the whole request body).
 pub trait Sampler: Send + Sync {

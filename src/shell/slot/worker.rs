@@ -16,7 +16,7 @@ use super::job::{Answer, Job, Outcome, Request};
 use super::live::Shared;
 use super::queue::Work;
 use super::stats::{BatchTimes, Counters, Times};
-use super::variant::{Fault, Notice, Runner, Variant};
+use super::variant::{Fault, Notice, Runner, Variant, Witness};
 
 /// Runs until the variant is superseded or the slot is closed and its queue empty.
 pub(super) fn work(shared: &Shared, variant: &Arc<Variant>, runner: &mut dyn Runner) {
@@ -70,11 +70,24 @@ impl Served<'_> {
 
     fn reply(&self, job: Job, outcome: Outcome) {
         let answered = outcome.is_ok();
+        let shown = outcome.as_ref().ok().and_then(|answer| self.to_show(answer));
         // Nobody may be waiting any more; the answer is thrown away then.
         let _ = job.reply.send(outcome);
         if answered {
             offer(self.shared, &job.request);
         }
+        if let Some((witness, outputs)) = shown {
+            let request = &job.request;
+            let show = || witness.shown(self.variant, &request.inputs, &request.wanted, outputs);
+            guarded(self.shared, "witness", show);
+        }
+    }
+
+    /// An answer that is to be shown to somebody else than its client.
+    fn to_show(&self, answer: &Answer) -> Option<(Arc<dyn Witness>, Vec<Tensor>)> {
+        let witness = self.shared.witness()?;
+        let waiting = || self.shared.queue.waiting();
+        witness.wants(self.variant, &waiting).then(|| (witness, answer.outputs.clone()))
     }
 
     /// Runs all as one. Where that fails each runs alone, so that none fails for another's sake; and where
@@ -206,8 +219,13 @@ fn outcome(shared: &Shared, variant: &Arc<Variant>, runner: &mut dyn Runner, job
 
 fn offer(shared: &Shared, request: &Request) {
     let Some(sampler) = shared.sampler() else { return };
-    if catch_unwind(AssertUnwindSafe(|| sampler.offer(&request.inputs))).is_err() {
-        tracing::error!(model = shared.model, "the request sampler panicked");
+    guarded(shared, "sampler", || sampler.offer(&request.inputs));
+}
+
+/// A session's thread outlives whoever looks at its requests.
+fn guarded(shared: &Shared, who: &str, call: impl FnOnce()) {
+    if catch_unwind(AssertUnwindSafe(call)).is_err() {
+        tracing::error!(model = shared.model, "the request {who} panicked");
     }
 }
 

@@ -112,11 +112,21 @@ pub struct Drawn {
 }
 
 /// A variant that must not be served.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Quarantined {
     /// What it is, for people: `digits version 2`, `digits r0.5`.
     pub what: String,
     pub reason: String,
     /// Seconds since 1970.
     pub at: u64,
+    /// Where its agreement with dense on live requests is the reason: the floor that it is below.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub floor: Option<f64>,
+}
+
+impl Quarantined {
+    /// Whether it holds where variants must agree with dense so much.
+    pub fn holds_at(&self, floor: f64) -> bool {
+        self.floor.is_none_or(|missed| floor >= missed)
+    }
 }

@@ -105,7 +105,7 @@ fn build(disk: &FaultyDisk, store: &mut Store, seed: u64) -> Result<(), StoreErr
 /// A life of a store, each step of which changes one thing that [`told`] shows.
 fn life() -> Vec<Step> {
     fn quarantined(at: u64) -> Quarantined {
-        Quarantined { what: "m r0.5".into(), reason: "said NaN".into(), at }
+        Quarantined { what: "m r0.5".into(), reason: "said NaN".into(), at, floor: None }
     }
     fn in_service(variant: &str) -> Option<InService> {
         let dense = id().dense;
@@ -340,7 +340,7 @@ fn half_a_record_of_an_interrupted_build_counts_for_nothing() {
 fn the_quarantine_and_the_ladders_are_bounded() {
     let disk = FaultyDisk::default();
     let mut store = Store::open_on(Arc::new(disk.clone()), root()).unwrap();
-    let entry = |at: u64| Quarantined { what: "m".into(), reason: "x".into(), at };
+    let entry = |at: u64| Quarantined { what: "m".into(), reason: "x".into(), at, floor: None };
     let digest = |n: u64| Digest::of(&n.to_le_bytes());
     let all: BTreeMap<_, _> =
         (1..=limits::QUARANTINE_ENTRIES as u64).map(|n| (digest(n), entry(n))).collect();

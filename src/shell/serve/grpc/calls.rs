@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
+use axum::body::Bytes;
 use axum::http::StatusCode;
 use axum::response::Response;
 
 use crate::protocol::grpc::frame::{self, PREFIX};
-use crate::protocol::grpc::proto::grpc::health::v1 as health;
 use crate::protocol::grpc::proto::inference as proto;
 use crate::protocol::grpc::{Message, model_config, unsupported_load, unsupported_unload};
 use crate::protocol::{ModelMetadata, RegisterRequest, ServerMetadata};
@@ -20,7 +20,7 @@ use crate::shell::slot::Slot;
 use super::messages::Messages;
 use super::{Caller, reply};
 
-type Reply = Result<Response, Failed>;
+pub(super) type Reply = Result<Response, Failed>;
 
 /// A call of the inference service other than inference itself.
 pub(super) async fn inference(
@@ -109,46 +109,30 @@ async fn memory(app: &App, caller: &Caller, name: &str, messages: &mut Messages)
     }
 }
 
-/// A call of the health service; `None` for one of no service that is known.
-pub(super) async fn health(app: &App, name: Option<&str>, messages: &mut Messages) -> Reply {
-    use health::health_check_response::ServingStatus;
-    match name {
-        Some("Check") => {
-            let request: health::HealthCheckRequest = asked(messages).await?;
-            if !matches!(request.service.as_str(), "" | "inference.GRPCInferenceService") {
-                let error = format!("there is no service '{}'", request.service);
-                return Err(Failed::new(StatusCode::NOT_FOUND, error));
-            }
-            let status = if app.repository.is_ready() {
-                ServingStatus::SERVING
-            } else {
-                ServingStatus::NOT_SERVING
-            };
-            answered(&health::HealthCheckResponse { status: status.into() })
-        }
-        Some(_) | None => Err(not_here("there is no such call")),
-    }
-}
-
-fn not_here(error: &str) -> Failed {
+pub(super) fn not_here(error: &str) -> Failed {
     Failed::new(StatusCode::NOT_IMPLEMENTED, error)
 }
 
 /// The request of a call that has one.
-async fn asked<M: Message>(messages: &mut Messages) -> Result<M, Failed> {
+pub(super) async fn asked<M: Message>(messages: &mut Messages) -> Result<M, Failed> {
     let message = messages.only().await?;
     M::decode_from_slice(&message.bytes).map_err(|error| {
         Failed::bad_request(format!("failed to parse the request message: {error}"))
     })
 }
 
-fn answered(answer: &impl Message) -> Reply {
+pub(super) fn answered(answer: &impl Message) -> Reply {
+    Ok(reply::answered(vec![framed(answer)?]))
+}
+
+/// A message with its prefix.
+pub(super) fn framed(answer: &impl Message) -> Result<Bytes, Failed> {
     let mut message = vec![0; PREFIX];
     answer.try_encode(&mut message).map_err(|error| internal(&error.to_string()))?;
     let prefix = frame::prefix(message.len() - PREFIX);
     let prefix = prefix.ok_or_else(|| internal("the answer is too long for a message"))?;
     message[..PREFIX].copy_from_slice(&prefix);
-    Ok(reply::answered(vec![message.into()]))
+    Ok(message.into())
 }
 
 fn internal(error: &str) -> Failed {

@@ -22,6 +22,7 @@ use crate::shell::serve::front::Calls;
 use crate::shell::serve::infer::{Admitted, Asked, Source, VARIANT, admit, write_shared};
 use crate::shell::serve::reply::Failed;
 use crate::shell::serve::routes::version_of;
+use crate::shell::serve::traced::Traced;
 use crate::shell::slot::{Answer, Slot};
 
 use super::messages::{Message, Messages};
@@ -31,16 +32,28 @@ use super::{Caller, reply};
 pub(super) async fn infer(
     app: &Arc<App>,
     caller: Caller,
+    messages: Messages,
+) -> Result<Response, Failed> {
+    let mut traced = Traced::begin(app.tracer.as_ref(), || caller.parent, "grpc", caller.begun);
+    let outcome = infer_traced(app, caller, messages, &mut traced).await;
+    traced.ended(outcome)
+}
+
+async fn infer_traced(
+    app: &Arc<App>,
+    caller: Caller,
     mut messages: Messages,
+    traced: &mut Traced,
 ) -> Result<Response, Failed> {
     let Message { bytes, held: _held } = messages.only().await?;
     let arrived = Instant::now();
     let request = GrpcRequest::parse(&bytes)?;
     drop(bytes);
     let left = caller.timeout.map(|timeout| timeout.saturating_sub(arrived - caller.begun));
-    let admitted = admitted(app, request, arrived, left, caller.local).await?;
+    let admitted = admitted(app, request, (arrived, left), caller.local, traced).await?;
     let Admitted { slot, frame, ticket, held: _shared } = admitted;
     let answer = ticket.outcome().await?;
+    traced.answered(&answer);
     write_shared(app, caller.local, &frame.wanted, &answer).await?;
     let pieces = encoded(&slot, &frame, &answer, Call::Unary)?;
     let mut response = reply::answered(pieces);
@@ -53,9 +66,9 @@ pub(super) async fn infer(
 async fn admitted(
     app: &Arc<App>,
     request: GrpcRequest,
-    arrived: Instant,
-    timeout: Option<Duration>,
+    (arrived, timeout): (Instant, Option<Duration>),
     local: bool,
+    traced: &mut Traced,
 ) -> Result<Admitted, Failed> {
     if timeout.is_some_and(|left| left.is_zero()) {
         let error = "the deadline passed before the request had arrived";
@@ -64,7 +77,7 @@ async fn admitted(
     let version = version_of(request.version())?;
     let model = request.model().to_owned();
     let asked = Asked { source: Source::Grpc(request), arrived, timeout, local };
-    admit(app, &model, version, &asked).await
+    admit(app, &model, version, &asked, traced).await
 }
 
 fn encoded(
@@ -124,7 +137,7 @@ async fn drive(
             }
             message = messages.next(), if room => match message {
                 Ok(Some(message)) => {
-                    pending.push_back(begin(&calls.app, message, deadline, caller.local).await);
+                    pending.push_back(begin(&calls.app, message, deadline, &caller).await);
                 }
                 Ok(None) => end = Some(Ok(())),
                 Err(failed) => end = Some(Err(failed)),
@@ -147,10 +160,11 @@ async fn begin(
     app: &Arc<App>,
     message: Message,
     deadline: Option<Instant>,
-    local: bool,
+    caller: &Caller,
 ) -> Pending {
     let Message { bytes, held } = message;
-    let arrived = Instant::now();
+    let (arrived, local) = (Instant::now(), caller.local);
+    let mut traced = Traced::begin(app.tracer.as_ref(), || caller.parent, "grpc", arrived);
     let timeout = deadline.map(|deadline| deadline.saturating_duration_since(arrived));
     let request = GrpcRequest::parse(&bytes);
     drop(bytes);
@@ -159,15 +173,16 @@ async fn begin(
         |request| (request.model().to_owned(), request.id().to_owned()),
     );
     let admitted = match request {
-        Ok(request) => admitted(app, request, arrived, timeout, local).await,
+        Ok(request) => admitted(app, request, (arrived, timeout), local, &mut traced).await,
         Err(error) => Err(error.into()),
     };
     let app = Arc::clone(app);
     Box::pin(async move {
         let pieces = match admitted {
-            Ok(admitted) => finish(&app, admitted, held, local).await,
+            Ok(admitted) => finish(&app, admitted, held, local, &mut traced).await,
             Err(failed) => Err(failed),
         };
+        let pieces = traced.ended(pieces);
         pieces.unwrap_or_else(|failed| vec![stream_error(&reply::words(&failed), &model, &id)])
     })
 }
@@ -177,9 +192,11 @@ async fn finish(
     admitted: Admitted,
     _held: OwnedSemaphorePermit,
     local: bool,
+    traced: &mut Traced,
 ) -> Result<Vec<Bytes>, Failed> {
     let Admitted { slot, frame, ticket, held: _shared } = admitted;
     let answer = ticket.outcome().await?;
+    traced.answered(&answer);
     write_shared(app, local, &frame.wanted, &answer).await?;
     encoded(&slot, &frame, &answer, Call::Stream)
 }

@@ -1,4 +1,4 @@
-//! gRPC over HTTP/2: the calls of `inference.GRPCInferenceService` and the health check. Only what carries
+//! gRPC over HTTP/2: the calls of `inference.GRPCInferenceService` and of the health service. Only what carries
 //! them stands here; what they mean is the same as over REST.
 //!
 //! Messages are put together here and not by a framework, so that the memory for one is counted when its
@@ -13,6 +13,7 @@
 //! `INTERNAL` a model that failed while it ran.
 
 mod calls;
+mod health;
 mod infer;
 mod messages;
 mod reply;
@@ -24,10 +25,12 @@ use axum::response::Response;
 use hyper::body::Incoming;
 
 use crate::limits::REPOSITORY_BODY_BYTES;
+use crate::protocol::TraceParent;
 use crate::protocol::grpc::frame;
 
 use super::front::{Calls, Local};
 use super::reply::Failed;
+use super::traced;
 
 use messages::{Messages, Patience};
 
@@ -40,6 +43,8 @@ struct Caller {
     begun: Instant,
     /// How long it may take from then on.
     timeout: Option<Duration>,
+    /// Where it stands in its client's trace; nothing where nobody wants to know.
+    parent: Option<TraceParent>,
 }
 
 /// Answers one call.
@@ -68,7 +73,8 @@ async fn answer(
             Some(timeout.ok_or_else(|| Failed::bad_request("grpc-timeout is no time"))?)
         }
     };
-    let caller = Caller { local: local.0, begun, timeout };
+    let parent = calls.app.tracer.as_ref().and_then(|_| traced::parent(&head.headers));
+    let caller = Caller { local: local.0, begun, timeout, parent };
     let path = head.uri.path();
     let app = &calls.app;
     let body = |limit, patience| Messages::of(app.clone(), body, limit, patience);
@@ -84,7 +90,7 @@ async fn answer(
         }
         None => {
             let mut messages = body(REPOSITORY_BODY_BYTES, Patience::None);
-            calls::health(app, path.strip_prefix(HEALTH), &mut messages).await
+            health::call(&calls, &caller, path.strip_prefix(HEALTH), &mut messages).await
         }
     }
 }
