@@ -41,9 +41,12 @@ const NODES: &[(Vendor, &[&str], &[&str])] = &[
     (Vendor::Kunlunxin, &["xpu"], &["xpuctrl"]),
 ];
 
+/// Numbers of devices and the chips that they stand for; a chip whose name nobody has published has none.
+type Chips = &'static [(u16, &'static str)];
+
 /// The vendors' PCI numbers, and those of the accelerators among their devices: the same companies make
 /// network cards.
-const CARDS: &[(Vendor, u16, &[(u16, &str)])] = &[
+const CARDS: &[(Vendor, u16, Chips)] = &[
     (
         Vendor::Ascend,
         0x19e5,
