@@ -63,7 +63,7 @@ class FastApi(Peer):
 
     def start(self, source, cores):
         environment = dict(os.environ, SERVING_MODEL=str(source.resolve()))
-        command = [self.python, "-m", "uvicorn", "servers.fastapi_app:app", "--no-access-log"]
+        command = [self.python, "-m", "uvicorn", "servers.fastapi_app:app", "--no-access-log", "--timeout-keep-alive", "600"]
         command += ["--host", "127.0.0.1", "--port", self.ports["http"]]
         command += ["--loop", "uvloop", "--http", "httptools", "--log-level", "warning"]
         return Process(command, self.log, cores, environment, HERE)
