@@ -109,7 +109,6 @@ const BROKEN: &str = "{p99: 20us}";
 const HELD: &str = "{p99: 5s}";
 
 #[test]
-#[ignore = "from samples that say so little its ladder takes more than four minutes without optimisation"]
 fn a_rung_that_is_wrong_on_live_requests_is_withdrawn_for_good_and_no_request_fails() {
     let home = Home::new();
     configure(&home, "none", "none");
