@@ -45,7 +45,7 @@ const READERS: [(&str, &[usize]); 8] = [
 /// runtime's own), those that a caller can see or replace (inputs, outputs), those that a control-flow body
 /// reads, and those whose name a body uses for a value of its own: the runtime knows a lent constant by its
 /// name alone, in the main graph and in every body. And those that are read by anything but the operators of
-/// [`READERS`].
+/// `READERS`.
 ///
 /// # Errors
 /// Where a constant's external data is missing.
