@@ -212,7 +212,7 @@ def rungs(bench):
     """The governor swaps dense and a rung, by budgets that it is given in turn."""
 
     def run():
-        total = 6 if bench.quick else 100
+        total = 6 if bench.quick else 1000
         with with_ladder(bench, both(bench), "100ms", "100ms") as agent:
             digits = bench.given_models / "digits_resnet.onnx"
             names, files = rung_files(agent)

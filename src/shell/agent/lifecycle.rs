@@ -230,15 +230,18 @@ impl Agent {
             self.end_unwanted_build(&key.model);
         }
         if let Some(previous) = previous.filter(|previous| previous.key != key) {
-            if let Some(Entry::Ready(old)) =
-                self.repository.remove(&previous.key.model, previous.key.version)
-            {
-                old.close();
-            }
-            self.metrics.forget(&previous.key.model, previous.key.version);
+            self.leave(&previous.key);
         }
         self.sample_requests(&key.model);
         self.want_ladder(&key);
+    }
+
+    /// A version that another one has taken the place of answers no more.
+    fn leave(&mut self, key: &VersionKey) {
+        if let Some(Entry::Ready(old)) = self.repository.remove(&key.model, key.version) {
+            old.close();
+        }
+        self.metrics.forget(&key.model, key.version);
     }
 
     pub(super) fn removed(&mut self, key: &VersionKey) {

@@ -69,8 +69,8 @@ async fn unregister(
     Ok(json(StatusCode::OK, &serde_json::json!({})))
 }
 
-/// Clients begin and end by forgetting all regions of either kind, whichever they use. Of CUDA's there is nothing to
-/// forget.
+/// Clients begin and end by forgetting all regions of either kind, whichever they use. Of CUDA's there is
+/// nothing to forget.
 async fn unregister_cuda(
     State(app): Shared,
     Extension(Local(local)): Extension<Local>,
