@@ -373,7 +373,7 @@ fn a_state_directory_that_cannot_be_written_is_told() {
 #[test]
 fn after_kill_9_it_serves_again_without_building_its_ladder_anew() {
     let home = home();
-    home.configure("defaults: {quality_floor: 0.2, ladder: {ratios: [0.7]}}");
+    home.configure("defaults: {quality_floor: 0.2, ladder: {ratios: [0.73]}}");
     home.drop_model(&model("fixtures/vgg_chain.onnx"), "digits/1/model.onnx");
     let mut agent = home.start_ready();
     let built = |agent: &running::Agent<'_>| {

@@ -46,7 +46,7 @@ fn a_ladder_from_noise_is_made_anew_from_requests_where_the_policy_allows_to_kee
     let home = Home::new();
     let with = |live: &str| {
         home.configure(&format!(
-            "defaults: {{quality_floor: 0.2, ladder: {{ratios: [0.7]}}{live}}}"
+            "defaults: {{quality_floor: 0.2, ladder: {{ratios: [0.73]}}{live}}}"
         ));
     };
     with("");

@@ -204,7 +204,7 @@ fn memory_of_the_box() -> u64 {
 #[test]
 fn children_may_take_what_the_box_has_where_nothing_else_is_said() {
     let home = Home::new();
-    home.configure("defaults: {quality_floor: 0.2, ladder: {ratios: [0.7]}}");
+    home.configure("defaults: {quality_floor: 0.2, ladder: {ratios: [0.73]}}");
     home.drop_model(&model("digits_resnet.onnx"), "digits/1/model.onnx");
     let mut agent = home.start_ready();
     let all = memory_of_the_box();
@@ -230,7 +230,7 @@ fn build_of(agent: &Agent<'_>) -> (String, String) {
 #[test]
 fn a_build_that_is_killed_or_cannot_write_is_done_again() {
     let home = Home::new();
-    home.configure("defaults: {quality_floor: 0.2, ladder: {ratios: [0.7]}}");
+    home.configure("defaults: {quality_floor: 0.2, ladder: {ratios: [0.73]}}");
     home.drop_model(&model("fixtures/vgg_chain.onnx"), "digits/1/model.onnx");
     let mut agent = home.start_ready();
     kill_child(&mut agent, "prune");
@@ -267,15 +267,15 @@ fn finished_rungs(home: &Home) -> usize {
 #[test]
 fn an_agent_that_is_killed_goes_on_with_the_ladder_where_its_build_was() {
     let home = Home::new();
-    home.configure("defaults: {quality_floor: 0, ladder: {ratios: [0.85, 0.7, 0.55]}}");
-    home.drop_model(&model("fixtures/vgg_chain.onnx"), "digits/1/model.onnx");
+    home.configure("defaults: {quality_floor: 0, ladder: {ratios: [0.75, 0.6]}}");
+    home.drop_model(&model("digits_mobile.onnx"), "digits/1/model.onnx");
     let mut agent = home.start_ready();
-    agent.eventually("a rung is finished", |_| finished_rungs(&home) > 0);
+    agent.once_built("a rung is finished", |_| finished_rungs(&home) > 0);
     agent.signal(Signal::SIGKILL);
     agent.wait();
     assert!(finished_rungs(&home) > 0, "the ladder was not done yet");
     let mut agent = home.start_ready();
-    agent.eventually("its ladder is done", |agent| build_of(agent).0 == "done");
+    agent.once_built("its ladder is done", |agent| build_of(agent).0 == "done");
     let page = ureq::get(format!("http://127.0.0.1:{}/metrics", home.metrics)).call().unwrap();
     let page = page.into_body().read_to_string().unwrap();
     let reused = "blochd_analysis_reused_total{model=\"digits\",version=\"1\",what=\"rungs\"} ";

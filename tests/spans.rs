@@ -204,7 +204,7 @@ fn swaps_and_builds_have_spans_and_so_have_requests_of_no_trace_where_a_share_is
     configure("none");
     home.drop_model(&model("digits_mobile.onnx"), "digits/1/model.onnx");
     let mut agent = home.start_ready();
-    agent.eventually("a rung stands by", |a| a.model("digits")["ladder"][1]["state"] == "ready");
+    agent.once_built("a rung stands by", |a| a.model("digits")["ladder"][1]["state"] == "ready");
     configure("{p99: 20us}");
     let load = Load::start(home.http, "digits", agent.input("digits").unwrap());
     agent.eventually("a swap is told", |_| !collector.named("swap").is_empty());

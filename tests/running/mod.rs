@@ -197,14 +197,23 @@ impl Agent<'_> {
     }
 
     /// Waits until something holds; panics with the log where the agent ends or it never does.
-    pub fn eventually(&mut self, what: &str, mut holds: impl FnMut(&Self) -> bool) {
+    pub fn eventually(&mut self, what: &str, holds: impl FnMut(&Self) -> bool) {
+        self.within(PATIENCE, what, holds);
+    }
+
+    /// The same for what waits for a ladder, which is built where nobody else wants the core.
+    pub fn once_built(&mut self, what: &str, holds: impl FnMut(&Self) -> bool) {
+        self.within(10 * PATIENCE, what, holds);
+    }
+
+    fn within(&mut self, patience: Duration, what: &str, mut holds: impl FnMut(&Self) -> bool) {
         let begun = Instant::now();
         while !holds(self) {
             let log = || self.home.log();
             if let Some(status) = self.child.try_wait().unwrap() {
                 panic!("it ended ({status}) before: {what}\n{}", log());
             }
-            assert!(begun.elapsed() < PATIENCE, "never: {what}\n{}", log());
+            assert!(begun.elapsed() < patience, "never: {what}\n{}", log());
             std::thread::sleep(Duration::from_millis(20));
         }
     }
