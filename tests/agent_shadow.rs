@@ -8,7 +8,7 @@ use std::fs;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use blochd::onnx::Tensor;
 use blochd::shell::npz;
@@ -90,17 +90,11 @@ fn configure(home: &Home, budget: &str, shadow: &str) {
     ));
 }
 
-/// A ladder takes its time where nothing is optimised.
-fn until_built(agent: &Agent<'_>, home: &Home) {
-    let begun = Instant::now();
-    let ready = |agent: &Agent<'_>| {
+fn until_built(agent: &mut Agent<'_>) {
+    agent.once_built("a rung is ready", |agent| {
         let ladder = agent.model("digits")["ladder"].as_array().cloned().unwrap_or_default();
         ladder.len() > 1 && ladder[1]["state"] == "ready"
-    };
-    while !ready(agent) {
-        assert!(begun.elapsed() < Duration::from_secs(600), "no rung:\n{}", home.log());
-        std::thread::sleep(Duration::from_millis(100));
-    }
+    });
 }
 
 /// No variant holds this budget: the rung serves.
@@ -115,7 +109,7 @@ fn a_rung_that_is_wrong_on_live_requests_is_withdrawn_for_good_and_no_request_fa
     home.drop_model(&model("digits_mobile.onnx"), "digits/1/model.onnx");
     fs::write(home.models().join("digits/calibration.npz"), narrow_calibration(64)).unwrap();
     let mut agent = home.start_ready();
-    until_built(&agent, &home);
+    until_built(&mut agent);
     configure(&home, BROKEN, "none");
     let client = Client::start(home.http, request(&digits(32)));
     agent.eventually("a rung serves", rung_serves);
@@ -157,7 +151,7 @@ fn a_rung_that_is_wrong_on_live_requests_is_withdrawn_for_good_and_no_request_fa
     // A lower floor is another matter: it may be good enough for that.
     let text = fs::read_to_string(home.dir.path().join("agent.yaml")).unwrap();
     home.write_config(&text.replace("quality_floor: 0.8", "quality_floor: 0.1"));
-    until_built(&agent, &home);
+    until_built(&mut agent);
     // What is compared holds nobody up who ends the agent.
     agent.signal(Signal::SIGTERM);
     assert_eq!(agent.wait().code(), Some(0), "{}", home.log());
@@ -171,7 +165,7 @@ fn a_rung_that_is_right_on_live_requests_is_compared_and_goes_on() {
     fs::copy(model("digits_calibration.npz"), home.models().join("digits/calibration.npz"))
         .unwrap();
     let mut agent = home.start_ready();
-    until_built(&agent, &home);
+    until_built(&mut agent);
     configure(&home, BROKEN, "1");
     let client = Client::start(home.http, request(&digits(32)));
     agent.eventually("a rung serves", rung_serves);

@@ -7,7 +7,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-from processes import Process, free_port, put
+from processes import Process, Served, free_port, put
 
 CONFIG = """\
 model_dir: models
@@ -24,7 +24,7 @@ defaults:
 """
 
 
-class Agent:
+class Agent(Served):
     """A running agent; `more` are further lines of its configuration, below `defaults`."""
 
     def __init__(self, folder, program, library, cores, more="  ladder: {enabled: false}\n"):
@@ -42,16 +42,6 @@ class Agent:
             environment,
         )
         self.wait("it is ready", lambda: self.get("/v2/health/ready") is not None)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.process.end()
-
-    @property
-    def pid(self):
-        return self.process.pid
 
     def configure(self, more):
         text = CONFIG.format(library=self.library, **self.ports) + more

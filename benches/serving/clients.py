@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from processes import pinned
+from processes import asked
 
 HERE = Path(__file__).resolve().parent
 
@@ -55,14 +55,7 @@ class PerfAnalyzer:
             command += ["--stability-percentage", 999, "--max-trials", 3, "-f", report]
             if shared:
                 command += ["--shared-memory", "system", "--output-shared-memory-size", shared]
-            done = subprocess.run(
-                [str(word) for word in command],
-                capture_output=True,
-                text=True,
-                preexec_fn=pinned({self.cores["client"]}),
-            )
-            if done.returncode:
-                raise SystemExit(f"perf_analyzer: {done.stdout[-800:]}{done.stderr[-800:]}")
+            asked("perf_analyzer", command, self.cores["client"])
             [row] = csv.DictReader(report.open())
         us = {name: float(row[f"{name} latency"]) for name in ("p50", "p90", "p99")}
         return us | {"rate": float(row["Inferences/Second"])}
@@ -77,15 +70,7 @@ class TritonClient:
 
     def run(self, model, protocol, url, clients, seconds):
         command = [self.python, HERE / "python_client.py", protocol, url, model, clients, seconds]
-        done = subprocess.run(
-            [str(word) for word in command],
-            capture_output=True,
-            text=True,
-            preexec_fn=pinned({self.cores["client"]}),
-        )
-        if done.returncode:
-            raise SystemExit(f"tritonclient: {done.stderr[-2000:]}")
-        return json.loads(done.stdout)
+        return json.loads(asked("tritonclient", command, self.cores["client"]))
 
 
 def about(native, venvs):

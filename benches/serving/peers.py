@@ -9,12 +9,12 @@ from pathlib import Path
 
 import onnx
 
-from processes import Process, free_port
+from processes import Process, Served, free_port
 
 HERE = Path(__file__).resolve().parent
 
 
-class Peer:
+class Peer(Served):
     """A running server of one model."""
 
     def __init__(self, work, venvs, model, source, cores):
@@ -31,16 +31,6 @@ class Peer:
             if time.monotonic() > end:
                 raise SystemExit(f"{self.name} never serves: {self.log.read_text()[-2000:]}")
             time.sleep(0.1)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.process.end()
-
-    @property
-    def pid(self):
-        return self.process.pid
 
     def tcp(self, which):
         return f"127.0.0.1:{self.ports[which]}"

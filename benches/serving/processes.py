@@ -73,6 +73,29 @@ def end_all():
         process.end()
 
 
+class Served:
+    """What is at an end with the block it serves in; `process` is to be set."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.end()
+
+    @property
+    def pid(self):
+        return self.process.pid
+
+
+def asked(who, command, core):
+    """Runs a client on a core; what it printed."""
+    words = [str(word) for word in command]
+    done = subprocess.run(words, capture_output=True, text=True, preexec_fn=pinned({core}))
+    if done.returncode:
+        raise SystemExit(f"{who}: {done.stdout[-800:]}{done.stderr[-2000:]}")
+    return done.stdout
+
+
 def tree(pid):
     """A process and all that it started."""
     found = [pid]

@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, anyhow};
-use blochd::config::{Config, ConfigErrors, Loaded, Origin, Policy, json_schema};
-use blochd::config::{model_settings, settings};
-use blochd::limits;
-use blochd::shell::files;
+use anyhow::anyhow;
+use blochd::config::{
+    Config, ConfigErrors, Loaded, Origin, Policy, json_schema, model_settings, settings,
+};
 use blochd::units::check_model_name;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -75,8 +74,7 @@ impl ConfigCommand {
             }
             What::Check => check(file.as_deref(), self.json),
             What::Show { changed, model, effective } => {
-                let loaded = configured::load(file.as_deref(), &[]).code(Code::Config)?;
-                loaded.warnings.iter().for_each(|warning| eprintln!("blochd: {warning}"));
+                let loaded = configured::load_and_warn(file.as_deref(), &[]).code(Code::Config)?;
                 let mut held = match model {
                     Some(model) => of_model(&loaded, &model)?,
                     None => of_agent(&loaded),
@@ -97,7 +95,7 @@ fn of_agent(loaded: &Loaded) -> Vec<Held> {
     // Of single models only what was written for them.
     for model in loaded.config.named_models() {
         let Ok(own) = loaded.config.model(model, None) else { continue };
-        let own = model_settings(&format!("models.{model}"), &own).into_iter();
+        let own = model_settings(&own).map(|(path, text)| (format!("models.{model}.{path}"), text));
         all.extend(own.filter(|(path, _)| loaded.origins.contains_key(path)));
     }
     let origin = |path: &str| loaded.origins.get(path).cloned().unwrap_or(Origin::Default);
@@ -108,7 +106,7 @@ fn of_model(loaded: &Loaded, model: &str) -> Result<Vec<Held>, Failure> {
     check_model_name(model).code(Code::Usage)?;
     let path = loaded.config.model_dir.join(model).join("policy.yaml");
     let policy = match path.is_file() {
-        true => Some(policy(&path)?),
+        true => Some(configured::policy(&path)?),
         false => None,
     };
     let config = loaded.config.model(model, policy.as_ref()).code(Code::Config)?;
@@ -118,21 +116,9 @@ fn of_model(loaded: &Loaded, model: &str) -> Result<Vec<Held>, Failure> {
         let below = by_policy.get(path).or_else(|| loaded.origins.get(&format!("defaults.{path}")));
         own.or(below).cloned().unwrap_or(Origin::Default)
     };
-    let all = model_settings("", &config).into_iter();
-    Ok(all
-        .map(|(path, value)| {
-            let path = path.trim_start_matches('.').to_owned();
-            Held { origin: origin(&path), path, value }
-        })
-        .collect())
-}
-
-fn policy(path: &Path) -> Result<Policy, Failure> {
-    let name = path.display().to_string();
-    let text = files::read_text(path, limits::CONFIG_FILE_BYTES)
-        .with_context(|| format!("cannot read {name}"))
-        .code(Code::Io)?;
-    Policy::parse(&name, &text).code(Code::Config)
+    let held =
+        |(path, value): (&str, String)| Held { origin: origin(path), path: path.to_owned(), value };
+    Ok(model_settings(&config).map(held).collect())
 }
 
 /// `path: value`, with the origin as a comment behind it.
@@ -165,12 +151,9 @@ fn tree(held: &[Held]) -> Value {
 /// Everything that is wrong, of all files at once.
 fn check(file: Option<&Path>, as_json: bool) -> Result<(), Failure> {
     let mut wrong: Vec<ConfigErrors> = Vec::new();
-    let mut policies = BTreeMap::new();
-    match configured::load(file, &[]) {
-        Ok(loaded) => {
-            loaded.warnings.iter().for_each(|warning| eprintln!("blochd: {warning}"));
-            policies = check_policies(&loaded.config, &mut wrong)?;
-        }
+    let mut policies = 0;
+    match configured::load_and_warn(file, &[]) {
+        Ok(loaded) => policies = check_policies(&loaded.config, &mut wrong)?,
         Err(error) => match error.downcast::<ConfigErrors>() {
             Ok(errors) => wrong.push(errors),
             Err(error) => return Err(Failure { code: Code::Io, error }),
@@ -186,15 +169,12 @@ fn check(file: Option<&Path>, as_json: bool) -> Result<(), Failure> {
             json!({ "origin": problem.origin.to_string(), "file": file, "line": line,
                 "column": column, "what": problem.what, "right": problem.right })
         };
-        println!(
-            "{:#}",
-            problems.iter().map(one).collect::<Vec<_>>().into_iter().collect::<Value>()
-        );
+        println!("{:#}", problems.iter().map(one).collect::<Value>());
     }
     if problems.is_empty() {
         let name = file.map_or("the defaults".to_owned(), |file| file.display().to_string());
         if !as_json {
-            println!("{name} is right; policies that are right, too: {}.", policies.len());
+            println!("{name} is right; policies that are right, too: {policies}.");
         }
         return Ok(());
     }
@@ -202,13 +182,10 @@ fn check(file: Option<&Path>, as_json: bool) -> Result<(), Failure> {
     Err(Failure { code: Code::Config, error: anyhow!("the configuration is wrong:\n{said}") })
 }
 
-/// Reads the policy of every model that has one, and what it comes to with the rest.
-fn check_policies(
-    config: &Config,
-    wrong: &mut Vec<ConfigErrors>,
-) -> Result<BTreeMap<String, PathBuf>, Failure> {
+/// Reads the policy of every model that has one, and what it comes to with the rest; gives how many have.
+fn check_policies(config: &Config, wrong: &mut Vec<ConfigErrors>) -> Result<usize, Failure> {
     let mut found = BTreeMap::new();
-    let Ok(entries) = std::fs::read_dir(&config.model_dir) else { return Ok(found) };
+    let Ok(entries) = std::fs::read_dir(&config.model_dir) else { return Ok(0) };
     for entry in entries {
         let path = entry.code(Code::Io)?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -218,7 +195,7 @@ fn check_policies(
         }
     }
     for (model, path) in &found {
-        let checked = match policy(path) {
+        let checked = match configured::policy(path) {
             Ok(policy) => config.model(model, Some(&policy)).map(drop),
             Err(Failure { error, code }) => match error.downcast::<ConfigErrors>() {
                 Ok(errors) => Err(errors),
@@ -227,5 +204,5 @@ fn check_policies(
         };
         wrong.extend(checked.err());
     }
-    Ok(found)
+    Ok(found.len())
 }

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use blochd::config::{Config, Flag, Layers, Loaded, Text};
+use blochd::config::{Config, Flag, Layers, Loaded, Policy, Text};
 use blochd::limits;
 use blochd::shell::{config_parts, files, places};
+
+use super::{Code, Failure, OrFail};
 
 /// Looked for when no configuration is named.
 const SYSTEM_CONFIG: &str = "/etc/blochd/agent.yaml";
@@ -65,10 +67,20 @@ fn texts(path: &Path) -> anyhow::Result<Vec<(String, String)>> {
 ///
 /// # Errors
 /// As [`load`].
-pub fn load_and_warn(file: Option<&Path>, flags: &[Flag]) -> anyhow::Result<Config> {
-    let Loaded { config, warnings, .. } = load(file, flags)?;
-    for warning in warnings {
-        eprintln!("blochd: {warning}");
-    }
-    Ok(config)
+pub fn load_and_warn(file: Option<&Path>, flags: &[Flag]) -> anyhow::Result<Loaded> {
+    let loaded = load(file, flags)?;
+    loaded.warnings.iter().for_each(|warning| eprintln!("blochd: {warning}"));
+    Ok(loaded)
+}
+
+/// Reads a model's policy.
+///
+/// # Errors
+/// Where it cannot be read, or all that is wrong in it.
+pub fn policy(path: &Path) -> Result<Policy, Failure> {
+    let name = path.display().to_string();
+    let text = files::read_text(path, limits::CONFIG_FILE_BYTES)
+        .with_context(|| format!("cannot read {name}"))
+        .code(Code::Io)?;
+    Policy::parse(&name, &text).code(Code::Config)
 }

@@ -76,7 +76,8 @@ impl Runtime {
         let flag = configured::flag("--state-dir", "state_dir", self.state_dir.as_deref());
         let flags: Vec<_> = flag.into_iter().collect();
         let file = configured::file(self.config);
-        let config = configured::load_and_warn(file.as_deref(), &flags).code(Code::Config)?;
+        let loaded = configured::load_and_warn(file.as_deref(), &flags).code(Code::Config)?;
+        let config = loaded.config;
         let state = config.state_dir;
         match self.what {
             What::Fetch { version, pip } => {

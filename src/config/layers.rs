@@ -232,10 +232,11 @@ fn check(config: &Config, origins: &Origins, problems: &mut Vec<Problem>) {
 /// `configs/agent.yaml` documents and a person may ask for.
 pub fn settings(config: &Config) -> Vec<(String, String)> {
     let agent = AGENT.iter().map(|s| (s.path.to_owned(), (s.get)(config)));
-    agent.chain(model_settings("defaults", &config.defaults)).collect()
+    let model = model_settings(&config.defaults);
+    agent.chain(model.map(|(path, text)| (format!("defaults.{path}"), text))).collect()
 }
 
-/// The same of one model's settings, below `prefix`.
-pub fn model_settings(prefix: &str, config: &ModelConfig) -> Vec<(String, String)> {
-    MODEL.iter().map(|s| (format!("{prefix}.{}", s.path), (s.get)(config))).collect()
+/// The same of one model's settings.
+pub fn model_settings(config: &ModelConfig) -> impl Iterator<Item = (&'static str, String)> {
+    MODEL.iter().map(|s| (s.path, (s.get)(config)))
 }

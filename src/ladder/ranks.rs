@@ -76,10 +76,8 @@ impl Ranked {
         most: usize,
     ) -> Option<Self> {
         let can_shift = can_shift(operator);
-        let moments = |take: fn(u32) -> bool| {
-            let moments = Moments::of(rows, take)?;
-            Some(if can_shift { moments } else { moments.about_zero() })
-        };
+        let moments =
+            |take: fn(u32) -> bool| Some(Moments::of(rows, take)?.for_operator(can_shift));
         let (fit, check) = (moments(|sample| !is_held_out(sample))?, moments(is_held_out)?);
         // An output that nobody hears would have to be divided by nothing.
         let loudest = weights.iter().fold(0.0f64, |most, weight| most.max(weight.abs()));

@@ -91,6 +91,12 @@ impl Moments {
         Self { mean_x: vec![0.0; x.len()], mean_y: vec![0.0; y.len()], ..self }
     }
 
+    /// What an operator is fitted on: about the means where its bias can make up for them, else about zero.
+    #[must_use]
+    pub fn for_operator(self, can_shift: bool) -> Self {
+        if can_shift { self } else { self.about_zero() }
+    }
+
     /// Mean over the rows of (y − W·x − b)² of every output, for W of m × n.
     pub fn errors(&self, weight: MatRef<'_, f64>, bias: &[f64]) -> Vec<f64> {
         let mut product = Mat::<f64>::zeros(weight.nrows(), weight.ncols());

@@ -29,8 +29,7 @@ impl<'r> HeldOut<'r> {
         // Multiply-adds; those in f64 take twice as long.
         let by_moments = held_out * n * n / 2 + COMPARED * 2 * m * n * n;
         if by_moments < COMPARED * held_out * n * m {
-            let moments = Moments::of(rows, is_held_out)?;
-            return Some(Self::Moments(if can_shift { moments } else { moments.about_zero() }));
+            return Some(Self::Moments(Moments::of(rows, is_held_out)?.for_operator(can_shift)));
         }
         Self::rows(rows, can_shift)
     }
@@ -110,8 +109,7 @@ mod tests {
         let weight = Mat::from_fn(outputs, inputs, |i, j| f64::from(value(i * 31 + j)));
         for (can_shift, bias) in [(true, vec![0.3, -2.0, 0.0]), (false, vec![0.0; outputs])] {
             let affine = Affine { weight: weight.clone(), bias };
-            let moments = Moments::of(&rows, is_held_out).unwrap();
-            let moments = if can_shift { moments } else { moments.about_zero() };
+            let moments = Moments::of(&rows, is_held_out).unwrap().for_operator(can_shift);
             let by_moments = HeldOut::Moments(moments).error(&affine);
             let by_rows = HeldOut::rows(&rows, can_shift).unwrap().error(&affine);
             assert!((by_moments / by_rows - 1.0).abs() < 1e-5, "{by_moments} {by_rows}");

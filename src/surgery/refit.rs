@@ -145,7 +145,7 @@ impl<'a> Start<'a> {
     }
 
     /// Factor of C_xx + share · tr(C_xx)/n · I, and what few samples ask for besides; `None` where nothing
-    /// varies. In the place of the only copy of C_xx: of a wide operator each takes a hundred megabytes.
+    /// varies. Made in place, in one copy of C_xx: of a wide operator each takes a hundred megabytes.
     pub fn factor(&self, ridge: Ridge) -> Option<Factor> {
         let moments = self.fit;
         let n = moments.xx.nrows();

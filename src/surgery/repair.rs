@@ -255,8 +255,7 @@ impl Repair<'_> {
         can_shift: bool,
     ) -> Option<Refit> {
         let held_out = HeldOut::of(rows, can_shift)?;
-        let moments = Moments::of(rows, |sample| !is_held_out(sample))?;
-        let fit = if can_shift { moments } else { moments.about_zero() };
+        let fit = Moments::of(rows, |sample| !is_held_out(sample))?.for_operator(can_shift);
         let error = |affine: &Affine| held_out.error(affine);
         Some(match (self.mode, gate) {
             (Mode::Refit, None) => refit(&current, &fit, &error),

@@ -73,7 +73,8 @@ impl Profile {
         .flatten()
         .collect();
         let file = configured::file(self.config.clone());
-        let config = configured::load_and_warn(file.as_deref(), &flags).code(Code::Config)?;
+        let loaded = configured::load_and_warn(file.as_deref(), &flags).code(Code::Config)?;
+        let config = loaded.config;
         let search = Search::new(config.runtime_library.clone(), &config.state_dir);
         let located = locate(&search);
         let (host, accelerators) = host(&config)?;

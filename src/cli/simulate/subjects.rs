@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use blochd::config::{Config, Flag, Layers, ModelConfig, Policy, Text};
+use blochd::config::{Config, Flag, Layers, ModelConfig, Text};
 use blochd::governor::simulate::{Noise, Spread, Subject, arrivals, slowdown};
 use blochd::governor::trace::{Stretch, Trace};
 use blochd::governor::{self, ModelView, Observed, VariantView};
@@ -15,6 +15,7 @@ use blochd::limits;
 use blochd::shell::{files, recorder};
 use blochd::units::Percentile;
 
+use super::super::configured::policy;
 use super::super::{Code, Failure, OrFail};
 
 /// What a model is called where the trace names none.
@@ -167,11 +168,7 @@ impl Setup<'_> {
         };
         let config = layers.load().code(Code::Config)?.config;
         let policy = match Named::find(&self.policies, name) {
-            Some(named) => {
-                let text = read(named.path, limits::CONFIG_FILE_BYTES)?;
-                let file = named.path.display().to_string();
-                Some(Policy::parse(&file, &text).code(Code::Config)?)
-            }
+            Some(named) => Some(policy(named.path)?),
             None => None,
         };
         config.model(name, policy.as_ref()).code(Code::Config)

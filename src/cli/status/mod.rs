@@ -125,7 +125,7 @@ impl Status {
                 eprintln!("blochd: {error:#}");
                 Config::default().http_address
             },
-            |config| config.http_address,
+            |loaded| loaded.config.http_address,
         );
         format!("http://{}", reachable(address))
     }
