@@ -381,14 +381,14 @@ fn after_kill_9_it_serves_again_without_building_its_ladder_anew() {
         let built = model["build"] == "done";
         built.then(|| model["ladder"].clone())
     };
-    agent.eventually("its ladder is built", |agent| built(agent).is_some());
+    agent.once_built("its ladder is built", |agent| built(agent).is_some());
     agent.signal(Signal::SIGKILL);
     agent.wait();
     let builds = |log: &str| log.matches("is being built").count();
     assert_eq!(builds(&home.log()), 1);
     let mut agent = home.start_ready();
     assert!(agent.infer("digits").is_ok());
-    agent.eventually("its ladder is there", |agent| built(agent).is_some());
+    agent.once_built("its ladder is there", |agent| built(agent).is_some());
     assert_eq!(builds(&home.log()), 1, "{}", home.log());
     // A build that is cut short is done again.
     drop(agent);
@@ -401,6 +401,6 @@ fn after_kill_9_it_serves_again_without_building_its_ladder_anew() {
     agent.signal(Signal::SIGKILL);
     agent.wait();
     let mut agent = home.start_ready();
-    agent.eventually("it is built in the end", |agent| built(agent).is_some());
+    agent.once_built("it is built in the end", |agent| built(agent).is_some());
     assert_eq!(builds(&home.log()), 3);
 }

@@ -52,7 +52,7 @@ fn a_ladder_from_noise_is_made_anew_from_requests_where_the_policy_allows_to_kee
     with("");
     home.drop_model(&model("fixtures/vgg_chain.onnx"), "digits/1/model.onnx");
     let mut agent = home.start_ready();
-    agent.eventually("its first ladder", |agent| made_from(agent) == "synthetic");
+    agent.once_built("its first ladder", |agent| made_from(agent) == "synthetic");
     // Nobody allowed it.
     ask(&home, 9);
     std::thread::sleep(Duration::from_secs(1));
@@ -60,7 +60,7 @@ fn a_ladder_from_noise_is_made_anew_from_requests_where_the_policy_allows_to_kee
     with(", calibration: {live: true}");
     agent.eventually("it is allowed", |_| home.log().contains("its policy changed"));
     ask(&home, 9);
-    agent.eventually("a ladder from requests", |agent| made_from(agent) == "live");
+    agent.once_built("a ladder from requests", |agent| made_from(agent) == "live");
     let files = kept(&home);
     assert_eq!(files.len(), 1, "{files:?}");
     assert_eq!(fs::metadata(&files[0]).unwrap().permissions().mode() & 0o777, 0o600);
@@ -74,7 +74,7 @@ fn a_ladder_from_noise_is_made_anew_from_requests_where_the_policy_allows_to_kee
     agent.signal(Signal::SIGKILL);
     agent.wait();
     let mut agent = home.start_ready();
-    agent.eventually("the same ladder", |agent| made_from(agent) == "live");
+    agent.once_built("the same ladder", |agent| made_from(agent) == "live");
     assert_eq!(builds(), before, "{}", home.log());
     // Who forbids it wants them gone.
     with("");

@@ -253,7 +253,7 @@ fn a_build_that_is_killed_or_cannot_write_is_done_again() {
         let (build, why) = build_of(agent);
         build == "failed" && why.contains("exit code 74") && why.contains("tried again in 20s")
     });
-    agent.eventually("it is built in the end", |agent| build_of(agent).0 == "done");
+    agent.once_built("it is built in the end", |agent| build_of(agent).0 == "done");
 }
 
 /// Rungs that are finished of a ladder that is not.
