@@ -50,7 +50,7 @@ fn is_alive(pid: &str) -> bool {
 }
 
 async fn eventually(mut what: impl FnMut() -> bool) {
-    for _ in 0..1000 {
+    for _ in 0..6000 {
         if what() {
             return;
         }
@@ -86,7 +86,7 @@ async fn a_crash_names_its_signal() {
 #[tokio::test]
 async fn a_child_that_hangs_is_ended_with_all_that_it_started() {
     let (done, lines) =
-        lines_of("echo $$; sleep 600 & echo $!; wait", bounds(Duration::from_millis(300))).await;
+        lines_of("echo $$; sleep 600 & echo $!; wait", bounds(Duration::from_secs(3))).await;
     assert!(matches!(done, Err(ChildError::TimedOut { .. })), "{done:?}");
     assert_eq!(lines.len(), 2);
     eventually(|| lines.iter().all(|pid| !is_alive(pid))).await;
@@ -225,7 +225,7 @@ async fn a_paused_child_stands_still_its_time_does_not_run_and_it_goes_on() {
     let (wisher, wish) = watch::channel(Wish::Run);
     let pid_file = dir.path().join("pid");
     let arguments = [dir.path().to_string_lossy().into_owned()];
-    let limit = bounds(Duration::from_secs(5));
+    let limit = bounds(Duration::from_secs(10));
     let child = tokio::spawn(async move {
         let mut lines = Vec::new();
         let mut line = |line: &str| {
@@ -240,7 +240,7 @@ async fn a_paused_child_stands_still_its_time_does_not_run_and_it_goes_on() {
     wisher.send(Wish::Pause).unwrap();
     eventually(|| state_of(&pid) == 'T').await;
     // Longer than the limit on its time.
-    tokio::time::sleep(Duration::from_secs(6)).await;
+    tokio::time::sleep(Duration::from_secs(11)).await;
     assert_eq!(state_of(&pid), 'T');
     assert!(!child.is_finished());
     fs::write(dir.path().join("enough"), "").unwrap();
