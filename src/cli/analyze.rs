@@ -5,6 +5,7 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
+use blochd::config::Provider;
 use blochd::ladder::calibration::{self, Samples, free_sizes};
 use blochd::ladder::manifest::CalibrationSource;
 use blochd::onnx::{Engine, Model, Shapes};
@@ -50,6 +51,10 @@ pub struct Analyze {
     /// Write a page with plots and the graph to this file; it needs nothing but a browser.
     #[arg(long)]
     html: Option<PathBuf>,
+    /// What runs the model on samples: cpu, cann, or an execution provider in the words of `providers` in the
+    /// configuration, as JSON.
+    #[arg(long, default_value = "cpu")]
+    provider: Provider,
     /// ONNX Runtime library, instead of the one that is found.
     #[arg(long)]
     runtime: Option<PathBuf>,
@@ -152,8 +157,11 @@ impl Analyze {
     /// With samples a runtime must be there. Without, it only serves to say what is frozen, and its absence is
     /// no failure.
     fn engine(&self, state: &Path) -> Result<Option<OrtEngine>, Failure> {
-        let options =
-            EngineOptions { intra_op_threads: self.threads.max(1), ..EngineOptions::default() };
+        let options = EngineOptions {
+            provider: self.provider.clone(),
+            intra_op_threads: self.threads.max(1),
+            ..EngineOptions::default()
+        };
         let asked = self.calibration.is_some() || self.runtime.is_some();
         match engine::init(&Search::new(self.runtime.clone(), state)) {
             Ok(runtime) => Ok(Some(OrtEngine::new(&runtime, options))),

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
+use blochd::config::Provider;
 use blochd::onnx::{Engine, ExecError, Model, Session, Tensor};
 use blochd::protocol::{Inputs, Signature, suitable};
 use blochd::shell::children::confine::Needs;
@@ -51,6 +52,10 @@ pub struct Trial {
     /// CPUs that this process is bound to, with commas [default: those that it may use].
     #[arg(long, value_delimiter = ',')]
     cpus: Vec<usize>,
+    /// What runs the model: cpu, cann, or an execution provider in the words of `providers` in the
+    /// configuration, as JSON.
+    #[arg(long, default_value = "cpu")]
+    provider: Provider,
     /// ONNX Runtime library, instead of the one that is found.
     #[arg(long)]
     runtime: Option<PathBuf>,
@@ -91,14 +96,18 @@ impl Trial {
         let mut needs = Needs::model(&self.model);
         needs.read.extend(self.inputs.clone());
         needs.runtime(&search);
+        needs.provider(&self.provider);
         self.sandbox.begin(needs, self.json)?;
         let model = models::load(&self.model).map_err(|error| Failure {
             code: if error.is_bad_data() { Code::Data } else { Code::Io },
             error: error.into(),
         })?;
         let runtime = engine::init(&search).code(Code::Unavailable)?;
-        let options =
-            EngineOptions { intra_op_threads: self.threads.max(1), ..EngineOptions::default() };
+        let options = EngineOptions {
+            provider: self.provider.clone(),
+            intra_op_threads: self.threads.max(1),
+            ..EngineOptions::default()
+        };
         let engine = OrtEngine::new(&runtime, options);
         let started = Instant::now();
         let mut session = engine.open_live(&model).with_context(|| self.name()).code(Code::Data)?;

@@ -3,17 +3,20 @@
 //! [`raw`] reads YAML into a tree in which each value knows its place; [`schema`] is the one table
 //! of settings, from which files, environment variables and flags are read and differences are
 //! told; [`layers`] puts defaults < files < environment < flags on top of each other; [`checked`] is
-//! what the rest of the program sees, and [`json_schema`] what editors do. The room reads neither files
-//! nor the environment: `shell` hands them in.
+//! what the rest of the program sees, and [`json_schema`] what editors do; [`providers`] names what can run a
+//! model. The room reads neither files nor the environment: `shell` hands them in.
 
 pub mod checked;
 pub mod diff;
 pub mod error;
 pub mod json_schema;
 pub mod layers;
+mod plugins;
+pub mod providers;
 pub mod raw;
 pub mod schema;
 mod values;
+mod wanted;
 
 #[cfg(test)]
 mod tests;
@@ -25,3 +28,6 @@ pub use checked::{
 pub use diff::{Change, Diff};
 pub use error::{ConfigErrors, Origin, Problem};
 pub use layers::{Flag, Layers, Loaded, Origins, Text, model_settings, settings};
+pub use plugins::plugin_settings;
+pub use providers::{Cann, NoProvider, Plugin, Provider};
+pub use wanted::{ExecutionProviders, Wanted};

@@ -6,6 +6,7 @@
 
 mod alignment;
 mod cgroup;
+mod choice;
 mod detect;
 mod device;
 mod host;
@@ -17,6 +18,7 @@ mod trouble;
 
 pub use alignment::alignment;
 pub use cgroup::{Groups, Throttling};
+pub use choice::{Choice, Offer, Passed, PassedOver, choose, label, unusable};
 pub use detect::{PciCard, Seen};
 pub use device::{Complaint, Device, EccErrors, Health, Missing, Quantity, Vendor, Why, complete};
 pub use host::{Cpu, Host, Limits, Load, Memory, ThermalZone};

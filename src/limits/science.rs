@@ -29,6 +29,24 @@ pub const LENT_BYTES: usize = 32 << 10;
 /// has some five thousand.
 pub const DIRECTORY_ENTRIES: usize = 100_000;
 
+/// Largest library of an execution provider: those of vendors have some hundred megabytes, kernels included.
+pub const PLUGIN_BYTES: u64 = 2 << 30;
+
+/// Most segments of a library's file that are looked at; linkers make some ten.
+pub const ELF_SEGMENTS: usize = 256;
+
+/// Most bytes of its dynamic section: 16 for each library that it needs, and some tens beside.
+pub const ELF_DYNAMIC_BYTES: usize = 64 << 10;
+
+/// Longest list of folders in it: four paths of the longest kind that the kernel takes.
+pub const ELF_PATHS_BYTES: usize = 16 << 10;
+
+/// Most devices of one library that are looked at: more than a box has slots.
+pub const PLUGIN_DEVICES: usize = 256;
+
+/// Longest name of an execution provider: the binding of ONNX Runtime keeps it in 128 bytes, a dot included.
+pub const PROVIDER_NAME_BYTES: usize = 127;
+
 /// Constants with more elements than this are not given to the runtime when it infers shapes: shapes,
 /// axes, pads and sizes are small, weights are not.
 pub const SHAPE_CONSTANT_ELEMENTS: u64 = 1024;

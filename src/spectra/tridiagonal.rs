@@ -185,7 +185,11 @@ fn shifts(d: &[f64], b: &[f64], left: usize) -> Option<Lanes> {
     let (mut last, mut beside) = ([0.0; LANES], [0.0; LANES - 1]);
     last.copy_from_slice(&d[d.len() - LANES..]);
     beside.copy_from_slice(&b[b.len() - (LANES - 1)..]);
-    single(&mut last, &mut beside, 0.0, 1e-8, left.max(PATIENCE * LANES))?;
+    // Against neighbours, so that the small ones of graded rows steer well; and against the largest, since of
+    // neighbours that are zero nothing is small.
+    let squared = last.iter().map(|d| d * d).chain(beside).fold(0.0, f64::max);
+    let negligible = f64::EPSILON * f64::EPSILON * squared;
+    single(&mut last, &mut beside, negligible, 1e-8, left.max(PATIENCE * LANES))?;
     Some(last)
 }
 

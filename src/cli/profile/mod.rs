@@ -6,7 +6,7 @@ mod table;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
-use blochd::config::Config;
+use blochd::config::{Config, Provider};
 use blochd::hardware::{Health, Host};
 use blochd::shell::children::{looks, this_program};
 use blochd::shell::engine::{self, EngineOptions, Located, OrtEngine, Search, locate};
@@ -43,6 +43,10 @@ pub struct Profile {
     #[arg(long, default_value_t = 1, requires = "roofline",
           value_parser = clap::value_parser!(u16).range(1..=256))]
     threads: u16,
+    /// What is measured: cpu, cann, or an execution provider in the words of `providers` in the configuration,
+    /// as JSON. Without --roofline: of which the measurements that are kept are shown.
+    #[arg(long, default_value = "cpu")]
+    provider: Provider,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -108,7 +112,11 @@ impl Profile {
         }
         let runtime = engine::init(search).code(Code::Unavailable)?;
         let engine = |threads: usize| {
-            let options = EngineOptions { intra_op_threads: threads, ..EngineOptions::default() };
+            let options = EngineOptions {
+                provider: self.provider.clone(),
+                intra_op_threads: threads,
+                ..EngineOptions::default()
+            };
             OrtEngine::new(&runtime, options)
         };
         if self.roofline {

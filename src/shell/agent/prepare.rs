@@ -10,14 +10,14 @@ use tokio::sync::watch;
 use super::confined::Seen;
 use super::event::{Fate, Lending, Opened, Prepared, Unfit};
 use super::memory;
-use crate::config::Sandbox;
+use crate::config::{Provider, Sandbox};
 use crate::limits;
 use crate::onnx::{ExecError, Model};
 use crate::protocol::{Inputs, Signature};
 use crate::schedule::Batching;
 use crate::shell::children::trial::{RanOn, TrialJob, TrialReport, attempt};
 use crate::shell::children::{Memory, Wish, this_program};
-use crate::shell::engine::{EngineOptions, Found, OrtEngine, Pool, Weights};
+use crate::shell::engine::{EngineOptions, Found, OrtEngine, Pool, Weights, alignment};
 use crate::shell::frugal;
 use crate::shell::inputs;
 use crate::shell::models;
@@ -79,7 +79,7 @@ impl Loader {
 
     /// Channels in which the provider's cores work, where that is known.
     pub fn alignment(&self) -> Option<usize> {
-        self.options(0).provider.alignment()
+        alignment(&self.options(0).provider)
     }
 
     /// Reads, tries and loads a dense model.
@@ -201,6 +201,7 @@ impl Loader {
         let job = TrialJob {
             model: path.to_owned(),
             runtime: self.library.clone(),
+            provider: Provider::Cpu,
             threads: self.threads,
             cpus: self.cpus_of(0).to_vec(),
             runs: limits::TRIAL_RUNS,

@@ -15,6 +15,7 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::sync::watch;
 
+use crate::config::Provider;
 use crate::limits;
 use crate::shell::probe::HostProbe;
 use crate::units::ByteSize;
@@ -91,6 +92,15 @@ pub fn folder(folders: &Path) -> Option<TempDir> {
 pub fn argument(path: &Path) -> String {
     let whole = std::path::absolute(path);
     whole.as_deref().unwrap_or(path).to_string_lossy().into_owned()
+}
+
+/// A provider as a child's argument: its library by a path that works elsewhere.
+pub fn provider_argument(provider: &Provider) -> String {
+    let mut provider = provider.clone();
+    if let Provider::Plugin(plugin) = &mut provider {
+        plugin.library = argument(&plugin.library).into();
+    }
+    provider.text()
 }
 
 /// What the child shall do now.

@@ -263,6 +263,7 @@ fn job(timeout: Duration) -> TrialJob {
     TrialJob {
         model: "m.onnx".into(),
         runtime: "lib.so".into(),
+        provider: crate::config::Provider::Cpu,
         threads: 1,
         cpus: Vec::new(),
         runs: 20,

@@ -8,9 +8,10 @@ use tokio::sync::watch;
 
 use super::confine::Confined;
 use super::process::{
-    Blame, Bounds, ChildError, Memory, Priority, Wish, argument, folder, processor_time, run,
+    Blame, Bounds, ChildError, Memory, Priority, Wish, argument, folder, processor_time,
+    provider_argument, run,
 };
-use crate::config::Sandbox;
+use crate::config::{Provider, Sandbox};
 use crate::protocol::Example;
 
 /// What to try, and how.
@@ -19,6 +20,8 @@ pub struct TrialJob {
     pub model: PathBuf,
     /// ONNX Runtime's library.
     pub runtime: PathBuf,
+    /// What it is to run on.
+    pub provider: Provider,
     pub threads: usize,
     /// The CPUs that it is bound to; empty: to none.
     pub cpus: Vec<usize>,
@@ -96,6 +99,7 @@ pub async fn attempt(
 ) -> Result<TrialReport, TrialError> {
     let mut arguments = vec!["trial".to_owned(), argument(&job.model)];
     arguments.extend(["--runtime".to_owned(), argument(&job.runtime)]);
+    arguments.extend(["--provider".to_owned(), provider_argument(&job.provider)]);
     arguments.extend(["--threads".to_owned(), job.threads.to_string()]);
     arguments.extend(["--runs".to_owned(), job.runs.to_string(), "--json".to_owned()]);
     arguments.push("--lend".to_owned());
