@@ -64,7 +64,8 @@ fn it_shows_a_device_of_its_own_or_attaches_to_the_processor() {
     assert_eq!(own.devices(), []);
     assert!(own.unregister().unwrap_err().contains("npu.virtual"), "it is not there any more");
     drop(own);
-    let attached = Npu::registered("npu", "").unwrap();
+    assert_eq!(Npu::registered("npu", "").unwrap().devices(), [], "nobody allowed it one");
+    let attached = Npu::registered("npu", "npu.attach = 1").unwrap();
     assert!(matches!(attached.devices()[..], [(false, _, _)]), "{:?}", attached.devices());
     same(&attached, "attached", &fs::read(model("fixtures/residual.onnx")).unwrap(), &[1, 28, 28]);
 }

@@ -1,8 +1,9 @@
 //! Stands in for a vendor's plugin of ONNX Runtime: an execution provider `SimNPU` behind the real interface, for
 //! 1.24 and later. It claims operators, computes them on the processor, and takes as long as a core would that
-//! works in blocks of 16 channels. Registered under a name that ends in `.virtual` it brings an NPU of its own,
-//! else it attaches to the processor. Its scenario (see `scenario.rs`), read again while it runs:
+//! works in blocks of 16 channels. Registered under a name that ends in `.virtual` it brings an NPU of its own. Its
+//! scenario (see `scenario.rs`), read again while it runs:
 //!
+//! - `npu.attach = 1`: whatever its name, it attaches to the processor, as plugins do that bring no device.
 //! - `npu.ops = Conv, Relu`: the operators that it claims.
 //! - `npu.time = 100`: per cent of the modelled time that a run takes; 0: no longer than it really does.
 //! - `npu.compile_ms = 0`: what the first run of every further shape waits for its program.
@@ -175,9 +176,10 @@ unsafe extern "C" fn devices(
             if room == 0 || !play::is_there() {
                 return Ok(());
             }
-            let device = match maker.is_virtual {
-                true => maker.own_device()?,
-                false => {
+            let device = match (play::attaches(), maker.is_virtual) {
+                (false, true) => maker.own_device()?,
+                (false, false) => return Ok(()),
+                (true, _) => {
                     let mut all = (0..many).map(|at| *there.add(at));
                     let processor =
                         all.find(|one| maker.api.HardwareDevice_Type(*one) == abi::CPU_DEVICE);
@@ -271,6 +273,7 @@ counters! {
 
 /// Reads the scenario now.
 #[unsafe(no_mangle)]
-pub extern "C" fn simnpu_look() {
+pub extern "C" fn simnpu_look() -> u64 {
     scenario::sweep();
+    0
 }

@@ -1,9 +1,11 @@
 //! The simulated accelerator in this process: its plugin registered with ONNX Runtime, sessions on it, and what it
 //! counts.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
+use blochd::config::Plugin;
 use blochd::shell::engine::{Search, locate};
 use blochd::shell::places;
 use libloading::Library;
@@ -12,11 +14,36 @@ use ort::environment::Environment;
 use ort::session::Session;
 use ort::session::builder::{AutoDevicePolicy, SessionBuilder};
 use ort::value::Tensor;
+use sha2::{Digest, Sha256};
 
 use super::{Bench, SCENARIO};
 
 /// The provider's name.
 pub const NAME: &str = "SimNPU";
+
+/// The plugin of a bench, as the configuration pins it.
+pub fn plugin(bench: &Bench) -> Plugin {
+    let library = bench.library("npu");
+    let hash = Sha256::digest(std::fs::read(&library).unwrap());
+    Plugin {
+        name: "npu".to_owned(),
+        library,
+        sha256: hash.iter().map(|byte| format!("{byte:02x}")).collect(),
+        provider: Some(NAME.to_owned()),
+        device: 0,
+        options: BTreeMap::new(),
+    }
+}
+
+/// What the library of a bench counts in this process, such as `simnpu_modelled_ns`.
+pub fn count(bench: &Bench, what: &str) -> u64 {
+    // SAFETY: built from this repository; its initialisers do nothing, and all functions of such names have
+    // this signature.
+    unsafe {
+        let library = Library::new(bench.library("npu")).unwrap();
+        library.get::<extern "C" fn() -> u64>(what.as_bytes()).unwrap()()
+    }
+}
 
 /// ONNX Runtime's only environment in this process.
 pub fn environment() -> &'static Environment {
@@ -45,7 +72,6 @@ fn checked(status: ort::sys::OrtStatusPtr) -> Result<(), String> {
 pub struct Npu {
     pub bench: Bench,
     name: String,
-    counters: Library,
     _only: MutexGuard<'static, ()>,
 }
 
@@ -62,11 +88,10 @@ impl Npu {
         bench.play(scenario);
         // SAFETY: those who read variables hold the same lock, or Rust's own.
         unsafe { std::env::set_var(SCENARIO, bench.scenario()) };
-        // SAFETY: built from this repository; its initialisers do nothing.
-        let counters = unsafe { Library::new(bench.library("npu")) }.unwrap();
-        let registered = environment.register_ep_library(name, bench.library("npu"));
+        let name = name.to_owned();
+        let registered = environment.register_ep_library(name.clone(), bench.library("npu"));
         registered.map_err(|error| error.to_string())?;
-        Ok(Self { bench, name: name.to_owned(), counters, _only: only })
+        Ok(Self { bench, name, _only: only })
     }
 
     /// A virtual one.
@@ -82,8 +107,7 @@ impl Npu {
 
     /// A number that the library counts, such as `simnpu_modelled_ns`.
     pub fn count(&self, what: &str) -> u64 {
-        // SAFETY: all functions of the library with such names have this signature.
-        unsafe { self.counters.get::<extern "C" fn() -> u64>(what.as_bytes()).unwrap()() }
+        count(&self.bench, what)
     }
 
     /// Devices of this provider: whether they are an NPU, and the numbers of their maker and kind.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use ort::AsPointer;
 use ort::memory::MemoryInfo;
-use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
+use ort::session::builder::{AutoDevicePolicy, GraphOptimizationLevel, SessionBuilder};
 use ort::session::{RunOptions, SessionInputValue};
 use ort::value::{Outlet, ValueType};
 
@@ -487,6 +487,8 @@ fn plain_builder(
     free_dims: bool,
 ) -> ort::Result<SessionBuilder> {
     let mut builder = SessionBuilder::new(runtime.environment())?
+        // The binding's own choice is any NPU that a registered plugin offers, whatever was asked for.
+        .with_auto_device(AutoDevicePolicy::PreferCPU)?
         .with_optimization_level(GraphOptimizationLevel::All)?
         .with_intra_threads(options.intra_op_threads.max(1))?
         .with_inter_threads(1)?

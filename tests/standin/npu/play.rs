@@ -46,6 +46,11 @@ pub fn is_there() -> bool {
     number("vanished", 0) == 0 && scenario::cards("npu").contains(&0)
 }
 
+/// Whether it takes the processor for its device.
+pub fn attaches() -> bool {
+    number("attach", 0) != 0
+}
+
 /// What a driver says whose card has gone.
 pub fn lost(call: &str) -> String {
     format!("SimNPU: {call} failed, device[0] is lost or in reset, ret=507018, rtError=0x7bc8a")
