@@ -52,9 +52,6 @@ pub const PLUGINS: usize = 8;
 /// Longest name of a plugin: it stands in metrics and in tables.
 pub const PLUGIN_NAME_BYTES: usize = 64;
 
-/// Longest name of an execution provider: the binding of ONNX Runtime keeps it in 128 bytes with a zero.
-pub const PROVIDER_NAME_BYTES: usize = 127;
-
 /// Longest name of an execution provider's option, and longest value. Paths are the longest of them.
 pub const OPTION_NAME_BYTES: usize = 128;
 pub const OPTION_BYTES: usize = 4096;
