@@ -131,7 +131,7 @@ impl From<Blame> for Fate {
         match blame {
             Blame::Work => Self::ForGood,
             Blame::Either => Self::Doubtful,
-            Blame::Circumstances => Self::Later,
+            Blame::Circumstances | Blame::Provider => Self::Later,
         }
     }
 }
