@@ -69,7 +69,7 @@ pub const DEVICE_FAULTS: u32 = 3;
 
 /// Combinations of input shapes that a model is served in where each is compiled on its own: that takes 5 to 100
 /// seconds on an Ascend, in the request that brings it, and is kept as long as the session.
-pub const COMPILED_SHAPES: usize = 8;
+pub const SERVED_SHAPES: usize = 8;
 
 // ---- hardware, shell: probe ----
 

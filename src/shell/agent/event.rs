@@ -152,6 +152,7 @@ impl From<Blame> for Fate {
         match blame {
             Blame::Work => Self::ForGood,
             Blame::Either => Self::Doubtful,
+            Blame::Provider => Self::Provider,
             Blame::Circumstances => Self::Later,
         }
     }

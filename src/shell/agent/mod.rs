@@ -271,6 +271,7 @@ impl Agent {
             trial_memory: Memory::or_part(config.trial.memory, limits::TRIAL_MEMORY_PARTS),
             sandbox: config.sandbox,
             folders: store.children_dir(),
+            state_dir: store.root().to_owned(),
             confined: Seen::default(),
             samples: None,
             quarantined: Arc::default(),

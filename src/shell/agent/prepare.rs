@@ -21,7 +21,7 @@ use crate::protocol::{Inputs, Signature};
 use crate::schedule::Batching;
 use crate::shell::children::trial::{RanOn, TrialJob, TrialReport, attempt};
 use crate::shell::children::{Memory, Wish, this_program};
-use crate::shell::engine::{EngineOptions, Found, OrtEngine, Pool, Weights, alignment};
+use crate::shell::engine::{EngineOptions, Found, OrtEngine, Pool, Weights, alignment, compiled};
 use crate::shell::frugal;
 use crate::shell::inputs;
 use crate::shell::models;
@@ -54,6 +54,8 @@ pub struct Loader {
     pub sandbox: Sandbox,
     /// Where children get folders of their own.
     pub folders: PathBuf,
+    /// Where providers keep what they compile.
+    pub state_dir: PathBuf,
     pub confined: Seen,
     /// Real inputs to try and to warm variants with, where there are any.
     pub samples: Option<PathBuf>,
@@ -69,7 +71,12 @@ pub struct Loader {
 impl Loader {
     /// How one instance is loaded.
     fn options(&self, instance: usize) -> EngineOptions {
+        self.options_with(instance, None)
+    }
+
+    fn options_with(&self, instance: usize, cache: Option<PathBuf>) -> EngineOptions {
         EngineOptions {
+            cache,
             provider: self.provider.clone(),
             intra_op_threads: self.threads,
             cpus: self.cpus_of(instance).to_vec(),
@@ -85,6 +92,16 @@ impl Loader {
     /// Device, provider and runtime version: what latencies hold for.
     pub fn identity(&self) -> String {
         self.runtime.identity(&self.options(0))
+    }
+
+    /// Where the provider may keep what it compiles of a variant: for that one alone, whatever its name is.
+    pub fn cache(&self, digest: Digest) -> Option<PathBuf> {
+        match self.provider {
+            Provider::Cpu => None,
+            Provider::Cann(_) | Provider::Plugin(_) => {
+                Some(compiled::folder(&self.state_dir, &self.identity(), digest))
+            }
+        }
     }
 
     /// Channels in which the provider's cores work, where that is known.
@@ -230,6 +247,12 @@ impl Loader {
         path: &Path,
         digest: Digest,
     ) -> Result<(Opened, Signature, Value), Unfit> {
+        if let Some(cache) = self.cache(digest)
+            && let Err(error) = compiled::make(&cache)
+        {
+            // It is compiled anew each time then.
+            tracing::warn!("cannot make {}: {error}", cache.display());
+        }
         let report = self.trial(path, digest).await?;
         if let Some(why) = &report.why {
             tracing::warn!("the trial of {}: {why}", path.display());
@@ -247,7 +270,7 @@ impl Loader {
             blocking(move || loader.sessions(&file, digest, ran_on, lending)).await?;
         let micros = |us: f64| Duration::from_secs_f64((us / 1e6).clamp(0.0, 3600.0));
         let (p50, p99) = (report.p50_us.map(micros), report.p99_us.map(micros));
-        let facts = json!({ "load_ms": report.load_ms });
+        let facts = facts(&report);
         Ok((Opened { sessions, p50, p99, ran_on, lending }, signature, facts))
     }
 
@@ -256,6 +279,9 @@ impl Loader {
             model: path.to_owned(),
             runtime: self.library.clone(),
             provider: self.provider.clone(),
+            served: Vec::new(),
+            fixed: BTreeMap::new(),
+            cache: self.cache(digest),
             threads: self.threads,
             cpus: self.cpus_of(0).to_vec(),
             runs: limits::TRIAL_RUNS,
@@ -298,8 +324,9 @@ impl Loader {
         let weights = self.weights(&model, lending).map_err(later)?;
         let lend = |weights| self.pool.lend(&runtime, &self.model, weights);
         let lent = weights.as_ref().map(lend).transpose().map_err(later)?;
+        let cache = self.cache(digest);
         for instance in 0..self.instances {
-            let engine = OrtEngine::new(&runtime, self.options(instance));
+            let engine = OrtEngine::new(&runtime, self.options_with(instance, cache.clone()));
             let session = engine.open_lent(&model, lent.as_ref()).map_err(later)?;
             signature.get_or_insert_with(|| Signature::from(&session));
             sessions.push(Box::new(session));
@@ -365,7 +392,7 @@ impl Loader {
             let path = path.display();
             tracing::info!(provider, "{path}: its requests are not run in batches there");
         }
-        let shapes = Shapes::new(provider, limits::COMPILED_SHAPES, inputs.as_deref());
+        let shapes = Shapes::new(provider, limits::SERVED_SHAPES, inputs.as_deref());
         let (shapes, sound) = (Arc::new(shapes), inputs.map(Arc::new));
         let on_device = |session| {
             let (sound, shapes) = (sound.clone(), Arc::clone(&shapes));
@@ -381,6 +408,16 @@ impl Loader {
             RanOn::Samples => inputs::first_of(self.samples.as_deref()?, signature).ok(),
         }
     }
+}
+
+/// What a trial tells of the provider, for the status. Of the CPU there is little to tell.
+fn facts(report: &TrialReport) -> Value {
+    let fallen_back = report.placement.as_ref().and_then(|placement| placement.fallen_back());
+    json!({
+        "load_ms": report.load_ms, "compile_ms": report.compile_us.map(|us| us / 1e3),
+        "compiled": report.compiled, "differs": report.differs, "device": report.device,
+        "placement": report.placement, "fallen_back": fallen_back,
+    })
 }
 
 /// Runs every session once.
