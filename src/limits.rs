@@ -52,9 +52,6 @@ pub const PLUGINS: usize = 8;
 /// Longest name of a plugin: it stands in metrics and in tables.
 pub const PLUGIN_NAME_BYTES: usize = 64;
 
-/// Longest name of an execution provider: the binding of ONNX Runtime keeps it in 128 bytes with a zero.
-pub const PROVIDER_NAME_BYTES: usize = 127;
-
 /// Longest name of an execution provider's option, and longest value. Paths are the longest of them.
 pub const OPTION_NAME_BYTES: usize = 128;
 pub const OPTION_BYTES: usize = 4096;
@@ -72,7 +69,7 @@ pub const DEVICE_FAULTS: u32 = 3;
 
 /// Combinations of input shapes that a model is served in where each is compiled on its own: that takes 5 to 100
 /// seconds on an Ascend, in the request that brings it, and is kept as long as the session.
-pub const COMPILED_SHAPES: usize = 8;
+pub const SERVED_SHAPES: usize = 8;
 
 // ---- hardware, shell: probe ----
 

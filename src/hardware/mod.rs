@@ -11,6 +11,7 @@ mod detect;
 mod device;
 mod host;
 mod kernel;
+pub mod placement;
 mod roster;
 #[cfg(test)]
 mod tests;
@@ -23,6 +24,7 @@ pub use detect::{PciCard, Seen};
 pub use device::{Complaint, Device, EccErrors, Health, Missing, Quantity, Vendor, Why, complete};
 pub use host::{Cpu, Host, Limits, Load, Memory, ThermalZone};
 pub use kernel::Pressure;
+pub use placement::{Placed, Placement};
 pub use roster::{Change, Known, Presence, Roster};
 pub use trouble::Trouble;
 

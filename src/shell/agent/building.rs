@@ -12,7 +12,6 @@ use super::confined::Seen;
 use super::event::{Event, Fate, Lending};
 use super::served::{Build, Candidate, Served, Standby};
 use crate::arrivals::VersionKey;
-use crate::config::Provider;
 use crate::ladder::Manifest;
 use crate::ladder::manifest::CalibrationSource;
 use crate::limits;
@@ -171,7 +170,7 @@ impl Agent {
                 model: served.path.clone(),
                 out,
                 runtime: self.loader.library.clone(),
-                provider: Provider::Cpu,
+                provider: loader.provider.clone(),
                 state_dir: self.config.state_dir.clone(),
                 samples,
                 most_samples: served.config.calibration.samples,

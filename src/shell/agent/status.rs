@@ -28,6 +28,7 @@ impl Agent {
             self.switch(action);
         }
         self.try_again();
+        self.follow_providers(now);
         self.pace_build(&views, now);
         self.follow_shadows(&views, now);
         self.release_held(now);

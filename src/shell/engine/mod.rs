@@ -2,12 +2,14 @@
 //! [`crate::onnx::Engine`] for the rooms that measure, and as [`LiveSession`] for serving.
 
 mod cann;
+pub mod compiled;
 mod convert;
 mod elf;
 mod error;
 mod found;
 mod identity;
 pub mod library;
+mod placed;
 mod plugins;
 mod session;
 mod shapes;
@@ -130,6 +132,11 @@ impl OrtEngine {
         Self { runtime: runtime.clone(), options, identity, plugin: Arc::default() }
     }
 
+    /// How it loads models.
+    pub fn options(&self) -> &EngineOptions {
+        &self.options
+    }
+
     /// What runs the operators.
     pub fn provider(&self) -> &Provider {
         &self.options.provider
@@ -147,6 +154,15 @@ impl OrtEngine {
         let library = Library::of(&self.runtime, plugin)?;
         library.device(plugin)?;
         Ok(Some(Arc::clone(self.plugin.get_or_init(|| library))))
+    }
+
+    /// Asks for the provider, and loads what it needs, without a model.
+    ///
+    /// # Errors
+    /// Where there is no such provider here: nothing of it speaks against a model.
+    pub fn check(&self) -> Result<(), ExecError> {
+        self.ready()?;
+        session::check(&self.runtime, &self.options)
     }
 
     /// Number of channels in which the provider's cores work, where that is known. A plugin is asked its

@@ -1,6 +1,7 @@
 //! A loaded model: what it takes and gives, and running it.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,8 +15,10 @@ use ort::session::{RunOptions, SessionInputValue};
 use ort::value::{Outlet, ValueType};
 
 use super::weights::Lent;
-use super::{Library, Runtime, cann, convert};
+use super::{Library, Runtime, cann, convert, placed};
+
 use crate::config::Provider;
+use crate::hardware::Placement;
 use crate::onnx::{DType, ExecError, Model, OnnxError, Session, Tensor};
 use crate::shell::models;
 use crate::shell::slot::Runner;
@@ -36,6 +39,9 @@ pub struct EngineOptions {
     pub profile: Option<PathBuf>,
     /// A folder of this model and provider alone, where the provider may keep what it compiles.
     pub cache: Option<PathBuf>,
+    /// Sizes of free axes that have names, where only requests of these shall be served: providers that
+    /// compile do so for every shape.
+    pub sizes: BTreeMap<String, usize>,
 }
 
 impl Default for EngineOptions {
@@ -47,6 +53,7 @@ impl Default for EngineOptions {
             spinning: false,
             profile: None,
             cache: None,
+            sizes: BTreeMap::new(),
         }
     }
 }
@@ -296,6 +303,14 @@ impl LiveSession {
         Ok(tensors)
     }
 
+    /// Which providers run its operators, where it was opened for another one than the CPU's.
+    ///
+    /// # Errors
+    /// Where it was not.
+    pub fn placement(&self) -> Result<Placement, ExecError> {
+        placed::placement(&self.session)
+    }
+
     /// Ends profiling and tells the file that the runtime wrote.
     ///
     /// # Errors
@@ -481,6 +496,15 @@ fn builder(
     }
 }
 
+/// Asks for the provider without a model.
+pub(super) fn check(runtime: &Runtime, options: &EngineOptions) -> Result<(), ExecError> {
+    // What was asked for goes before the library that it is in.
+    let (library, asked) = builder(runtime, options, false)?;
+    drop(asked);
+    drop(library);
+    Ok(())
+}
+
 fn plain_builder(
     runtime: &Runtime,
     options: &EngineOptions,
@@ -505,6 +529,12 @@ fn plain_builder(
     }
     if let Some(profile) = &options.profile {
         builder = builder.with_profiling(profile)?;
+    }
+    for (axis, size) in &options.sizes {
+        builder = builder.with_dimension_override(axis, *size as i64)?;
+    }
+    if options.provider != Provider::Cpu {
+        builder = builder.with_config_entry(placed::KEY, "1")?;
     }
     Ok(builder)
 }
