@@ -1,7 +1,6 @@
 //! The numbers: every operator on f32, by loops that are easy to follow where they need not be fast.
 
 use std::borrow::Cow;
-use std::cell::RefCell;
 
 use super::gemm::multiply_add;
 use super::ops::{Op, Window};
@@ -79,11 +78,6 @@ fn map<'a>(input: &Held<'_>, by: impl Fn(f32) -> f32) -> Held<'a> {
     Held::new(input.shape.clone(), input.data.iter().map(|x| by(*x)).collect())
 }
 
-thread_local! {
-    /// What a convolution sees, kept for the next one: fresh memory of this size would cost as much as it does.
-    static COLUMNS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-}
-
 fn conv<'a>(
     window: &Window,
     groups: usize,
@@ -110,18 +104,18 @@ fn conv<'a>(
         each_alone(window, &input.data, &weight.data, [h, w], [kh, kw], [oh, ow], to);
         return Ok(output);
     }
-    COLUMNS.with_borrow_mut(|columns| {
-        columns.resize(columns.len().max(depth * plane), 0.0);
-        let columns = &mut columns[..depth * plane];
-        for (image, group) in (0..n).flat_map(|image| (0..groups).map(move |g| (image, g))) {
-            let first = (image * c + group * per_group) * h * w;
-            let seen = &input.data[first..][..per_group * h * w];
-            unfold(window, seen, [h, w], [kh, kw], [oh, ow], columns);
-            let weight = &weight.data[group * rows * depth..][..rows * depth];
-            let to = &mut to[(image * m + group * rows) * plane..][..rows * plane];
-            multiply_add((rows, depth, plane), weight, columns, to);
-        }
-    });
+    for (image, group) in (0..n).flat_map(|image| (0..groups).map(move |group| (image, group))) {
+        let first = (image * c + group * per_group) * h * w;
+        let seen = &input.data[first..][..per_group * h * w];
+        let weight = &weight.data[group * rows * depth..][..rows * depth];
+        let to = &mut to[(image * m + group * rows) * plane..][..rows * plane];
+        let row = |step: usize, line: &mut [f32]| {
+            let (channel, place) = (step / (kh * kw), step % (kh * kw));
+            let channel = &seen[channel * h * w..][..h * w];
+            unfold(window, channel, [h, w], [place / kw, place % kw], ow, line);
+        };
+        multiply_add((rows, depth, plane), weight, row, to);
+    }
     Ok(output)
 }
 
@@ -157,33 +151,27 @@ fn each_alone(
     }
 }
 
-/// One row for each place of the kernel in each channel: what it sees from every place of the output.
+/// What one place of the kernel sees of a channel from every place of the output.
 fn unfold(
     window: &Window,
-    input: &[f32],
+    channel: &[f32],
     [h, w]: [usize; 2],
-    [kh, kw]: [usize; 2],
-    [oh, ow]: [usize; 2],
+    [i, j]: [usize; 2],
+    ow: usize,
     to: &mut [f32],
 ) {
-    let mut rows = to.chunks_exact_mut((oh * ow).max(1));
-    for channel in input.chunks_exact((h * w).max(1)) {
-        for (i, j) in (0..kh).flat_map(|i| (0..kw).map(move |j| (i, j))) {
-            let Some(row) = rows.next() else { return };
-            for (y, line) in row.chunks_exact_mut(ow.max(1)).enumerate() {
-                let Some(seen) = window.seen(0, y, i, h).map(|at| &channel[at * w..][..w]) else {
-                    line.fill(0.0);
-                    continue;
-                };
-                if let Some((to, from, wide)) = window.straight(j, w, ow) {
-                    line.fill(0.0);
-                    line[to..to + wide].copy_from_slice(&seen[from..from + wide]);
-                    continue;
-                }
-                for (x, to) in line.iter_mut().enumerate() {
-                    *to = window.seen(1, x, j, w).map_or(0.0, |at| seen[at]);
-                }
-            }
+    for (y, line) in to.chunks_exact_mut(ow.max(1)).enumerate() {
+        let Some(seen) = window.seen(0, y, i, h).map(|at| &channel[at * w..][..w]) else {
+            line.fill(0.0);
+            continue;
+        };
+        if let Some((to, from, wide)) = window.straight(j, w, ow) {
+            line.fill(0.0);
+            line[to..to + wide].copy_from_slice(&seen[from..from + wide]);
+            continue;
+        }
+        for (x, to) in line.iter_mut().enumerate() {
+            *to = window.seen(1, x, j, w).map_or(0.0, |at| seen[at]);
         }
     }
 }
@@ -226,7 +214,8 @@ fn gemm<'a>(
         return Err(format!("{:?} and {:?} have no product", a.shape, b.shape));
     }
     let mut product = Held::filled(vec![m, n], 0.0);
-    multiply_add((m, k, n), &left, &right, product.data.to_mut());
+    let row = |step: usize, line: &mut [f32]| line.copy_from_slice(&right[step * n..][..n]);
+    multiply_add((m, k, n), &left, row, product.data.to_mut());
     if alpha != 1.0 {
         product = map(&product, |x| alpha * x);
     }
@@ -264,7 +253,9 @@ fn matmul<'a>(a: &Held<'_>, b: &Held<'_>) -> Result<Held<'a>, String> {
     for ((left, right), to) in
         lefts.iter().zip(&rights).zip(output.chunks_exact_mut((m * n).max(1)))
     {
-        multiply_add((m, k, n), &a.data[left * m * k..], &b.data[right * k * n..], to);
+        let right = &b.data[right * k * n..];
+        let row = |step: usize, line: &mut [f32]| line.copy_from_slice(&right[step * n..][..n]);
+        multiply_add((m, k, n), &a.data[left * m * k..], row, to);
     }
     shape.extend([m, n]);
     Ok(Held::new(shape, output))

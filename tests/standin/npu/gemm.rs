@@ -102,43 +102,54 @@ mod x86 {
 }
 
 thread_local! {
-    static PANELS: RefCell<(Vec<f32>, Vec<f32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
+    /// Packed panels of both sides and a row, kept for the next product: fresh memory of their size would cost as
+    /// much as it does.
+    static PANELS: RefCell<[Vec<f32>; 3]> = const { RefCell::new([const { Vec::new() }; 3]) };
 }
 
-/// The product of `a` (m × k) and `b` (k × n), both row by row, added to what stands in `to` (m × n).
-pub fn multiply_add((m, k, n): (usize, usize, usize), a: &[f32], b: &[f32], to: &mut [f32]) {
-    assert!(a.len() >= m * k && b.len() >= k * n && to.len() >= m * n);
+/// The product of `a` (m × k, row by row) and a matrix of k × n, whose rows `row` writes one after the other, added
+/// to what stands in `to` (m × n).
+pub fn multiply_add(
+    (m, k, n): (usize, usize, usize),
+    a: &[f32],
+    mut row: impl FnMut(usize, &mut [f32]),
+    to: &mut [f32],
+) {
+    assert!(a.len() >= m * k && to.len() >= m * n);
     let kernel = kernel();
     let (rows, columns) = (kernel.rows, kernel.columns);
-    // Fresh memory of this size would cost more than the product.
-    PANELS.with_borrow_mut(|(left, right)| {
+    let (tall, wide) = (m.next_multiple_of(rows), n.next_multiple_of(columns));
+    PANELS.with_borrow_mut(|[left, right, line]| {
         left.clear();
-        left.resize(m.div_ceil(rows) * rows * k, 0.0);
-        right.resize(columns * k, 0.0);
-        packed(&kernel, (m, k, n), a, b, (left, &mut right[..columns * k]), to);
+        left.resize(tall * k, 0.0);
+        for (at, row) in a[..m * k].chunks_exact(k.max(1)).enumerate() {
+            let panel = &mut left[at / rows * rows * k..];
+            row.iter().enumerate().for_each(|(step, one)| panel[step * rows + at % rows] = *one);
+        }
+        right.resize(right.len().max(wide * k), 0.0);
+        line.clear();
+        line.resize(wide, 0.0);
+        for step in 0..k {
+            row(step, &mut line[..n]);
+            for (panel, part) in line.chunks_exact(columns).enumerate() {
+                right[(panel * k + step) * columns..][..columns].copy_from_slice(part);
+            }
+        }
+        packed(&kernel, (m, k, n), left, right, to);
     });
 }
 
 fn packed(
     kernel: &Kernel,
     (m, k, n): (usize, usize, usize),
-    a: &[f32],
-    b: &[f32],
-    (left, right): (&mut [f32], &mut [f32]),
+    left: &[f32],
+    right: &[f32],
     to: &mut [f32],
 ) {
     let (rows, columns) = (kernel.rows, kernel.columns);
-    for (at, row) in a[..m * k].chunks_exact(k.max(1)).enumerate() {
-        let panel = &mut left[at / rows * rows * k..];
-        row.iter().enumerate().for_each(|(step, value)| panel[step * rows + at % rows] = *value);
-    }
     let mut tile = [0f32; TILE];
     for first in (0..n).step_by(columns) {
-        let wide = columns.min(n - first);
-        for (step, panel) in right.chunks_exact_mut(columns).enumerate() {
-            panel[..wide].copy_from_slice(&b[step * n + first..][..wide]);
-            panel[wide..].fill(0.0);
-        }
+        let (right, wide) = (&right[first * k..][..columns * k], columns.min(n - first));
         for top in (0..m).step_by(rows) {
             // SAFETY: the kernel was chosen for this processor, and both panels hold `k` rows.
             unsafe { (kernel.run)(k, &left[top * k..][..rows * k], right, &mut tile) };
