@@ -206,6 +206,10 @@ fn time_goes_in_steps_of_16_channels_on_both_sides() {
     let start = 2 * whole - two;
     assert_eq!(time(33, 16) - start, 3 * (whole - start));
     assert!(start > 0 && whole > start, "{start} of {whole}");
+    // Eight cores share a batch.
+    let mut session = npu.session(&model("fixtures/residual.onnx"));
+    let [one, eight, nine] = [1, 8, 9].map(|n| npu.modelled(&mut session, &[n, 1, 28, 28]));
+    assert!(one == eight && nine > eight && nine < 2 * one, "{one} {eight} {nine}");
 }
 
 #[test]
