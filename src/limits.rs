@@ -211,6 +211,10 @@ pub const DAMAGED_KEPT: usize = 16;
 /// Ladders that are kept on disk; those in use always are. Each is about as large as three dense models.
 pub const LADDERS_KEPT: usize = 32;
 
+/// Bytes of compiled graphs that are kept of variants which serve no longer; an Ascend's are about as large as
+/// their models. Those of variants that serve always are.
+pub const COMPILED_BYTES: u64 = 2 << 30;
+
 /// Failures of models on execution providers that are remembered, and for how long: the next day there may be
 /// another driver, and the versions of all of them are not known.
 pub const PROVIDER_FAILURES: usize = 256;

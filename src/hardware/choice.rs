@@ -140,7 +140,7 @@ pub fn choose(
         }
     };
     let add_cann = |choice: &mut Choice| match offer.cann_built {
-        true => cann(offer.cann).into_iter().for_each(|one| add(choice, Provider::Cann(one))),
+        true => ways(offer.cann).into_iter().for_each(|one| add(choice, Provider::Cann(one))),
         false => pass(choice, "cann", Passed::NotInRuntime),
     };
     for one in &wanted.0 {
@@ -172,7 +172,7 @@ pub fn choose(
 }
 
 /// The ways in which CANN is asked, the best first.
-fn cann(asked: &Cann) -> Vec<Cann> {
+pub fn ways(asked: &Cann) -> Vec<Cann> {
     if asked.options.contains_key(SUBGRAPHS) {
         return vec![asked.clone()];
     }

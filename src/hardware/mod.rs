@@ -19,7 +19,7 @@ mod trouble;
 
 pub use alignment::alignment;
 pub use cgroup::{Groups, Throttling};
-pub use choice::{Choice, Offer, Passed, PassedOver, choose, label, unusable};
+pub use choice::{Choice, Offer, Passed, PassedOver, choose, label, unusable, ways};
 pub use detect::{PciCard, Seen};
 pub use device::{Complaint, Device, EccErrors, Health, Missing, Quantity, Vendor, Why, complete};
 pub use host::{Cpu, Host, Limits, Load, Memory, ThermalZone};

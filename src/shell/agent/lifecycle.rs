@@ -258,6 +258,7 @@ impl Agent {
         }
         self.sample_requests(&key.model);
         self.want_ladder(&key);
+        self.evict_compiled();
     }
 
     /// A version that another one has taken the place of answers no more.

@@ -1,6 +1,7 @@
 //! On which execution provider each model runs, and how one comes to another: away from a device that is lost, and
 //! back to what is wanted first. The slot stays; what waits in its queue is run by the new sessions.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,9 +15,10 @@ use super::served::{Build, Served, Standby};
 use super::swapping::Swap;
 use crate::arrivals::VersionKey;
 use crate::config::{ModelConfig, Provider};
-use crate::hardware::{Choice, Passed, PassedOver, Roster, Vendor, label, unusable};
+use crate::hardware::{Choice, Passed, PassedOver, Roster, Vendor, label, unusable, ways};
 use crate::limits;
-use crate::shell::slot::{Entry, ModelState};
+use crate::shell::engine::compiled;
+use crate::shell::metrics::Runs;
 use crate::shell::store::FailedOnProvider;
 
 /// ONNX Runtime's name of the provider for CANN.
@@ -41,9 +43,11 @@ pub struct Standing {
     /// What the trial told of the provider in service.
     pub facts: Value,
     going: Option<Going>,
-    /// When another one is looked for.
+    /// When something that is wanted before it is looked for.
     due: Option<Instant>,
     failures: u32,
+    /// When a way off what is lost is looked for again; `None`: at once.
+    off_again: Option<Instant>,
 }
 
 impl Standing {
@@ -147,21 +151,17 @@ impl Agent {
             }
             let is_due = served.standing.due.is_some_and(|due| due <= now);
             let lost = served.slot.current().lost().map(str::to_owned);
-            match (lost, self.gone(served)) {
-                (Some(reason), _) => {
-                    let why = Passed::LeftService { reason };
-                    // Nothing was found before: what waits in the queue has no time for long waits.
-                    if served.standing.failures == 0 || is_due {
-                        self.leave_provider(&model, &why, now);
-                    }
-                }
-                (None, Some(why)) if served.standing.failures == 0 || is_due => {
+            let lost = lost.map(|reason| Passed::LeftService { reason });
+            match lost.or_else(|| self.gone(served)) {
+                Some(why) if served.standing.off_again.is_none_or(|at| at <= now) => {
                     self.leave_provider(&model, &why, now);
                 }
-                (None, None) if is_due => self.go_back(&model, now),
-                (None, Some(_) | None) => {}
+                None if is_due => self.go_back(&model, now),
+                Some(_) | None => {}
             }
         }
+        let served = &self.served;
+        self.left.retain(|(model, _), left| served.contains_key(model) || left.until > now);
     }
 
     /// Why the device in service cannot be worked with any more, as far as its vendor's library tells.
@@ -194,12 +194,20 @@ impl Agent {
         let provider = label(&served.standing.provider);
         tracing::error!(model, provider, "it leaves its execution provider: {why}");
         if let Passed::LeftService { reason } = why {
-            let times = self.left.get(&(model.to_owned(), provider.clone())).map_or(0, |l| l.times);
-            let factor = 1u32.checked_shl(times).unwrap_or(u32::MAX);
-            let wait = limits::PROVIDER_AGAIN_FIRST.saturating_mul(factor);
-            let until = now + wait.min(limits::PROVIDER_AGAIN_LONGEST);
-            let left = Left { reason: reason.clone(), times: times.saturating_add(1), until };
-            self.left.insert((model.to_owned(), provider), left);
+            // Asking the same device in another way would only keep waiting who waits.
+            let ways = match &served.standing.provider {
+                Provider::Cann(asked) => ways(asked).into_iter().map(Provider::Cann).collect(),
+                other => vec![other.clone()],
+            };
+            for way in ways {
+                let key = (model.to_owned(), label(&way));
+                let times = self.left.get(&key).map_or(0, |left| left.times);
+                let factor = 1u32.checked_shl(times).unwrap_or(u32::MAX);
+                let wait = limits::PROVIDER_AGAIN_FIRST.saturating_mul(factor);
+                let until = now + wait.min(limits::PROVIDER_AGAIN_LONGEST);
+                let left = Left { reason: reason.clone(), times: times.saturating_add(1), until };
+                self.left.insert(key, left);
+            }
         }
         for candidate in &mut served.candidates {
             if let Standby::Loaded(_) = candidate.standby {
@@ -269,7 +277,9 @@ impl Agent {
         };
         let Some(going) = served.standing.going.take() else { return };
         match outcome {
-            Ok(prepared) if prepared.digest == served.digest => self.change(key, *prepared, tried),
+            Ok(prepared) if prepared.digest == served.digest => {
+                self.change(key, going, *prepared, tried);
+            }
             // Its file is another one by now, which is on its way by itself.
             Ok(other) => drop(tokio::task::spawn_blocking(move || drop(other))),
             Err(unfit) => self.not_moved(key, going, &unfit, tried, now),
@@ -291,9 +301,10 @@ impl Agent {
         if going == Going::Back {
             return;
         }
+        served.standing.off_again = Some(now + limits::PROVIDER_AGAIN_FIRST);
         if unfit.fate == Fate::Later && unfit.digest.is_none() {
             // Nothing was tried: memory was short, as a rule.
-            served.standing.due = Some(now + limits::PROVIDER_LOST_AGAIN);
+            served.standing.off_again = Some(now + limits::PROVIDER_LOST_AGAIN);
             self.shadows_give_way();
             return;
         }
@@ -306,13 +317,11 @@ impl Agent {
         served.slot.abort();
         self.unload(key, &reason);
         self.refuse(key, &reason);
-        let entry = Entry::Unready { state: ModelState::Unavailable, reason };
-        self.repository.set(&key.model, key.version, entry);
         let _ = self.version_is_to_blame(key, path, Some(digest), Fate::Later);
     }
 
     /// Puts the model into service on another provider, in the slot that it has.
-    fn change(&mut self, key: &VersionKey, prepared: Prepared, tried: &Tried) {
+    fn change(&mut self, key: &VersionKey, going: Going, prepared: Prepared, tried: &Tried) {
         let begun = Instant::now();
         let Some(served) = self.served.get_mut(&key.model) else { return };
         let Prepared { digest: _, signature: _, opened, provider, facts } = prepared;
@@ -327,10 +336,10 @@ impl Agent {
             Err(error) => {
                 tracing::error!(model = key.model, "it stays where it is: {error}");
                 served.standing.put_off(begun);
+                served.standing.off_again = Some(begun + limits::PROVIDER_LOST_AGAIN);
                 return;
             }
         };
-        let is_preferred = tried.passed.is_empty();
         let before = std::mem::replace(&mut served.candidates, vec![dense]);
         // Freeing what stood by takes a while.
         tokio::task::spawn_blocking(move || drop(before));
@@ -338,7 +347,10 @@ impl Agent {
         served.build = Build::None("no ladder is wanted".to_owned());
         (served.current, served.switched, served.fault) = (0, begun, None);
         served.swaps += 1;
-        let because = if is_preferred { "provider_returned" } else { "provider_left" };
+        let because = match going {
+            Going::Off => "provider_lost",
+            Going::Back => "provider_returned",
+        };
         served.last_because = Some(because.to_owned());
         tracing::info!(model = key.model, from, to, because, "it runs on another provider");
         self.metrics.swapped(&key.model, key.version, because);
@@ -347,6 +359,7 @@ impl Agent {
         self.await_other_drain(key.clone(), format!("on {from}"), swap, drain);
         self.end_unwanted_build(&key.model);
         self.want_ladder(key);
+        self.evict_compiled();
     }
 
     /// Remembers on what a version failed, for the next load and the next start.
@@ -361,6 +374,36 @@ impl Agent {
                 tracing::warn!("a failure on a provider is not remembered: {error}");
             }
         }
+    }
+
+    /// Compiled graphs of variants that have gone make place, the oldest first.
+    pub(super) fn evict_compiled(&self) {
+        let on_device = |served: &&Served| served.standing.provider != Provider::Cpu;
+        let mut keep = BTreeSet::new();
+        for served in self.served.values().filter(on_device) {
+            let loader = self.loader_for(&served.key.model);
+            keep.extend(served.candidates.iter().filter_map(|c| loader.cache(c.info.digest)));
+        }
+        let folder = self.store.root().join(compiled::COMPILED);
+        if !folder.is_dir() {
+            return;
+        }
+        // Looking through a slow disk takes a while.
+        tokio::task::spawn_blocking(move || {
+            if let Err(error) = compiled::evict(&folder, &keep, limits::COMPILED_BYTES) {
+                tracing::warn!("compiled graphs are not cleared away: {error}");
+            }
+        });
+    }
+
+    /// What runs a model, and what does not.
+    pub(super) fn tell_provider_metrics(&self, served: &Served) {
+        let standing = &served.standing;
+        let passed = standing.passed.iter().map(|p| (p.provider.clone(), p.why.label())).collect();
+        let fallen_back = standing.facts["fallen_back"]["share"].as_f64();
+        let compile = standing.facts["compile_ms"].as_f64().map(|ms| ms / 1e3);
+        let told = Runs { provider: label(&standing.provider), passed, fallen_back, compile };
+        self.metrics.provider(&served.key.model, served.key.version, told);
     }
 
     /// Somebody asks for the model: it is tried on everything again.

@@ -8,8 +8,8 @@ use crate::onnx::{ExecError, Tensor};
 use super::shapes::Shapes;
 use super::variant::Runner;
 
-/// A session that tells a request that fails from a device that does: after a run that failed it runs what it ran
-/// on before it served. Where that fails, too, no other request has a chance.
+/// A session that tells a request that fails from a device that does: after a run that failed it runs what it
+/// ran on before it served. Where that fails, too, no other request has a chance.
 pub struct OnDevice {
     session: Box<dyn Runner>,
     /// What it is known to run on. Without it, so many failures one after the other count as the same.

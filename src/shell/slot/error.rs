@@ -20,7 +20,8 @@ pub enum Refusal {
     /// The deadline passed while the request waited.
     #[error("the deadline passed while the request waited for {waited:?}")]
     Expired { waited: Duration, retry_after: Duration },
-    /// What runs the model compiles it anew for every combination of input shapes, and has done so often enough.
+    /// What runs the model compiles it anew for every combination of input shapes, and has done so often
+    /// enough.
     #[error(
         "the inputs {asked} are of other shapes than {provider} serves this model in: {served}"
     )]
