@@ -5,9 +5,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ort::session::builder::{AutoDevicePolicy, GraphOptimizationLevel, SessionBuilder};
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::value::{Outlet, ValueType as OrtType};
 
+use super::making::NOTHING_UNASKED;
 use super::session::{failed, guarded, has_shape};
 use super::{Runtime, convert};
 use crate::limits;
@@ -72,7 +73,7 @@ fn session(
     level: GraphOptimizationLevel,
 ) -> ort::Result<ort::session::Session> {
     SessionBuilder::new(runtime.environment())?
-        .with_auto_device(AutoDevicePolicy::PreferCPU)?
+        .with_auto_device(NOTHING_UNASKED)?
         .with_optimization_level(level)?
         .with_prepacking(false)?
         .with_memory_pattern(false)?
