@@ -46,6 +46,31 @@ pub const LEAST_RATIO: f64 = 0.05;
 /// Most rungs of a ladder: each takes minutes to make and has to be told apart by measurement.
 pub const LADDER_RATIOS: usize = 16;
 
+/// Most plugins: each is a vendor's library in the process, and a box has one or two vendors' accelerators.
+pub const PLUGINS: usize = 8;
+
+/// Longest name of a plugin: it stands in metrics and in tables.
+pub const PLUGIN_NAME_BYTES: usize = 64;
+
+/// Longest name of an execution provider's option, and longest value. Paths are the longest of them.
+pub const OPTION_NAME_BYTES: usize = 128;
+pub const OPTION_BYTES: usize = 4096;
+
+/// Longest name of a type of operators.
+pub const OPERATOR_TYPE_BYTES: usize = 128;
+
+/// Highest number of an accelerator plus one: the largest boxes have 16.
+pub const DEVICE_NUMBERS: usize = 256;
+
+// ---- shell: slot ----
+
+/// Failures in a row by which sessions on a device count as lost, where nothing is known that they run on.
+pub const DEVICE_FAULTS: u32 = 3;
+
+/// Combinations of input shapes that a model is served in where each is compiled on its own: that takes 5 to 100
+/// seconds on an Ascend, in the request that brings it, and is kept as long as the session.
+pub const SERVED_SHAPES: usize = 8;
+
 // ---- hardware, shell: probe ----
 
 /// Highest processor number plus one: Linux is built for at most 8,192.
@@ -186,7 +211,25 @@ pub const DAMAGED_KEPT: usize = 16;
 /// Ladders that are kept on disk; those in use always are. Each is about as large as three dense models.
 pub const LADDERS_KEPT: usize = 32;
 
+/// Bytes of compiled graphs that are kept of variants which serve no longer; an Ascend's are about as large as
+/// their models. Those of variants that serve always are.
+pub const COMPILED_BYTES: u64 = 2 << 30;
+
+/// Failures of models on execution providers that are remembered, and for how long: the next day there may be
+/// another driver, and the versions of all of them are not known.
+pub const PROVIDER_FAILURES: usize = 256;
+pub const PROVIDER_FORGIVEN: std::time::Duration = std::time::Duration::from_secs(86_400);
+
 // ---- shell: watch, agent ----
+
+/// Waits before a model that does not run on the provider that is wanted first is tried there again: each trial
+/// takes a core, and a device that came back is told by its library.
+pub const PROVIDER_AGAIN_FIRST: std::time::Duration = std::time::Duration::from_secs(60);
+pub const PROVIDER_AGAIN_LONGEST: std::time::Duration = std::time::Duration::from_secs(3600);
+
+/// Wait before another provider is looked for where a model's sessions are lost and none was found: its requests
+/// wait meanwhile.
+pub const PROVIDER_LOST_AGAIN: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// Most files of a model directory that are looked at.
 pub const REPOSITORY_FILES: usize = 100_000;

@@ -70,6 +70,9 @@ pub enum Code {
     Unavailable = 69,
     /// A failure of the program or of a library that it calls (`EX_SOFTWARE`).
     Software = 70,
+    /// The execution provider fails where the CPU does not, or is not to be had. The next one may do
+    /// (`EX_PROTOCOL`: what is at the other end does not keep to what was agreed).
+    Provider = 76,
     /// A file could not be read or written (`EX_IOERR`).
     Io = 74,
     /// The configuration is wrong (`EX_CONFIG`).

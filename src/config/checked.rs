@@ -10,7 +10,9 @@ use crate::units::{ByteSize, Percentile, Span};
 
 use super::error::{ConfigErrors, Origin, Problem};
 use super::layers::{Assigned, Origins};
+use super::providers::{Cann, Plugin};
 use super::schema;
+use super::wanted::{self, ExecutionProviders};
 
 /// What the agent is asked to be.
 ///
@@ -50,6 +52,10 @@ pub struct Config {
     pub trial: Trial,
     pub build: Build,
     pub devices: Devices,
+    /// What is asked of the provider for CANN, wherever it runs a model.
+    pub cann: Cann,
+    /// Libraries with further execution providers, by name.
+    pub plugins: BTreeMap<String, Plugin>,
     /// What holds for each model where nothing else is said of it.
     pub defaults: ModelConfig,
     /// What the agent's own file, the environment and flags say of single models.
@@ -136,6 +142,8 @@ pub enum Accelerator {
 /// What one model is asked to be.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
+    /// What may run it.
+    pub execution_providers: ExecutionProviders,
     /// `None`: dense is served, whatever it takes.
     pub budget: Option<Budget>,
     /// Least agreement with dense (0 to 1) of a variant that may be served.
@@ -350,6 +358,8 @@ impl Default for Config {
                 cambricon: Accelerator::Auto,
                 kunlunxin: Accelerator::Auto,
             },
+            cann: Cann::default(),
+            plugins: BTreeMap::new(),
             defaults: ModelConfig::default(),
             models: BTreeMap::new(),
         }
@@ -359,6 +369,7 @@ impl Default for Config {
 impl Default for ModelConfig {
     fn default() -> Self {
         Self {
+            execution_providers: ExecutionProviders::default(),
             budget: None,
             quality_floor: 0.9,
             quality: Quality { shadow: None },
@@ -453,14 +464,21 @@ impl Config {
             let item = own.iter().rev().chain(policy.iter().rev()).find(of_path);
             item.map_or(Origin::Default, |item| item.origin.clone())
         };
-        config.check(origin, &mut problems);
+        config.check(&self.plugins, origin, &mut problems);
         if problems.is_empty() { Ok(config) } else { Err(ConfigErrors(problems)) }
     }
 }
 
 impl ModelConfig {
     /// What no single value can be blamed for. `origin` tells where a setting was written.
-    pub(super) fn check(&self, origin: impl Fn(&str) -> Origin, problems: &mut Vec<Problem>) {
+    pub(super) fn check(
+        &self,
+        plugins: &BTreeMap<String, Plugin>,
+        origin: impl Fn(&str) -> Origin,
+        problems: &mut Vec<Problem>,
+    ) {
+        let at = origin("execution_providers");
+        wanted::check_known(&self.execution_providers, plugins, &at, problems);
         let first_written = |paths: [&str; 2]| {
             paths
                 .map(&origin)

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::checked::{Config, ModelConfig, apply};
 use super::error::{ConfigErrors, Origin, Problem};
+use super::plugins;
 use super::schema::{AGENT, MODEL, Set, Setting, find, read_agent};
 
 /// What all variables of the agent begin with.
@@ -130,8 +131,14 @@ impl Layers<'_> {
     }
 }
 
-/// `DEFAULTS__QUEUE_LENGTH` → `defaults.queue_length`; a model's name keeps its letters.
+/// `DEFAULTS__QUEUE_LENGTH` → `defaults.queue_length`; a model's name and a provider's own option keep their
+/// letters.
 fn path_of_variable(rest: &str) -> String {
+    let lower = rest.to_ascii_lowercase();
+    if let Some(at) = lower.find("__options__").filter(|_| lower.starts_with("plugins__")) {
+        let key = &rest[at + "__options__".len()..];
+        return format!("{}.options.{key}", lower[..at].replace("__", "."));
+    }
     let mut parts: Vec<String> = rest.split("__").map(str::to_lowercase).collect();
     if parts[0] == "models" && parts.len() > 2 {
         // The name may itself hold `__`: the setting is what remains after it.
@@ -179,6 +186,7 @@ fn merge(config: &mut Config, sets: Vec<Set>, problems: &mut Vec<Problem>) -> Or
                 origins.insert(format!("models.{name}.{}", item.setting.path), item.origin.clone());
                 config.models.entry(name).or_default().push(item);
             }
+            Set::Plugin(said) => problems.extend(said.merge(config, &mut origins).err()),
         }
     }
     problems.sort();
@@ -215,7 +223,9 @@ fn check(config: &Config, origins: &Origins, problems: &mut Vec<Problem>) {
             right: "write a rescan of at least the settle time".to_owned(),
         });
     }
+    plugins::check(config, origins, problems);
     config.defaults.check(
+        &config.plugins,
         |path| origins.get(&format!("defaults.{path}")).cloned().unwrap_or(Origin::Default),
         problems,
     );
@@ -228,7 +238,8 @@ fn check(config: &Config, origins: &Origins, problems: &mut Vec<Problem>) {
     }
 }
 
-/// Every setting's path and the text of its value, in the order of the table: what
+/// Every setting's path and the text of its value, in the order of the table, those of single models and
+/// plugins left out: what
 /// `configs/agent.yaml` documents and a person may ask for.
 pub fn settings(config: &Config) -> Vec<(String, String)> {
     let agent = AGENT.iter().map(|s| (s.path.to_owned(), (s.get)(config)));

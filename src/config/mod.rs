@@ -11,10 +11,12 @@ pub mod diff;
 pub mod error;
 pub mod json_schema;
 pub mod layers;
+mod plugins;
 pub mod providers;
 pub mod raw;
 pub mod schema;
 mod values;
+mod wanted;
 
 #[cfg(test)]
 mod tests;
@@ -26,4 +28,6 @@ pub use checked::{
 pub use diff::{Change, Diff};
 pub use error::{ConfigErrors, Origin, Problem};
 pub use layers::{Flag, Layers, Loaded, Origins, Text, model_settings, settings};
+pub use plugins::plugin_settings;
 pub use providers::{Cann, NoProvider, Plugin, Provider};
+pub use wanted::{ExecutionProviders, Wanted};

@@ -9,8 +9,11 @@ use crate::units::{Span, check_model_name};
 use super::checked::{Config, ModelConfig};
 use super::error::{Origin, Problem, Wrong, did_you_mean};
 use super::layers::Assigned;
+use super::plugins::{self, Part, Said};
+use super::providers::Plugin;
 use super::raw::{At, Key, Node, Value, parse};
 use super::values::{self as read, Show};
+use super::wanted;
 
 /// A setting of `T`.
 #[derive(Debug)]
@@ -32,7 +35,11 @@ pub enum Shape {
     /// A path: relative ones in a file start from the file's folder.
     Path,
     Scalar,
+    /// Yes or no, or a word.
+    Flag,
     List,
+    /// A list of names.
+    Names,
     /// A scalar, or a map of one entry.
     Pair,
 }
@@ -61,6 +68,22 @@ macro_rules! agent {
 macro_rules! model {
     ($path:literal, $shape:ident, $read:expr, $($field:ident).+) => {
         setting!(ModelConfig, $path, $shape, false, $read, $($field).+)
+    };
+}
+
+/// An option of the provider for CANN, by its name there.
+macro_rules! cann {
+    ($option:ident, $shape:ident, $read:expr, $show:expr) => {
+        Setting {
+            path: concat!("cann.", stringify!($option)),
+            shape: Shape::$shape,
+            restart: false,
+            set: |config: &mut Config, text: &str| {
+                wanted::set_option(&mut config.cann, stringify!($option), $read(text)?);
+                Ok(())
+            },
+            get: |config: &Config| wanted::shown_option(&config.cann, stringify!($option), $show),
+        }
     };
 }
 
@@ -93,11 +116,30 @@ pub static AGENT: &[Setting<Config>] = &[
     agent!("devices.ascend", Path, false, read::accelerator, devices.ascend),
     agent!("devices.cambricon", Path, false, read::accelerator, devices.cambricon),
     agent!("devices.kunlunxin", Path, false, read::accelerator, devices.kunlunxin),
+    agent!("cann.device_id", Scalar, false, |t| read::device(t).map(|n| n as u32), cann.device_id),
+    cann!(npu_mem_limit, Scalar, wanted::size, wanted::shown_size),
+    cann!(arena_extend_strategy, Scalar, wanted::arena_extend_strategy, wanted::shown_as_is),
+    cann!(enable_cann_graph, Flag, wanted::switch, wanted::shown_switch),
+    cann!(enable_cann_subgraph, Flag, wanted::switch, wanted::shown_switch),
+    cann!(precision_mode, Scalar, wanted::precision_mode, wanted::shown_as_is),
+    cann!(op_select_impl_mode, Scalar, wanted::implementation_mode, wanted::shown_as_is),
+    cann!(optypelist_for_implmode, Names, wanted::operator_types, wanted::shown_as_is),
+    cann!(dump_graphs, Flag, wanted::switch, wanted::shown_switch),
+    cann!(dump_om_model, Flag, wanted::switch, wanted::shown_switch),
+];
+
+/// Settings of one plugin, below `plugins: <name>:`, beside the `options` that are its provider's own.
+pub static PLUGIN: &[Setting<Plugin>] = &[
+    setting!(Plugin, "library", Path, false, read::path, library),
+    setting!(Plugin, "sha256", Scalar, false, plugins::sha256, sha256),
+    setting!(Plugin, "provider", Scalar, false, plugins::provider, provider),
+    setting!(Plugin, "device", Scalar, false, read::device, device),
 ];
 
 /// Settings of one model: under `defaults:`, under `models: <model>:`, and in
 /// `<model>/policy.yaml`.
 pub static MODEL: &[Setting<ModelConfig>] = &[
+    model!("execution_providers", Names, wanted::execution_providers, execution_providers),
     model!("budget", Pair, read::budget, budget),
     model!("quality_floor", Scalar, |t| read::number(t, 0.0, 1.0), quality_floor),
     model!("quality.shadow", Scalar, read::share, quality.shadow),
@@ -142,6 +184,7 @@ pub(super) enum Set {
     Agent(&'static Setting<Config>, String, Origin),
     Defaults(Assigned),
     Model(String, Assigned),
+    Plugin(Said),
 }
 
 impl<T> PartialEq for Setting<T> {
@@ -176,10 +219,20 @@ pub(super) fn read_agent(file: &str, text: &str) -> (Vec<Set>, Vec<Problem>) {
                 }
                 None
             }
+            "plugins" => {
+                for (name, node) in reader.entries(node, "plugins") {
+                    if let Err(wrong) = plugins::check_name(&name.text) {
+                        reader.problem(name.at, wrong.what, wrong.right);
+                        continue;
+                    }
+                    sets.extend(reader.plugin(&name, node).into_iter().map(Set::Plugin));
+                }
+                None
+            }
             _ => Some((key, node)),
         })
         .collect();
-    let found = reader.map(AGENT, own, "", &["defaults", "models"]);
+    let found = reader.map(AGENT, own, "", &["defaults", "models", "plugins"]);
     sets.extend(found.into_iter().map(|(setting, text, at)| Set::Agent(setting, text, at)));
     (sets, reader.sorted())
 }
@@ -264,6 +317,31 @@ impl Reader {
         self.map(table, entries, "", &[]).into_iter().map(Assigned::from).collect()
     }
 
+    /// All that is said of one plugin.
+    fn plugin(&mut self, name: &Key, node: Node) -> Vec<Said> {
+        let said = |part, text, origin| Said { name: name.text.clone(), part, text, origin };
+        let mut all = vec![said(Part::Itself, String::new(), self.origin(name.at))];
+        let entries = self.entries(node, &format!("plugins.{}", name.text));
+        let (options, own): (Vec<_>, Vec<_>) =
+            entries.into_iter().partition(|(key, _)| key.text == "options");
+        for (setting, text, origin) in self.map(PLUGIN, own, "", &["options"]) {
+            all.push(said(Part::Setting(setting), text, origin));
+        }
+        for (_, node) in options {
+            for (key, node) in self.entries(node, "options") {
+                let origin = self.origin(node.at);
+                match node.value {
+                    Value::Scalar(text) => all.push(said(Part::Option(key.text), text, origin)),
+                    Value::Null | Value::List(_) | Value::Map(_) => {
+                        let what = format!("the option `{}` has no single value", key.text);
+                        self.problem(node.at, what, "write a single value".to_owned());
+                    }
+                }
+            }
+        }
+        all
+    }
+
     /// Settings below `prefix`; `also` are keys that the caller understands itself.
     fn map<T: Default>(
         &mut self,
@@ -305,14 +383,14 @@ impl Reader {
                 return None;
             }
             (Shape::Path, Value::Scalar(text)) => self.beside_the_file(&text),
-            (Shape::Scalar | Shape::List | Shape::Pair, Value::Scalar(text)) => text,
-            (Shape::List, Value::List(items)) => self.list(setting, items)?,
+            (_, Value::Scalar(text)) => text,
+            (Shape::List | Shape::Names, Value::List(items)) => self.list(setting, items)?,
             (Shape::Pair, Value::Map(entries)) => self.pair(setting.path, at, entries)?,
-            (Shape::Path | Shape::Scalar | Shape::Pair, Value::List(_))
-            | (Shape::Path | Shape::Scalar | Shape::List, Value::Map(_)) => {
+            (_, Value::List(_) | Value::Map(_)) => {
                 let right = match setting.shape {
-                    Shape::Path | Shape::Scalar => "write a single value",
+                    Shape::Path | Shape::Scalar | Shape::Flag => "write a single value",
                     Shape::List => "write a list, such as [2, 3]",
+                    Shape::Names => "write a list, such as [a, b]",
                     Shape::Pair => "write it as {p99: 40ms}",
                 };
                 let what = format!("`{}` has a value of the wrong form", setting.path);
@@ -329,7 +407,7 @@ impl Reader {
         for item in items {
             let Value::Scalar(text) = item.value else {
                 let what = format!("an item of `{}` is not a single value", setting.path);
-                self.problem(item.at, what, "write a list, such as [2, 3]".to_owned());
+                self.problem(item.at, what, "write a list of single values".to_owned());
                 return None;
             };
             if let Err(wrong) = (setting.set)(&mut T::default(), &text) {
@@ -384,11 +462,14 @@ pub(super) fn find(path: &str, text: &str, origin: &Origin) -> Result<Set, Wrong
         check_model_name(name).map_err(|e| Wrong::new(e.to_string(), "rename the model"))?;
         return assigned(rest).map(|item| Set::Model(name.to_owned(), item));
     }
+    if let Some(rest) = path.strip_prefix("plugins.") {
+        return plugins::find(rest, text, origin).map(Set::Plugin);
+    }
     let (setting, text) = lookup(AGENT, path, text)?;
     Ok(Set::Agent(setting, text, origin.clone()))
 }
 
-fn lookup<T>(
+pub(super) fn lookup<T>(
     table: &'static [Setting<T>],
     path: &str,
     text: &str,

@@ -213,12 +213,22 @@ impl<T> Queue<T> {
             self.make_way((place, own), ahead, server, now, &mut making_way)?;
         }
         let out = making_way.iter().filter_map(|place| self.pull(place)).collect();
+        self.put(asked, job, now);
+        Ok(out)
+    }
+
+    /// Takes back a request that was taken out and is not answered: it has been let in before, and is not asked
+    /// for its place or its chances again.
+    pub fn put_back(&mut self, asked: Asked, job: T, now: Duration) {
+        self.put(asked, job, now);
+    }
+
+    fn put(&mut self, asked: Asked, job: T, now: Duration) {
         let (has_deadline, since) = (asked.deadline.is_some(), now);
         let (kind, rows) = (asked.kind, asked.rows);
         self.unhurried += usize::from(!has_deadline);
         *self.sizes.entry(rows).or_default() += 1;
-        self.waiting.insert(place, Waiting { has_deadline, since, kind, rows, job });
-        Ok(out)
+        self.waiting.insert(asked.place(), Waiting { has_deadline, since, kind, rows, job });
     }
 
     /// How long what runs still takes.

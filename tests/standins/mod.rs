@@ -4,6 +4,8 @@
 // Each test program uses its own part of it.
 #![allow(dead_code)]
 
+pub mod npu;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -34,6 +36,10 @@ fn built(library: &str, form: &str) -> PathBuf {
     command.arg(&new).arg(&source).args(["-A", "unexpected_cfgs", "-A", "dead_code"]);
     if !form.is_empty() {
         command.args(["--cfg", form]);
+    }
+    if library == "npu" {
+        // It computes, and must be quicker at it than what it claims to take.
+        command.args(["-C", "opt-level=3"]);
     }
     let done = command.output().unwrap();
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));

@@ -1,5 +1,6 @@
 //! The configuration's files while the agent runs: when they are read again, and what is taken over of them.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -173,6 +174,11 @@ impl Agent {
                 self.reconfigure(&model);
             }
         }
+        // What nothing was there to run before may be let run by something now.
+        let waits = |model: &String| diff.touches(model) && !self.served.contains_key(model);
+        let refused: BTreeSet<String> =
+            self.refused.keys().map(|key| key.model.clone()).filter(waits).collect();
+        refused.iter().for_each(|model| self.arrivals.forget(model));
     }
 }
 

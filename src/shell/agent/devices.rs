@@ -94,6 +94,16 @@ impl Devices {
         self.roster.hottest()
     }
 
+    /// What the vendors' libraries tell.
+    pub fn roster(&self) -> &Roster {
+        &self.roster
+    }
+
+    /// Whether anything of a vendor's is seen without its library.
+    pub fn sees(&self, vendor: Vendor) -> bool {
+        self.vendors.get(&vendor).is_some_and(|watched| watched.seen.is_any())
+    }
+
     pub fn devices(&self) -> Value {
         json!(self.roster.devices().collect::<Vec<&Known>>())
     }

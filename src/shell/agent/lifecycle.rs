@@ -6,13 +6,16 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use super::Agent;
+use super::choosing::{Tried, Trying};
 use super::companions::CALIBRATION;
 use super::event::{Event, Fate, Prepared, Unfit};
 use super::prepare::Loader;
+use super::providers::Standing;
 use super::recording::Demand;
 use super::served::{Build, Candidate, Served, Standby};
 use crate::arrivals::VersionKey;
 use crate::config::{Cpus, ModelConfig};
+use crate::hardware::label;
 use crate::limits;
 use crate::schedule::Batching;
 use crate::shell::children::Memory;
@@ -34,6 +37,10 @@ impl Agent {
         // What its dense model does, its other variants and the next version are likely to do.
         let dense = self.served.get(model).and_then(|served| served.candidates.first());
         loader.expects_lending = dense.is_some_and(|dense| dense.lending.is_on());
+        let standing = self.served.get(model).map(|served| &served.standing);
+        loader.provider = standing.map(|standing| standing.provider.clone()).unwrap_or_default();
+        loader.choosing = Arc::new(self.choosing(model, &config));
+        loader.trying = Trying::default();
         loader.instances = config.instances.max(1);
         loader.batching = Batching { rows: config.max_batch, delay: config.max_queue_delay.into() };
         loader.threads = config.intra_op_threads.count(cores, loader.instances);
@@ -87,12 +94,14 @@ impl Agent {
         tokio::spawn(async move {
             let _one_at_a_time = permits.acquire_owned().await;
             let external = loader.external(path.clone()).await;
-            let lends = loader.expects_lending;
+            let (lends, trying) = (loader.expects_lending, loader.trying.clone());
             let outcome = match beside {
                 true => loader.with_room(path.clone(), lends, Loader::prepare).await,
                 false => loader.prepare(path.clone()).await,
             };
-            let _ = events.send(Event::Prepared { key, load, path, external, outcome }).await;
+            let tried = trying.end();
+            let event = Event::Prepared { key, load, path, external, outcome, tried };
+            let _ = events.send(event).await;
         });
     }
 
@@ -117,7 +126,9 @@ impl Agent {
         key: VersionKey,
         path: PathBuf,
         outcome: Result<Box<Prepared>, Unfit>,
+        tried: &Tried,
     ) {
+        self.remember_failures(&key, tried);
         let model = key.model.clone();
         let served = self.served.get(&model).map(|served| served.key.version);
         match outcome {
@@ -128,7 +139,7 @@ impl Agent {
             }
             Ok(prepared) => {
                 self.underway.settled(&key);
-                self.put_into_service(key, path, *prepared);
+                self.put_into_service(key, path, *prepared, tried);
             }
             Err(unfit) => {
                 let reason = one_line(&unfit.reason);
@@ -148,7 +159,7 @@ impl Agent {
     }
 
     /// One line for people; the version in service, if there is one, stays.
-    fn refuse(&mut self, key: &VersionKey, reason: &str) {
+    pub(super) fn refuse(&mut self, key: &VersionKey, reason: &str) {
         tracing::error!(model = key.model, version = %key.version, "not served: {reason}");
         self.refused.insert(key.clone(), reason.to_owned());
         if self.served.get(&key.model).is_none_or(|served| served.key != *key) {
@@ -169,9 +180,15 @@ impl Agent {
         }
     }
 
-    fn put_into_service(&mut self, key: VersionKey, path: PathBuf, prepared: Prepared) {
+    fn put_into_service(
+        &mut self,
+        key: VersionKey,
+        path: PathBuf,
+        prepared: Prepared,
+        tried: &Tried,
+    ) {
         let config = self.model_config(&key.model);
-        let Prepared { digest, signature, opened } = prepared;
+        let Prepared { digest, signature, opened, provider, facts } = prepared;
         let info = VariantInfo {
             name: DENSE.to_owned(),
             digest,
@@ -196,7 +213,11 @@ impl Agent {
             old.close();
         }
         self.refused.remove(&key);
-        tracing::info!(model = key.model, version = %key.version, p99 = ?opened.p99, "in service");
+        let (model, version, on) = (&key.model, key.version, label(&provider));
+        tracing::info!(model, %version, provider = on, p99 = ?opened.p99, "in service");
+        for passed in &tried.passed {
+            tracing::info!(model, provider = passed.provider, "passed over: {}", passed.why);
+        }
         let dense = Candidate {
             info,
             path: path.clone(),
@@ -209,6 +230,7 @@ impl Agent {
             faults: 0,
             disproved: None,
         };
+        let asked = self.asked_providers(&config);
         let served = Served {
             key: key.clone(),
             path,
@@ -224,6 +246,8 @@ impl Agent {
             swaps: 0,
             last_because: None,
             calibration: self.calibration_of(&key.model),
+            standing: Standing::new(provider, tried, facts, Instant::now()),
+            asked,
         };
         let previous = self.served.insert(key.model.clone(), served);
         if previous.is_some() {
@@ -234,6 +258,7 @@ impl Agent {
         }
         self.sample_requests(&key.model);
         self.want_ladder(&key);
+        self.evict_compiled();
     }
 
     /// A version that another one has taken the place of answers no more.

@@ -10,6 +10,7 @@
 //! ```
 
 mod building;
+mod choosing;
 mod companions;
 mod config_file;
 mod confined;
@@ -22,6 +23,7 @@ mod loads;
 mod memory;
 mod pace;
 mod prepare;
+mod providers;
 mod recording;
 mod reservoir;
 mod retry;
@@ -45,12 +47,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
+use self::choosing::Trying;
 pub use self::config_file::ConfigFile;
 use self::confined::Seen;
 use self::devices::Devices;
 use self::event::Event;
 use self::loads::Loads;
 use self::prepare::{Loader, chain};
+use self::providers::Left;
 use self::recording::Recording;
 use self::retry::Again;
 use self::samples::Sampling;
@@ -58,7 +62,7 @@ use self::served::Served;
 use self::shadowing::Shadowing;
 use self::underway::Underway;
 use crate::arrivals::{Arrival, Arrivals, VersionKey};
-use crate::config::{Change, Config, LogLevel, ModelConfig, Policy};
+use crate::config::{Change, Config, LogLevel, ModelConfig, Policy, Provider};
 use crate::governor::{self, Verdict};
 use crate::limits;
 use crate::schedule::Batching;
@@ -164,6 +168,10 @@ struct Agent {
     config_restart: Vec<Change>,
     recording: Recording,
     devices: Devices,
+    /// Whether the NPU that CANN is asked for was usable at the last look.
+    npu_usable: bool,
+    /// Providers whose sessions of a model failed in service, by model and label.
+    left: BTreeMap<(String, String), Left>,
 }
 
 /// Serves until SIGTERM or SIGINT, then drains.
@@ -263,9 +271,13 @@ impl Agent {
             trial_memory: Memory::or_part(config.trial.memory, limits::TRIAL_MEMORY_PARTS),
             sandbox: config.sandbox,
             folders: store.children_dir(),
+            state_dir: store.root().to_owned(),
             confined: Seen::default(),
             samples: None,
             quarantined: Arc::default(),
+            provider: Provider::Cpu,
+            choosing: Arc::default(),
+            trying: Trying::default(),
         };
         Self {
             arrivals: Arrivals::new(config.arrivals.settle.into()),
@@ -311,6 +323,8 @@ impl Agent {
             config_restart: Vec::new(),
             recording: Recording::new(now),
             devices: Devices::default(),
+            npu_usable: false,
+            left: BTreeMap::new(),
         }
     }
 
@@ -399,18 +413,19 @@ impl Agent {
                 self.watcher = None;
                 tracing::warn!("cannot list {}: {reason}", self.config.model_dir.display());
             }
-            Event::Prepared { key, load, path, external, outcome } => {
+            Event::Prepared { key, load, path, external, outcome, tried } => {
                 if self.underway.ends(&key, load) {
                     self.depends(&key, &path, external);
-                    self.prepared(key, path, outcome);
+                    self.prepared(key, path, outcome, &tried);
                 } else {
                     let (model, version) = (&key.model, key.version);
                     tracing::info!(model, %version, "what was loaded is wanted no longer");
                 }
             }
             Event::LadderFound { key, id, found } => self.ladder_found(&key, id, found),
-            Event::Opened { key, digest, variant, outcome } => {
-                self.opened(&key, digest, &variant, outcome);
+            Event::Moved { key, outcome, tried } => self.moved(&key, outcome, &tried),
+            Event::Opened { key, digest, variant, provider, outcome } => {
+                self.opened(&key, digest, &variant, &provider, outcome);
             }
             Event::Building { key, share, stage } => self.build_progress(&key, share, stage),
             Event::Built { key, id, outcome } => self.built(&key, id, outcome),
@@ -503,8 +518,10 @@ impl Agent {
         let config = self.model_config(model);
         let calibration = self.calibration_of(model);
         let wanted = self.served.get(model).map(|served| self.ladder_id(served));
+        let asked = self.asked_providers(&config);
         let Some(served) = self.served.get_mut(model) else { return };
-        if served.config == config && served.calibration == calibration {
+        let providers = served.asked != asked;
+        if served.config == config && served.calibration == calibration && !providers {
             return;
         }
         let sessions = |config: &ModelConfig| {
@@ -514,7 +531,7 @@ impl Agent {
             (threads, queue, batching)
         };
         let ladder = served.config.ladder != config.ladder || served.calibration != calibration;
-        if sessions(&served.config) == sessions(&config) && !ladder {
+        if sessions(&served.config) == sessions(&config) && !ladder && !providers {
             served.config = config;
             tracing::info!(model, "its policy changed");
             self.sample_requests(model);
@@ -549,6 +566,7 @@ impl Agent {
                         tracing::warn!("the quarantine is not changed: {error}");
                     }
                 }
+                self.forgive_providers(&model);
                 self.refused.retain(|key, _| key.model != model);
                 self.arrivals.forget(&model);
                 self.loads.ask(model, answer);

@@ -28,6 +28,7 @@ impl Agent {
             self.switch(action);
         }
         self.try_again();
+        self.follow_providers(now);
         self.pace_build(&views, now);
         self.follow_shadows(&views, now);
         self.release_held(now);
@@ -80,6 +81,7 @@ impl Agent {
             }
             self.metrics.ladder(model, version, served.current, standby);
             self.tell_shadow_metrics(served);
+            self.tell_provider_metrics(served);
             let Some(verdict) = self.verdicts.get(model) else { continue };
             self.metrics.slowdown(model, version, Some(verdict.slowdown));
             if let Some(met) = verdict.met {

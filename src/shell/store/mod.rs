@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! quarantine                    variants that must not be served, by digest
+//! providers                     on which execution providers models did not run
 //! models/<name>                 what is remembered of a model
 //! builds/<dense>-<conditions>   how a ladder's build stands, its trials
 //! ladders/<dense>-<conditions>/ manifest, rungs, and a seal with the hash of each file
@@ -20,6 +21,7 @@ mod disk;
 #[cfg(test)]
 mod faulty;
 mod ladders;
+mod providers;
 mod records;
 pub(super) mod seal;
 #[cfg(test)]
@@ -41,8 +43,8 @@ use crate::units::Digest;
 
 pub use disk::{Disk, RealDisk};
 pub use records::{
-    BuildState, Drawn, InService, Ladder, LadderId, LadderRecord, ModelRecord, Quarantined,
-    Reservoir, Trial,
+    BuildState, Drawn, FailedOnProvider, InService, Ladder, LadderId, LadderRecord, ModelRecord,
+    Quarantined, Reservoir, Trial,
 };
 pub use seal::Damage;
 
@@ -76,6 +78,7 @@ pub struct Store {
     models: BTreeMap<String, ModelRecord>,
     builds: BTreeMap<LadderId, LadderRecord>,
     quarantine: BTreeMap<Digest, Quarantined>,
+    failed_on: BTreeMap<Digest, FailedOnProvider>,
     moved: Vec<Moved>,
     _lock: Option<Flock<File>>,
 }
@@ -88,6 +91,7 @@ struct Build {
 }
 
 const QUARANTINE: &str = "quarantine";
+const PROVIDERS: &str = "providers";
 const MODELS: &str = "models";
 const BUILDS: &str = "builds";
 const LADDERS: &str = "ladders";
@@ -129,6 +133,7 @@ impl Store {
             models: BTreeMap::new(),
             builds: BTreeMap::new(),
             quarantine: BTreeMap::new(),
+            failed_on: BTreeMap::new(),
             moved: Vec::new(),
             _lock: None,
         };
@@ -139,6 +144,9 @@ impl Store {
         store.did("sync", root, store.disk.sync_dir(root))?;
         if let Some(quarantine) = store.load(&root.join(QUARANTINE)) {
             store.quarantine = quarantine;
+        }
+        if let Some(failed_on) = store.load(&root.join(PROVIDERS)) {
+            store.failed_on = failed_on;
         }
         for path in store.whole_files(&root.join(MODELS)) {
             let name = path.file_name().map(|name| name.to_string_lossy().into_owned());

@@ -68,10 +68,18 @@ pub fn accelerators(dev: &Path) -> Vec<PathBuf> {
     found
 }
 
+/// Folders in which the kernel has device nodes of accelerators and processors of pictures, whoever made them.
+const OTHERS: &[&str] = &["accel", "dri"];
+
+/// Device nodes in `dev` that any plugin's device may be behind.
+pub fn others(dev: &Path) -> Vec<PathBuf> {
+    OTHERS.iter().map(|name| dev.join(name)).filter(|folder| folder.is_dir()).collect()
+}
+
 type Rights = BitFlags<AccessFs>;
 
 /// Every path that stays open, and for what.
-fn rights(needs: &Needs, accelerators: &[PathBuf]) -> Vec<(PathBuf, Rights)> {
+fn rights(needs: &Needs, accelerators: &[PathBuf], programs: bool) -> Vec<(PathBuf, Rights)> {
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
     let made = AccessFs::MakeReg | AccessFs::MakeDir | AccessFs::RemoveFile | AccessFs::RemoveDir;
     let write = read | made | AccessFs::WriteFile | AccessFs::Truncate;
@@ -93,7 +101,9 @@ fn rights(needs: &Needs, accelerators: &[PathBuf]) -> Vec<(PathBuf, Rights)> {
     allow(needs.read.clone(), read);
     allow(needs.write.clone(), write);
     if !accelerators.is_empty() {
-        allow(accelerators.to_vec(), device | AccessFs::IoctlDev);
+        allow(accelerators.to_vec(), device | AccessFs::IoctlDev | AccessFs::ReadDir);
+    }
+    if programs {
         allow(paths(PROGRAMS), read | AccessFs::Execute);
         // Drivers and their compilers share memory by name.
         allow(paths(&["/dev/shm"]), write);
@@ -103,8 +113,8 @@ fn rights(needs: &Needs, accelerators: &[PathBuf]) -> Vec<(PathBuf, Rights)> {
 
 /// Leaves this thread, and what it starts, with those paths and without TCP. Returns the version of landlock's
 /// interface that the kernel has.
-pub fn restrict(needs: &Needs, accelerators: &[PathBuf]) -> Result<u32, String> {
-    let status = ruleset(&rights(needs, accelerators))
+pub fn restrict(needs: &Needs, accelerators: &[PathBuf], programs: bool) -> Result<u32, String> {
+    let status = ruleset(&rights(needs, accelerators, programs))
         .and_then(RulesetCreated::restrict_self)
         .map_err(|error| error.to_string())?;
     match (status.ruleset, status.landlock) {

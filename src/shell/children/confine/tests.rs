@@ -140,9 +140,11 @@ fn inmate() {
     let role: Role = serde_json::from_str(&role).unwrap();
     let confined = match role.kind {
         Kind::Free => None,
-        Kind::Child => {
-            Some(begin(&Needs { read: vec![role.read.clone()], write: vec![role.write.clone()] }))
-        }
+        Kind::Child => Some(begin(&Needs {
+            read: vec![role.read.clone()],
+            write: vec![role.write.clone()],
+            ..Needs::default()
+        })),
         Kind::Vendor => {
             let seccomp = calls::restrict(calls::Work::Programs);
             let missing = seccomp.clone().err().into_iter().collect();
