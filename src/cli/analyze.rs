@@ -163,7 +163,7 @@ impl Analyze {
             ..EngineOptions::default()
         };
         let asked = self.calibration.is_some() || self.runtime.is_some();
-        match engine::init(&Search::new(self.runtime.clone(), state)) {
+        match engine::init(&Search::new(self.runtime.clone(), state).wanting(&self.provider)) {
             Ok(runtime) => Ok(Some(OrtEngine::new(&runtime, options))),
             Err(error) if asked => Err(error).code(Code::Unavailable),
             Err(error) => {

@@ -276,7 +276,8 @@ impl LiveSession {
         let outputs = guarded(DOING, || match cancel {
             Some(cancel) => session.run_with_options(values, &cancel.options),
             None => session.run(values),
-        })?;
+        });
+        let outputs = outputs.map_err(|error| cann::of_run(error, inputs))?;
         let mut outputs: Vec<_> = outputs.into_iter().map(|(_, value)| Some(value)).collect();
         let lent = convert::lent(inputs);
         let mut tensors: Vec<Tensor> = Vec::with_capacity(order.len());
@@ -469,7 +470,8 @@ fn builder(
         // The runtime always has the CPU provider, and takes it last.
         Provider::Cpu => Ok((None, plain)),
         Provider::Cann(cann) => {
-            let ready = || cann::append(plain, cann, runtime.library(), cache);
+            // It keeps what it compiles nowhere that could be chosen: see there.
+            let ready = || cann::append(plain, runtime.library(), cann);
             Ok((None, guarded(PROVIDER, ready)?))
         }
         Provider::Plugin(plugin) => {
@@ -513,8 +515,9 @@ pub(super) fn guarded<T>(
     doing: &str,
     call: impl FnOnce() -> ort::Result<T>,
 ) -> Result<T, ExecError> {
+    cann::begin();
     match catch_unwind(AssertUnwindSafe(call)) {
-        Ok(result) => result.map_err(|error| failed(doing, error)),
+        Ok(result) => result.map_err(|error| failed(doing, cann::explained(error.to_string()))),
         Err(panic) => {
             let text = panic.downcast_ref::<String>().map(String::as_str);
             let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("panic");
