@@ -338,3 +338,14 @@ pub const SHADOW_RETRY: std::time::Duration = std::time::Duration::from_secs(60)
 
 /// Largest library that is taken out of a wheel; providers for accelerators reach some hundred MB.
 pub const LIBRARY_BYTES: u64 = 1 << 30;
+
+/// Most libraries and notices that are taken out of a wheel; the build for CANN has five, one with several
+/// providers a few more.
+pub const RUNTIME_FILES: usize = 16;
+
+/// Most characters that are kept of what CANN's provider logs of an error: it writes 1,024 at most.
+pub const CANN_WORDS: usize = 1024;
+
+/// How long a command that only looks waits for a provider's library to be loaded in a child, in wall and in
+/// processor time: a vendor's runtime opens its device then, and compiles nothing.
+pub const PROVIDER_LOAD: std::time::Duration = std::time::Duration::from_secs(30);

@@ -164,7 +164,7 @@ impl Analyze {
             ..EngineOptions::default()
         };
         let asked = self.calibration.is_some() || self.runtime.is_some();
-        match engine::init(&Search::new(self.runtime.clone(), state)) {
+        match engine::init(&Search::new(self.runtime.clone(), state).wanting(&self.provider)) {
             Ok(runtime) => {
                 let engine = OrtEngine::new(&runtime, options);
                 let checked = engine.check().with_context(|| self.provider.to_string());

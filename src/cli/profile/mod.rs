@@ -1,6 +1,7 @@
 //! `blochd profile`: what this box is and what works on it.
 
 mod kept;
+mod runtimes;
 mod table;
 
 use std::path::{Path, PathBuf};
@@ -81,6 +82,7 @@ impl Profile {
         let loaded = configured::load_and_warn(file.as_deref(), &flags).code(Code::Config)?;
         let config = loaded.config;
         let search = Search::new(config.runtime_library.clone(), &config.state_dir);
+        let search = search.wanting(&self.provider);
         let located = locate(&search);
         let (host, accelerators) = host(&config)?;
         let measured = match &located {
@@ -92,6 +94,7 @@ impl Profile {
             "host": host,
             "accelerators": accelerators,
             "runtime": located.as_ref().ok().map(runtime),
+            "runtimes": runtimes::all(&search, located.as_ref().ok().map(|l| l.path.as_path())),
             "runtime_error": located.as_ref().err().map(ToString::to_string),
             "roofline": measured.as_ref().unwrap_or(&Value::Null),
         });

@@ -191,7 +191,7 @@ impl Prune {
         let state = self.state_dir.clone().unwrap_or_else(places::state_dir);
         let importances = self.importances()?;
         let latencies = state.join(LATENCIES);
-        let search = Search::new(self.runtime.clone(), &state);
+        let search = Search::new(self.runtime.clone(), &state).wanting(&self.provider);
         self.confine(&search, &latencies)?;
         let model = models::load(&self.model)
             .map_err(|error| (if error.is_bad_data() { Code::Data } else { Code::Io }, error))

@@ -15,7 +15,9 @@ use blochd::protocol::{Inputs, Signature, suitable};
 use blochd::shell::children::confine::Needs;
 use blochd::shell::children::is_out_of_memory;
 use blochd::shell::children::trial::RanOn;
-use blochd::shell::engine::{self, EngineOptions, LiveSession, OrtEngine, Pool, Search, compiled};
+use blochd::shell::engine::{
+    self, EngineOptions, LiveSession, OrtEngine, Pool, Search, cann, compiled,
+};
 use blochd::shell::inputs::{self, SampleError};
 use blochd::shell::npz::NpzError;
 use blochd::shell::{cpus, models, places};
@@ -125,7 +127,7 @@ impl Trial {
             eprintln!("blochd: not bound to CPUs {:?}: {error}", self.cpus);
         }
         let state = self.state_dir.clone().unwrap_or_else(places::state_dir);
-        let search = Search::new(self.runtime.clone(), &state);
+        let search = Search::new(self.runtime.clone(), &state).wanting(&self.provider);
         let mut needs = Needs::model(&self.model);
         needs.read.extend(self.inputs.clone());
         needs.runtime(&search);
@@ -231,12 +233,22 @@ impl Trial {
             }
         }
         let given: BTreeMap<String, usize> = self.shapes.iter().cloned().collect();
+        let mut blamed = None;
         let mut once = |inputs: &Inputs| -> Result<Duration, ExecError> {
+            // What CANN cannot compile it takes a minute to find out, and no sizes help.
+            if let Some(error) = &blamed {
+                return Err(ExecError::clone(error));
+            }
             let started = Instant::now();
-            session.run(&lent(inputs), &[])?;
-            Ok(started.elapsed())
+            let ran = session.run(&lent(inputs), &[]);
+            blamed = ran.as_ref().err().filter(|e| cann::is_to_blame(&e.reason)).cloned();
+            ran.map(|_| started.elapsed())
         };
-        match suitable(&signature, &given, &mut once) {
+        let found = suitable(&signature, &given, &mut once);
+        if let Some(error) = blamed {
+            return Err(error).with_context(|| self.name()).code(Code::Data);
+        }
+        match found {
             Ok((example, inputs)) => Ok((Some(Run { on: RanOn::MadeUp(example), inputs }), why)),
             // However small it is: the model is to blame, or the box.
             Err(error) if is_out_of_memory(&error.0) => {

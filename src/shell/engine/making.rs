@@ -42,7 +42,8 @@ pub(super) fn builder(
         // The runtime always has the CPU provider, and takes it last.
         Provider::Cpu => Ok((None, plain)),
         Provider::Cann(cann) => {
-            let ready = || cann::append(plain, cann, runtime.library(), cache);
+            // It keeps what it compiles nowhere that could be chosen: see there.
+            let ready = || cann::append(plain, runtime.library(), cann);
             Ok((None, guarded(PROVIDER, ready)?))
         }
         Provider::Plugin(plugin) => {

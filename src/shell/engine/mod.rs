@@ -1,7 +1,7 @@
 //! ONNX Runtime: finding its library, loading it once a process, and running models with it. Behind
 //! [`crate::onnx::Engine`] for the rooms that measure, and as [`LiveSession`] for serving.
 
-mod cann;
+pub mod cann;
 pub mod compiled;
 mod convert;
 mod elf;
@@ -13,6 +13,7 @@ mod making;
 mod pinned;
 mod placed;
 mod plugins;
+mod preflight;
 mod session;
 mod shapes;
 #[cfg(test)]
@@ -34,6 +35,7 @@ pub use identity::alignment;
 use identity::identity;
 pub use library::{Located, Origin, Search, inspect, locate};
 pub use plugins::{Library, OfferedDevice};
+pub use preflight::{Preflight, preflight};
 pub use session::{Cancel, Dim, EngineOptions, LiveSession, ValueInfo};
 pub use weights::{Lent, Pool, Weights};
 
@@ -87,6 +89,10 @@ pub fn init(search: &Search) -> Result<Runtime, RuntimeError> {
                 return Err(RuntimeError::AlreadyLoaded { loaded: loaded.clone(), asked });
             }
         }
+        if search.check(runtime.library().clone()).is_err() {
+            let (loaded, asked) = (loaded.clone(), library::locate(search)?.path);
+            return Err(RuntimeError::AlreadyLoaded { loaded, asked });
+        }
         return Ok(runtime.clone());
     }
     let library = library::locate(search)?;
@@ -113,6 +119,7 @@ pub fn init(search: &Search) -> Result<Runtime, RuntimeError> {
 
 /// Hands the runtime's log to ours, under the target `ort`.
 fn log(level: LogLevel, category: &str, id: &str, location: &str, message: &str) {
+    cann::heard(message);
     match level {
         LogLevel::Verbose => tracing::trace!(target: "ort", category, id, location, "{message}"),
         LogLevel::Info => tracing::debug!(target: "ort", category, id, location, "{message}"),

@@ -283,7 +283,8 @@ impl LiveSession {
         let outputs = guarded(DOING, || match cancel {
             Some(cancel) => session.run_with_options(values, &cancel.options),
             None => session.run(values),
-        })?;
+        });
+        let outputs = outputs.map_err(|error| cann::of_run(error, inputs))?;
         let mut outputs: Vec<_> = outputs.into_iter().map(|(_, value)| Some(value)).collect();
         let lent = convert::lent(inputs);
         let mut tensors: Vec<Tensor> = Vec::with_capacity(order.len());
@@ -461,8 +462,9 @@ pub(super) fn guarded<T>(
     doing: &str,
     call: impl FnOnce() -> ort::Result<T>,
 ) -> Result<T, ExecError> {
+    cann::begin();
     match catch_unwind(AssertUnwindSafe(call)) {
-        Ok(result) => result.map_err(|error| failed(doing, error)),
+        Ok(result) => result.map_err(|error| failed(doing, cann::explained(error.to_string()))),
         Err(panic) => {
             let text = panic.downcast_ref::<String>().map(String::as_str);
             let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("panic");
