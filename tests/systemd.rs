@@ -1,12 +1,15 @@
-//! The unit is one that systemd takes without a word, and leaves little to an intruder.
+//! The unit is one that systemd takes without a word, and leaves little to an intruder; so it stays with each
+//! vendor's drop-in.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 /// Highest exposure by `systemd-analyze security`, of 10. What stays: it serves sockets, and reads the
-/// whole of /proc.
+/// whole of /proc. Device nodes of cards weigh little.
 const MOST_EXPOSURE: f64 = 2.0;
+
+const DROP_INS: [&str; 3] = ["ascend", "cambricon", "kunlunxin"];
 
 fn unit() -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd/blochd.service");
@@ -18,6 +21,20 @@ fn installed(dir: &Path) -> PathBuf {
     let text = unit().replace("/usr/bin/blochd", env!("CARGO_BIN_EXE_blochd"));
     let path = dir.join("blochd.service");
     fs::write(&path, text).unwrap();
+    path
+}
+
+fn drop_in(vendor: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("systemd/{vendor}.conf"));
+    fs::read_to_string(path).unwrap()
+}
+
+/// The unit with a drop-in beside it.
+fn installed_with(dir: &Path, drop_in: &str) -> PathBuf {
+    let path = installed(dir);
+    let beside = dir.join("blochd.service.d");
+    fs::create_dir(&beside).unwrap();
+    fs::write(beside.join("vendor.conf"), drop_in).unwrap();
     path
 }
 
@@ -57,11 +74,78 @@ fn the_check_notices_a_misspelt_key() {
 fn an_intruder_gets_little() {
     let dir = tempfile::tempdir().unwrap();
     let path = installed(dir.path());
-    let Some(output) = analyze(&["security", "--offline=yes", "--no-pager"], &path) else { return };
+    let Some((level, said)) = exposure(&path) else { return };
+    assert!(level <= MOST_EXPOSURE, "{said}");
+}
+
+/// What systemd makes of the unit, of 10, and what it says to it.
+fn exposure(unit: &Path) -> Option<(f64, String)> {
+    let output = analyze(&["security", "--offline=yes", "--no-pager"], unit)?;
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     let overall = said.lines().find(|line| line.contains("Overall exposure level")).unwrap();
     let level = overall.split_whitespace().find_map(|word| word.parse::<f64>().ok()).unwrap();
-    assert!(level <= MOST_EXPOSURE, "{said}");
+    Some((level, said))
+}
+
+#[test]
+fn systemd_takes_each_drop_in_without_a_word_and_opens_the_cards_alone() {
+    for vendor in DROP_INS {
+        let dir = tempfile::tempdir().unwrap();
+        let path = installed_with(dir.path(), &drop_in(vendor));
+        let Some(output) = analyze(&["verify", "--man=no"], &path) else { return };
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.is_empty(), "{vendor}: {said}");
+        let Some((level, said)) = exposure(&path) else { return };
+        assert!(level <= MOST_EXPOSURE, "{vendor}: {said}");
+        // That the drop-in was read at all.
+        let device = said.lines().find(|line| line.contains("PrivateDevices=")).unwrap();
+        assert!(device.contains('\u{2717}'), "{vendor}: {device}");
+    }
+}
+
+#[test]
+fn the_check_of_drop_ins_notices_a_misspelt_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = drop_in("ascend").replace("DeviceAllow=/dev/svm0", "DevicesAllow=/dev/svm0");
+    let path = installed_with(dir.path(), &text);
+    let Some(output) = analyze(&["verify", "--man=no"], &path) else { return };
+    assert!(String::from_utf8_lossy(&output.stderr).contains("DevicesAllow"));
+}
+
+/// An empty entry would be the working directory, and a relative one below it: a library that somebody leaves
+/// there would be loaded.
+#[test]
+fn drop_ins_have_libraries_searched_in_folders_of_roots_alone() {
+    for vendor in DROP_INS {
+        let text = drop_in(vendor);
+        let searched = text
+            .lines()
+            .find_map(|line| line.strip_prefix("Environment=LD_LIBRARY_PATH="))
+            .unwrap_or_else(|| panic!("{vendor} names no folder"));
+        for folder in searched.split(':') {
+            assert!(folder.starts_with("/usr/"), "{vendor}: {folder:?}");
+            assert!(!folder.contains(".."), "{vendor}: {folder:?}");
+        }
+    }
+}
+
+#[test]
+fn each_drop_in_opens_the_nodes_by_which_cards_are_detected() {
+    let nodes = [
+        (
+            "ascend",
+            ["/dev/davinci0", "/dev/davinci_manager", "/dev/devmm_svm", "/dev/hisi_hdc"].as_slice(),
+        ),
+        ("cambricon", &["/dev/cambricon_dev0", "/dev/cambricon_ipcm0", "/dev/cambricon_ctl"]),
+        ("kunlunxin", &["/dev/xpu0", "/dev/xpuctrl"]),
+    ];
+    for (vendor, nodes) in nodes {
+        let text = drop_in(vendor);
+        for node in nodes {
+            let line = format!("DeviceAllow={node} rw");
+            assert!(text.lines().any(|found| found == line), "{vendor}: {line}");
+        }
+    }
 }
 
 #[test]

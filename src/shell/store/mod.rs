@@ -4,7 +4,7 @@
 //! ```text
 //! quarantine                    variants that must not be served, by digest
 //! providers                     on which execution providers models did not run
-//! models/<name>                 what is remembered of a model
+//! remembered/<name>             what is remembered of a model
 //! builds/<dense>-<conditions>   how a ladder's build stands, its trials
 //! ladders/<dense>-<conditions>/ manifest, rungs, and a seal with the hash of each file
 //! reservoirs/<name>/<hash>.npz  samples of live requests
@@ -92,7 +92,8 @@ struct Build {
 
 const QUARANTINE: &str = "quarantine";
 const PROVIDERS: &str = "providers";
-const MODELS: &str = "models";
+/// Not "models": where nothing else is said, that folder of the state directory is where models are dropped.
+const MODELS: &str = "remembered";
 const BUILDS: &str = "builds";
 const LADDERS: &str = "ladders";
 const RESERVOIRS: &str = "reservoirs";

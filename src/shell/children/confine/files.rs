@@ -53,19 +53,38 @@ const DEVICES: &[&str] = &["/dev/null", "/dev/zero", "/dev/full", "/dev/random",
 /// Beginnings of the names of accelerators' device nodes: Ascend, Cambricon, Kunlunxin.
 const ACCELERATORS: &[&str] = &["davinci", "devmm_svm", "hisi_hdc", "cambricon_", "xpu"];
 
+/// Whole names of further nodes that an Ascend's driver makes where the NPU is part of the SoC. They say too
+/// little by themselves: they are an accelerator's only beside [`SOC`].
+const BESIDE_SOC: &[&str] = &[
+    "dvpp_cmdlist",
+    "event_sched",
+    "log_drv",
+    "memory_bandwidth",
+    "pngd",
+    "svm0",
+    "sys",
+    "ts_aisle",
+    "upgrade",
+    "vdec",
+    "venc",
+    "vpc",
+];
+
+/// The node that every Ascend has.
+const SOC: &str = "davinci_manager";
+
 /// The device nodes of accelerators in `dev`, in the order of their names.
 pub fn accelerators(dev: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(dev).into_iter().flatten().flatten();
-    let mut found: Vec<PathBuf> = entries
-        .take(limits::DIRECTORY_ENTRIES)
-        .filter(|entry| {
-            let name = entry.file_name();
-            ACCELERATORS.iter().any(|start| name.to_string_lossy().starts_with(start))
-        })
-        .map(|entry| entry.path())
-        .collect();
-    found.sort();
-    found
+    let names = entries.take(limits::DIRECTORY_ENTRIES).map(|entry| entry.file_name());
+    let mut names: Vec<_> = names.filter_map(|name| name.into_string().ok()).collect();
+    names.sort();
+    let soc = names.iter().any(|name| name == SOC);
+    let known = |name: &String| {
+        ACCELERATORS.iter().any(|start| name.starts_with(start))
+            || (soc && BESIDE_SOC.contains(&name.as_str()))
+    };
+    names.into_iter().filter(known).map(|name| dev.join(name)).collect()
 }
 
 /// Folders in which the kernel has device nodes of accelerators and processors of pictures, whoever made them.

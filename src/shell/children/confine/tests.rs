@@ -289,6 +289,19 @@ fn accelerators_are_known_by_the_names_of_their_nodes() {
 }
 
 #[test]
+fn nodes_of_a_soc_count_beside_an_ascend_alone() {
+    let dev = tempfile::tempdir().unwrap();
+    for name in ["svm0", "sys", "ts_aisle", "sys1", "null"] {
+        fs::write(dev.path().join(name), "").unwrap();
+    }
+    assert!(super::files::accelerators(dev.path()).is_empty());
+    fs::write(dev.path().join("davinci_manager"), "").unwrap();
+    let found = super::files::accelerators(dev.path());
+    let names = ["davinci_manager", "svm0", "sys", "ts_aisle"];
+    assert_eq!(found, names.map(|name| dev.path().join(name)));
+}
+
+#[test]
 fn a_model_needs_its_folder_and_a_library_what_lies_beside_it_wherever_it_is_named() {
     let needs = |path: &str| Needs::model(Path::new(path)).read;
     assert_eq!(needs("/m/a/1/model.onnx"), ["/m/a/1", "/m/a/1/model.onnx"].map(PathBuf::from));
