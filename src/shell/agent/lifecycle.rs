@@ -149,7 +149,7 @@ impl Agent {
 
     /// One line for people; the version in service, if there is one, stays.
     fn refuse(&mut self, key: &VersionKey, reason: &str) {
-        tracing::error!(model = key.model, version = %key.version, "not served: {reason}");
+        tracing::error!(model = key.model, version = %key.version, reason, "not served: {reason}");
         self.refused.insert(key.clone(), reason.to_owned());
         if self.served.get(&key.model).is_none_or(|served| served.key != *key) {
             let reason = reason.to_owned();
@@ -196,7 +196,10 @@ impl Agent {
             old.close();
         }
         self.refused.remove(&key);
-        tracing::info!(model = key.model, version = %key.version, p99 = ?opened.p99, "in service");
+        tracing::info!(
+            model = key.model, version = %key.version, variant = info.name, p99 = ?opened.p99,
+            "in service"
+        );
         let dense = Candidate {
             info,
             path: path.clone(),
