@@ -9,6 +9,7 @@ use blochd::config::{Flag, Loaded, Problem};
 use blochd::shell::agent::{self, AgentError, ConfigFile, Setup};
 use blochd::shell::cpus;
 use blochd::shell::probe::HostProbe;
+use blochd::shell::systemd;
 use clap::Args;
 use serde_json::Value;
 
@@ -64,6 +65,8 @@ const HOST_AGE: Duration = Duration::from_secs(1);
 
 impl Run {
     pub fn run(self) -> Result<(), Failure> {
+        // Before anything else is opened: the sockets are known by their numbers.
+        let handed = systemd::take();
         let file = configured::file(self.config.clone());
         let flags = self.flags().code(Code::Config)?;
         // Looked at before it is read: what is written meanwhile is read again.
@@ -86,7 +89,7 @@ impl Run {
             Ok(config)
         });
         let hardware = Box::new(hardware());
-        let setup = Setup { config, config_file, reread, log_level, hardware };
+        let setup = Setup { config, config_file, reread, log_level, hardware, handed };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -101,6 +104,7 @@ impl Run {
                 AgentError::Runtime(_) | AgentError::Listen { .. } | AgentError::Socket { .. } => {
                     Code::Unavailable
                 }
+                AgentError::Handed { .. } | AgentError::Watchdog(_) => Code::Software,
                 AgentError::Store(_) | AgentError::ModelDir { .. } => Code::Io,
                 AgentError::Signals(_) | AgentError::Spans(_) => Code::Software,
             };
@@ -113,6 +117,8 @@ impl Run {
                 AgentError::Runtime(_)
                 | AgentError::Listen { .. }
                 | AgentError::Socket { .. }
+                | AgentError::Handed { .. }
+                | AgentError::Watchdog(_)
                 | AgentError::Signals(_)
                 | AgentError::Spans(_) => "",
             };

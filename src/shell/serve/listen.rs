@@ -18,8 +18,10 @@ use crate::limits::{
     CONNECTION_CHECK_SECS, HTTP_CONNECTIONS, HTTP_IDLE_SECS, HTTP_WRITE_SECS,
     HTTP2_CONNECTION_WINDOW, HTTP2_CONNECTIONS, HTTP2_ERROR_STREAMS, HTTP2_FRAME_BYTES,
     HTTP2_HEADER_BYTES, HTTP2_PING_SECS, HTTP2_PONG_SECS, HTTP2_RESET_STREAMS, HTTP2_SEND_BYTES,
-    HTTP2_STREAM_WINDOW, HTTP2_STREAMS,
+    HTTP2_STREAM_WINDOW, HTTP2_STREAMS, LISTENER_PULSE,
 };
+
+use crate::shell::systemd::Pulse;
 
 use super::activity::{Activity, Standing};
 use super::authority::NamedByPath;
@@ -114,9 +116,10 @@ pub(super) async fn run(
     listener: impl Listener,
     front: Front,
     speaks: Speaks,
-    stop: CancellationToken,
-    grace: watch::Receiver<Duration>,
+    (stop, grace): (CancellationToken, watch::Receiver<Duration>),
+    pulse: Pulse,
 ) -> usize {
+    let mut beat = tokio::time::interval(LISTENER_PULSE);
     let places = Arc::new(Semaphore::new(speaks.connections()));
     let builder = speaks.builder();
     let mut connections = JoinSet::new();
@@ -124,6 +127,10 @@ pub(super) async fn run(
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
             Some(_) = connections.join_next() => continue,
+            _ = beat.tick() => {
+                pulse.beat();
+                continue;
+            }
             accepted = accept(&listener, &places) => accepted,
         };
         let (stream, local, place) = match accepted {
@@ -145,6 +152,7 @@ pub(super) async fn run(
         });
     }
     drop(listener);
+    pulse.rest();
     let grace = *grace.borrow();
     // Idle connections end at once, busy ones after the answer that they are waiting for.
     let all = async { while connections.join_next().await.is_some() {} };
