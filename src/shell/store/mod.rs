@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! quarantine                    variants that must not be served, by digest
-//! models/<name>                 what is remembered of a model
+//! served/<name>                 what is remembered of a model
 //! builds/<dense>-<conditions>   how a ladder's build stands, its trials
 //! ladders/<dense>-<conditions>/ manifest, rungs, and a seal with the hash of each file
 //! reservoirs/<name>/<hash>.npz  samples of live requests
@@ -88,7 +88,9 @@ struct Build {
 }
 
 const QUARANTINE: &str = "quarantine";
-const MODELS: &str = "models";
+/// Not `models`: where nothing else is said, people's models lie in that folder of the same directory, and what
+/// is found there that is no record would be moved aside as damaged.
+const SERVED: &str = "served";
 const BUILDS: &str = "builds";
 const LADDERS: &str = "ladders";
 const RESERVOIRS: &str = "reservoirs";
@@ -132,7 +134,7 @@ impl Store {
             moved: Vec::new(),
             _lock: None,
         };
-        for dir in [MODELS, BUILDS, LADDERS, RESERVOIRS, DAMAGED] {
+        for dir in [SERVED, BUILDS, LADDERS, RESERVOIRS, DAMAGED] {
             let path = root.join(dir);
             store.did("make", &path, store.disk.make_dir(&path))?;
         }
@@ -140,7 +142,7 @@ impl Store {
         if let Some(quarantine) = store.load(&root.join(QUARANTINE)) {
             store.quarantine = quarantine;
         }
-        for path in store.whole_files(&root.join(MODELS)) {
+        for path in store.whole_files(&root.join(SERVED)) {
             let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
             if let (Some(name), Some(record)) = (name, store.load(&path)) {
                 store.models.insert(name, record);
@@ -183,7 +185,7 @@ impl Store {
         if self.models.get(name) == Some(&record) {
             return Ok(());
         }
-        self.put(&self.root.join(MODELS).join(name), &record)?;
+        self.put(&self.root.join(SERVED).join(name), &record)?;
         self.models.insert(name.to_owned(), record);
         Ok(())
     }

@@ -397,3 +397,27 @@ fn the_real_file_system_keeps_what_the_made_up_one_does() {
     assert_eq!(store.ladder(&id()), None, "a rung that was changed is not served");
     assert_eq!(store.moved().len(), 1);
 }
+
+/// By default people's models lie in `models` of the same directory.
+#[test]
+fn models_that_people_drop_into_the_state_directory_are_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = ["models/mlp/1/model.onnx", "models/ocr.onnx", "models/.upload.part"];
+    for file in files {
+        let path = dir.path().join(file);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, file).unwrap();
+    }
+    let dense = Digest::of(b"dense");
+    let in_service = Some(InService { version: Version(1), dense, variant: "r0.5".to_owned() });
+    let record = ModelRecord { in_service, ..ModelRecord::default() };
+    for _ in 0..2 {
+        let mut store = Store::open(dir.path()).unwrap();
+        assert!(store.moved().is_empty(), "{:?}", store.moved());
+        store.put_model("mlp", record.clone()).unwrap();
+        assert_eq!(store.model("mlp"), record);
+    }
+    for file in files {
+        assert_eq!(std::fs::read_to_string(dir.path().join(file)).unwrap(), file);
+    }
+}
