@@ -31,7 +31,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::limits::{HTTP_BODIES_BYTES, HTTP_BODY_BYTES, LISTENER_SILENCE};
+use crate::limits::{HTTP_BODIES_BYTES, HTTP_BODY_BYTES, HTTP_LINGER, LISTENER_SILENCE};
 use crate::shell::metrics::Metrics;
 use crate::shell::slot::{NotServed, Repository, Slot};
 use crate::shell::spans::Tracer;
@@ -219,7 +219,7 @@ pub async fn serve_metrics(
     life: &Life,
 ) -> usize {
     let pulse = life.actor("the metrics listener", LISTENER_SILENCE);
-    let (_, none) = watch::channel(Duration::ZERO);
+    let (_, short) = watch::channel(2 * HTTP_LINGER);
     let front = Front::rest(metrics_page::router(metrics));
-    listen::run(listener, front, Speaks::Http1, (stop, none), pulse).await
+    listen::run(listener, front, Speaks::Http1, (stop, short), pulse).await
 }
