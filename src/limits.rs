@@ -224,8 +224,8 @@ pub const EVENT_LOOP_SILENCE: std::time::Duration = std::time::Duration::from_se
 pub const LISTENER_PULSE: std::time::Duration = std::time::Duration::from_secs(5);
 pub const LISTENER_SILENCE: std::time::Duration = std::time::Duration::from_secs(20);
 
-/// How long one listing of the model directory may take: it may lie on a network's disk that comes back. A thread
-/// that hangs in the kernel for longer is only got rid of with its process.
+/// How long one listing of the model directory may take: it may lie on a network's disk that comes back. A
+/// thread that hangs in the kernel for longer is only got rid of with its process.
 pub const LISTING_SILENCE: std::time::Duration = std::time::Duration::from_secs(600);
 
 /// How long one run of a session may take: the longest that are known, of speech and of large images on one

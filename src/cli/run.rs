@@ -72,14 +72,17 @@ impl Run {
         // Looked at before it is read: what is written meanwhile is read again.
         let config_file = file.clone().map(ConfigFile::new);
         let loaded = configured::load(file.as_deref(), &flags).code(Code::Config)?;
-        let Loaded { config, warnings, .. } = loaded;
+        let Loaded { config, mut warnings, exposed, .. } = loaded;
+        warnings.extend(exposed);
         cpus::check(&config).code(Code::Config)?;
         let log_level = log::begin(&config);
         warn(&warnings);
         let told = RefCell::new(warnings);
         let reread = Box::new(move || {
             let loaded = configured::load(file.as_deref(), &flags);
-            let Loaded { config, warnings, .. } = loaded.map_err(|error| format!("{error:#}"))?;
+            let loaded = loaded.map_err(|error| format!("{error:#}"))?;
+            let Loaded { config, mut warnings, exposed, .. } = loaded;
+            warnings.extend(exposed);
             cpus::check(&config).map_err(|error| error.to_string())?;
             // What was told before is known.
             if *told.borrow() != warnings {

@@ -1,6 +1,6 @@
-//! Where clients come in: two ports, a Unix socket and the metrics page's port. A socket that the service manager
-//! hands over is used instead of making one; one that is made is given to it to keep, so that the next agent
-//! takes over the queue of those who connect in between.
+//! Where clients come in: two ports, a Unix socket and the metrics page's port. A socket that the service
+//! manager hands over is used instead of making one; one that is made is given to it to keep, so that the next
+//! agent takes over the queue of those who connect in between.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -62,29 +62,24 @@ fn take_over(config: &Config, handed: Taken) -> BTreeMap<Endpoint, Handed> {
         let (name, at) = (&one.name, &one.at);
         match verdict {
             Verdict::Serves { endpoint, instead_of } => {
-                if let Some(wanted) = instead_of {
-                    tracing::warn!(
-                        socket = name, at = %at,
-                        "{endpoint} is served at {at}, as the socket unit says, and not at {wanted}, as \
-                         {setting} says: make one say what the other does",
-                        setting = endpoint.setting()
-                    );
-                } else {
-                    tracing::info!(socket = name, at = %at, "{endpoint}: a socket was handed over");
+                match instead_of {
+                    Some(wanted) => differs(config, (name, at), endpoint, &wanted),
+                    None => {
+                        let words = "a socket was handed over";
+                        tracing::info!(socket = name, at = %at, "{endpoint}: {words}");
+                    }
                 }
                 sockets.insert(endpoint, one);
             }
             Verdict::Closed(why) => {
-                // The configuration was changed on purpose.
                 match why {
+                    // The configuration was changed on purpose.
                     Refusal::Moved(_) => {
-                        tracing::info!(socket = name, at = %at, "is given up: {why}")
+                        tracing::info!(socket = name, at = %at, "is given up: {why}");
                     }
                     Refusal::Off(_) | Refusal::Kind(_) | Refusal::Taken(_) | Refusal::Unknown => {
-                        tracing::warn!(
-                            socket = name, at = %at,
-                            "a socket that was handed over is closed: {why}"
-                        );
+                        let words = "a socket that was handed over is closed";
+                        tracing::warn!(socket = name, at = %at, "{words}: {why}");
                     }
                 }
                 forget_stored(name);
@@ -92,6 +87,24 @@ fn take_over(config: &Config, handed: Taken) -> BTreeMap<Endpoint, Handed> {
         }
     }
     sockets
+}
+
+/// A socket unit has an endpoint elsewhere than the configuration, which was not asked about that place.
+fn differs(config: &Config, (name, at): (&str, &Place), endpoint: Endpoint, wanted: &Place) {
+    let setting = endpoint.setting();
+    tracing::warn!(
+        socket = name, at = %at,
+        "{endpoint} is served at {at}, as the socket unit says, and not at {wanted}, \
+         as {setting} says: make one say what the other does"
+    );
+    let reached = matches!(at, Place::Port(port) if !port.ip().to_canonical().is_loopback());
+    if reached && !config.allow_plaintext {
+        tracing::warn!(
+            socket = name, at = %at,
+            "{endpoint} is reached from other machines, without TLS and without a login; \
+             allow_plaintext: true says that this is meant"
+        );
+    }
 }
 
 fn forget_stored(name: &str) {

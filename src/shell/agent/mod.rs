@@ -246,6 +246,28 @@ pub async fn run(mut setup: Setup) -> Result<(), AgentError> {
     Ok(())
 }
 
+/// What loads variants, before it is said for which model.
+fn loader(config: &Config, runtime: Found, store: &Store) -> Loader {
+    Loader {
+        library: runtime.library().path.clone(),
+        runtime,
+        pool: Arc::new(Pool::in_folder(store.children_dir())),
+        model: String::new(),
+        expects_lending: false,
+        threads: 1,
+        instances: 1,
+        cpus: Vec::new(),
+        batching: Batching::OFF,
+        trial_timeout: config.trial.timeout.into(),
+        trial_memory: Memory::or_part(config.trial.memory, limits::TRIAL_MEMORY_PARTS),
+        sandbox: config.sandbox,
+        folders: store.children_dir(),
+        confined: Seen::default(),
+        samples: None,
+        quarantined: Arc::default(),
+    }
+}
+
 /// Who sends spans, where that is wanted.
 fn tracer(config: &Config) -> Result<Option<Arc<Tracer>>, AgentError> {
     let Some(collector) = &config.otlp_endpoint else { return Ok(None) };
@@ -270,24 +292,7 @@ impl Agent {
         let Setup { config, config_file, reread, log_level, hardware, handed: _ } = setup;
         let Ends { events, notices, repository, metrics, status, tracer, life } = ends;
         let now = Instant::now();
-        let loader = Loader {
-            library: runtime.library().path.clone(),
-            runtime,
-            pool: Arc::new(Pool::in_folder(store.children_dir())),
-            model: String::new(),
-            expects_lending: false,
-            threads: 1,
-            instances: 1,
-            cpus: Vec::new(),
-            batching: Batching::OFF,
-            trial_timeout: config.trial.timeout.into(),
-            trial_memory: Memory::or_part(config.trial.memory, limits::TRIAL_MEMORY_PARTS),
-            sandbox: config.sandbox,
-            folders: store.children_dir(),
-            confined: Seen::default(),
-            samples: None,
-            quarantined: Arc::default(),
-        };
+        let loader = loader(&config, runtime, &store);
         Self {
             arrivals: Arrivals::new(config.arrivals.settle.into()),
             config,
