@@ -47,8 +47,8 @@ impl UnixSocket {
         Ok(Self { listener, path: path.to_owned(), file: Some((facts.dev(), facts.ino())) })
     }
 
-    /// One at `path` that was handed over and whose file stays. `None` where clients do not find it: its file is
-    /// gone.
+    /// One at `path` that was handed over and whose file stays. `None` where clients do not find it: its file
+    /// is gone.
     ///
     /// # Errors
     /// Where something else lies there, or the socket cannot be waited for.

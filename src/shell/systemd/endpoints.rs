@@ -41,6 +41,10 @@ impl Endpoint {
         }
     }
 
+    fn kind(self) -> &'static str {
+        if self == Self::Unix { "a path" } else { "a TCP port" }
+    }
+
     /// Whether it may be there.
     fn takes(self, place: &Place) -> bool {
         matches!(place, Place::Path(_)) == (self == Self::Unix)
@@ -98,7 +102,7 @@ pub enum Refusal {
         setting = .0.setting()
     )]
     Off(Endpoint),
-    #[error("{0} is served at {kind}", kind = if *.0 == Endpoint::Unix { "a path" } else { "a TCP port" })]
+    #[error("{0} is served at {kind}", kind = .0.kind())]
     Kind(Endpoint),
     #[error("another socket was handed over for {0}")]
     Taken(Endpoint),

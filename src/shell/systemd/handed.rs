@@ -65,7 +65,7 @@ pub struct Taken {
 pub enum Unfit {
     #[error("LISTEN_FDS={0} is not a number of sockets")]
     Count(String),
-    #[error("LISTEN_FDS hands over {0} sockets, more than the {most} that are taken", most = limits::HANDED_SOCKETS)]
+    #[error("LISTEN_FDS hands over {0} sockets, more than anybody needs")]
     TooMany(usize),
     #[error("descriptor {0} is not open")]
     Closed(RawFd),

@@ -56,7 +56,7 @@ pub fn store(endpoint: Endpoint, socket: &impl AsFd) -> bool {
     match send(&words, Some(socket)) {
         Ok(sent) => sent,
         Err(error) => {
-            tracing::warn!(%error, "the socket of {endpoint} cannot be stored: a restart will close it");
+            tracing::warn!(%error, "{endpoint}: the socket is not stored, and a restart closes it");
             false
         }
     }

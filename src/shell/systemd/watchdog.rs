@@ -50,8 +50,8 @@ impl Watchdog {
     }
 }
 
-/// How often the watchdog is fed: thrice in the time that the manager gives, so that one late turn costs nothing.
-/// `None` of it: nobody waits for that.
+/// How often the watchdog is fed: thrice in the time that the manager gives, so that one late turn costs
+/// nothing. `None` of it: nobody waits for that.
 pub fn interval(given: Option<Duration>) -> Duration {
     let third = given.unwrap_or(limits::WATCHDOG_INTERVAL) / 3;
     third.clamp(limits::WATCHDOG_LEAST, limits::WATCHDOG_INTERVAL)
