@@ -237,12 +237,11 @@ pub const REPOSITORY_FILES: usize = 100_000;
 /// Levels of folders below the model directory: model, version, and two for external data.
 pub const REPOSITORY_DEPTH: usize = 4;
 
-/// The agent's turn: governor, status, watchdog. Four a second meet a budget again well within a second
+/// The agent's turn: governor and status. Four a second meet a budget again well within a second
 /// of two requests that broke it.
 pub const TICK: std::time::Duration = std::time::Duration::from_millis(250);
 
-/// The same while there is nothing to serve, load or build: what is left to tell are the watchdog, for which
-/// systemd waits thirty seconds, and the status.
+/// The same while there is nothing to serve, load or build: what is left to tell is the status.
 pub const IDLE_TICK: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// How long the configuration's file must have rested before it is read again: programs that write a file in
@@ -255,6 +254,37 @@ pub const CONFIG_REST_EMPTY: std::time::Duration = std::time::Duration::from_sec
 
 /// How long after the first file event the directory is listed: a copy raises many events.
 pub const LOOK_DELAY: std::time::Duration = std::time::Duration::from_millis(50);
+
+/// Most sockets that the service manager may hand over: one an endpoint, what was kept for it, and some that a
+/// socket unit has too many.
+pub const HANDED_SOCKETS: usize = 32;
+
+/// How long the event loop may show no life. It turns at least every [`IDLE_TICK`]; what it waits for are small
+/// writes, which a worn-out flash card may hold up for many seconds.
+pub const EVENT_LOOP_SILENCE: std::time::Duration = std::time::Duration::from_secs(20);
+
+/// How often a listener shows that it still takes connections, and how long it may not.
+pub const LISTENER_PULSE: std::time::Duration = std::time::Duration::from_secs(5);
+pub const LISTENER_SILENCE: std::time::Duration = std::time::Duration::from_secs(20);
+
+/// How long one listing of the model directory may take: it may lie on a network's disk that comes back. A
+/// thread that hangs in the kernel for longer is only got rid of with its process.
+pub const LISTING_SILENCE: std::time::Duration = std::time::Duration::from_secs(600);
+
+/// How long one run of a session may take: the longest that are known, of speech and of large images on one
+/// slow core, take a minute. A session that hangs is only got rid of with its process.
+pub const RUN_SILENCE: std::time::Duration = std::time::Duration::from_secs(600);
+
+/// How often the watchdog is fed at least, and at most.
+pub const WATCHDOG_INTERVAL: std::time::Duration = std::time::Duration::from_secs(5);
+pub const WATCHDOG_LEAST: std::time::Duration = std::time::Duration::from_millis(10);
+
+/// Stack of the watchdog's thread: it formats some lines.
+pub const WATCHDOG_STACK_BYTES: usize = 256 << 10;
+
+/// How long requests that came while the agent was restarted wait for their model. Trials of some models in a
+/// row take that long; nobody waits longer for an answer.
+pub const START_WAIT: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// Events that may wait for the agent. Each stands for work that it started itself.
 pub const AGENT_EVENTS: usize = 256;

@@ -2,8 +2,11 @@
 //! vendor's drop-in.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+
+use blochd::config::Config;
 
 /// Highest exposure by `systemd-analyze security`, of 10. What stays: it serves sockets, and reads the
 /// whole of /proc. Device nodes of cards weigh little.
@@ -11,16 +14,21 @@ const MOST_EXPOSURE: f64 = 2.0;
 
 const DROP_INS: [&str; 3] = ["ascend", "cambricon", "kunlunxin"];
 
-fn unit() -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd/blochd.service");
+fn file(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd").join(name);
     fs::read_to_string(path).unwrap()
 }
 
-/// The unit in a folder of its own, with a binary that is there.
+fn unit() -> String {
+    file("blochd.service")
+}
+
+/// The units in a folder of their own, with a binary that is there; the service's path.
 fn installed(dir: &Path) -> PathBuf {
     let text = unit().replace("/usr/bin/blochd", env!("CARGO_BIN_EXE_blochd"));
     let path = dir.join("blochd.service");
     fs::write(&path, text).unwrap();
+    fs::write(dir.join("blochd.socket"), file("blochd.socket")).unwrap();
     path
 }
 
@@ -58,6 +66,82 @@ fn systemd_takes_the_unit_without_a_word() {
     // Unknown keys are warnings with exit code 0.
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && said.is_empty(), "{said}");
+}
+
+#[test]
+fn systemd_takes_the_socket_unit_without_a_word() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = installed(dir.path()).with_extension("socket");
+    let Some(output) = analyze(&["verify", "--man=no"], &path) else { return };
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.is_empty(), "{said}");
+}
+
+/// Files of sysusers.d and tmpfiles.d make what the unit needs, in a system of the test's own.
+#[test]
+fn the_user_its_groups_and_the_models_folder_are_made() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("skipped: only root may make users, be it below a folder");
+        return;
+    }
+    let system = tempfile::tempdir().unwrap();
+    fs::create_dir(system.path().join("etc")).unwrap();
+    let root = format!("--root={}", system.path().display());
+    let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("systemd");
+    let run = |program: &str, arguments: &[&str], folder: &str| {
+        // Read from where such files lie.
+        let place = system.path().join("usr/lib").join(folder);
+        fs::create_dir_all(&place).unwrap();
+        fs::copy(here.join(folder).join("blochd.conf"), place.join("blochd.conf")).unwrap();
+        let output = Command::new(program).arg(&root).args(arguments).output();
+        let output = match output {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                eprintln!("skipped: {program} is not installed");
+                return false;
+            }
+            output => output.unwrap(),
+        };
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        true
+    };
+    if !run("systemd-sysusers", &[], "sysusers.d") {
+        return;
+    }
+    if !run("systemd-tmpfiles", &["--create"], "tmpfiles.d") {
+        return;
+    }
+    let id = |file: &str, name: &str| -> u32 {
+        let text = fs::read_to_string(system.path().join("etc").join(file)).unwrap();
+        let line = text.lines().find(|line| line.starts_with(&format!("{name}:"))).unwrap();
+        line.split(':').nth(2).unwrap().parse().unwrap()
+    };
+    let models = fs::metadata(system.path().join("var/lib/blochd/models")).unwrap();
+    assert_eq!(models.mode() & 0o7777, 0o2775);
+    assert_eq!(
+        (models.uid(), models.gid()),
+        (id("passwd", "blochd"), id("group", "blochd-models"))
+    );
+    let groups = fs::read_to_string(system.path().join("etc/group")).unwrap();
+    let members = groups.lines().find(|line| line.starts_with("blochd-models:")).unwrap();
+    assert!(members.ends_with(":blochd"), "{members}");
+}
+
+/// The socket unit and the configuration's defaults name the same addresses.
+#[test]
+fn the_socket_unit_listens_where_the_configuration_says_by_default() {
+    let text = file("blochd.socket");
+    let mut listens: Vec<&str> =
+        text.lines().filter_map(|line| line.strip_prefix("ListenStream=")).collect();
+    listens.sort_unstable();
+    let config = Config::default();
+    let mut wanted = vec![
+        config.http_address.to_string(),
+        config.grpc_address.unwrap().to_string(),
+        config.metrics_address.to_string(),
+        "/run/blochd/blochd.sock".to_owned(),
+    ];
+    wanted.sort_unstable();
+    assert_eq!(listens, wanted);
 }
 
 #[test]
@@ -155,8 +239,12 @@ fn the_unit_says_what_the_agent_does() {
         "Type=notify",
         "ExecStart=/usr/bin/blochd run --config /etc/blochd/agent.yaml",
         "ExecReload=kill -HUP $MAINPID",
-        "StateDirectory=blochd blochd/models",
-        "DynamicUser=yes",
+        "User=blochd",
+        "StateDirectory=blochd",
+        "RuntimeDirectory=blochd",
+        "LogsDirectory=blochd",
+        "FileDescriptorStoreMax=8",
+        "WatchdogSec=30",
         "Restart=always",
     ] {
         assert!(text.lines().any(|found| found == line), "{line}");

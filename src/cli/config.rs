@@ -158,7 +158,10 @@ fn check(file: Option<&Path>, as_json: bool) -> Result<(), Failure> {
     let mut wrong: Vec<ConfigErrors> = Vec::new();
     let mut policies = 0;
     match configured::load_and_warn(file, &[]) {
-        Ok(loaded) => policies = check_policies(&loaded.config, &mut wrong)?,
+        Ok(loaded) => {
+            loaded.exposed.iter().for_each(|port| eprintln!("blochd: {port}"));
+            policies = check_policies(&loaded.config, &mut wrong)?;
+        }
         Err(error) => match error.downcast::<ConfigErrors>() {
             Ok(errors) => wrong.push(errors),
             Err(error) => return Err(Failure { code: Code::Io, error }),

@@ -9,6 +9,7 @@ use blochd::config::{Flag, Loaded, Problem};
 use blochd::shell::agent::{self, AgentError, ConfigFile, Setup};
 use blochd::shell::cpus;
 use blochd::shell::probe::HostProbe;
+use blochd::shell::systemd;
 use clap::Args;
 use serde_json::Value;
 
@@ -64,19 +65,24 @@ const HOST_AGE: Duration = Duration::from_secs(1);
 
 impl Run {
     pub fn run(self) -> Result<(), Failure> {
+        // Before anything else is opened: the sockets are known by their numbers.
+        let handed = systemd::take();
         let file = configured::file(self.config.clone());
         let flags = self.flags().code(Code::Config)?;
         // Looked at before it is read: what is written meanwhile is read again.
         let config_file = file.clone().map(ConfigFile::new);
         let loaded = configured::load(file.as_deref(), &flags).code(Code::Config)?;
-        let Loaded { config, warnings, .. } = loaded;
+        let Loaded { config, mut warnings, exposed, .. } = loaded;
+        warnings.extend(exposed);
         cpus::check(&config).code(Code::Config)?;
         let log_level = log::begin(&config);
         warn(&warnings);
         let told = RefCell::new(warnings);
         let reread = Box::new(move || {
             let loaded = configured::load(file.as_deref(), &flags);
-            let Loaded { config, warnings, .. } = loaded.map_err(|error| format!("{error:#}"))?;
+            let loaded = loaded.map_err(|error| format!("{error:#}"))?;
+            let Loaded { config, mut warnings, exposed, .. } = loaded;
+            warnings.extend(exposed);
             cpus::check(&config).map_err(|error| error.to_string())?;
             // What was told before is known.
             if *told.borrow() != warnings {
@@ -86,7 +92,7 @@ impl Run {
             Ok(config)
         });
         let hardware = Box::new(hardware());
-        let setup = Setup { config, config_file, reread, log_level, hardware };
+        let setup = Setup { config, config_file, reread, log_level, hardware, handed };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -101,6 +107,7 @@ impl Run {
                 AgentError::Runtime(_) | AgentError::Listen { .. } | AgentError::Socket { .. } => {
                     Code::Unavailable
                 }
+                AgentError::Handed { .. } | AgentError::Watchdog(_) => Code::Software,
                 AgentError::Store(_) | AgentError::ModelDir { .. } => Code::Io,
                 AgentError::Signals(_) | AgentError::Spans(_) => Code::Software,
             };
@@ -113,6 +120,8 @@ impl Run {
                 AgentError::Runtime(_)
                 | AgentError::Listen { .. }
                 | AgentError::Socket { .. }
+                | AgentError::Handed { .. }
+                | AgentError::Watchdog(_)
                 | AgentError::Signals(_)
                 | AgentError::Spans(_) => "",
             };

@@ -33,6 +33,8 @@ pub struct Config {
     pub shared_memory: bool,
     /// Where Prometheus metrics are served.
     pub metrics_address: SocketAddr,
+    /// Whether ports that other machines reach are meant so, without TLS and without a login.
+    pub allow_plaintext: bool,
     /// ONNX Runtime's shared library; `None` searches `ORT_DYLIB_PATH`, the state directory, the
     /// system.
     pub runtime_library: Option<PathBuf>,
@@ -340,6 +342,7 @@ impl Default for Config {
             unix_socket: Socket::Auto,
             shared_memory: false,
             metrics_address: SocketAddr::from((Ipv4Addr::LOCALHOST, 8002)),
+            allow_plaintext: false,
             runtime_library: None,
             log_level: LogLevel::Info,
             log_format: LogFormat::Auto,

@@ -77,6 +77,9 @@ pub struct Loaded {
     /// Variables with our prefix that name no setting. No error: Kubernetes alone sets seven of
     /// them (`BLOCHD_PORT`, …) for a service that is called blochd.
     pub warnings: Vec<Problem>,
+    /// Ports that other machines reach, where nothing says that this is meant: for those who start an agent or
+    /// check its configuration.
+    pub exposed: Vec<Problem>,
     /// Where each setting was written last, by its full path; those that are not there have their defaults.
     pub origins: Origins,
 }
@@ -124,7 +127,8 @@ impl Layers<'_> {
             check(&config, &origins, &mut problems);
         }
         if problems.is_empty() {
-            Ok(Loaded { config, warnings, origins })
+            let exposed = exposed(&config, &origins);
+            Ok(Loaded { config, warnings, exposed, origins })
         } else {
             Err(ConfigErrors(problems))
         }
@@ -191,6 +195,32 @@ fn merge(config: &mut Config, sets: Vec<Set>, problems: &mut Vec<Problem>) -> Or
     }
     problems.sort();
     origins
+}
+
+/// Ports that other machines reach, where nobody said that this is meant.
+fn exposed(config: &Config, origins: &Origins) -> Vec<Problem> {
+    if config.allow_plaintext {
+        return Vec::new();
+    }
+    let ports = [
+        ("http_address", Some(config.http_address)),
+        ("grpc_address", config.grpc_address),
+        ("metrics_address", Some(config.metrics_address)),
+    ];
+    let open = ports.into_iter().filter_map(|(setting, address)| Some((setting, address?)));
+    let open = open.filter(|(_, address)| !address.ip().to_canonical().is_loopback());
+    open.map(|(setting, address)| Problem {
+        origin: origins.get(setting).cloned().unwrap_or(Origin::Default),
+        what: format!(
+            "{setting} {address} is reached from other machines, and there is neither TLS nor \
+             a login: whoever gets there reads what goes over it, and by REST or gRPC asks, loads \
+             and unloads as they like"
+        ),
+        right: "listen on 127.0.0.1 behind a proxy that has both, or say by allow_plaintext: \
+                true that the network is trusted"
+            .to_owned(),
+    })
+    .collect()
 }
 
 /// What no single value can be blamed for.

@@ -96,6 +96,7 @@ pub static AGENT: &[Setting<Config>] = &[
     agent!("unix_socket", Path, true, read::socket, unix_socket),
     agent!("shared_memory", Scalar, true, read::flag, shared_memory),
     agent!("metrics_address", Scalar, true, read::address, metrics_address),
+    agent!("allow_plaintext", Scalar, false, read::flag, allow_plaintext),
     agent!("runtime_library", Path, true, read::path_or_auto, runtime_library),
     agent!("log_level", Scalar, false, read::log_level, log_level),
     agent!("log_format", Scalar, true, read::log_format, log_format),

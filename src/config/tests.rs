@@ -596,3 +596,26 @@ fn threads_are_bound_in_the_order_of_the_list_or_from_the_last_cpu_down() {
     assert_eq!(Cpus::Auto.assign(&usable, 3, 3), [0, 5, 4], "after three threads of another model");
     assert_eq!(Cpus::Auto.assign(&[], 3, 0), [0; 0]);
 }
+
+#[test]
+fn a_port_that_other_machines_reach_is_told_unless_that_is_meant() {
+    let told = |text: &str| -> Vec<String> {
+        let loaded = load_all(text, &[], &[]).unwrap();
+        loaded.exposed.iter().map(ToString::to_string).collect()
+    };
+    assert_eq!(told(""), [""; 0]);
+    assert_eq!(told("http_address: '[::1]:80'\ngrpc_address: 127.9.9.9:81\n"), [""; 0]);
+    assert_eq!(told("http_address: '[::ffff:127.0.0.1]:80'\n"), [""; 0]);
+    let open = "metrics_address: '[::]:9'\nhttp_address: 0.0.0.0:80\ngrpc_address: 10.0.0.7:81\n";
+    let words = told(open);
+    for (words, start) in words.iter().zip([
+        "agent.yaml:2:15: http_address 0.0.0.0:80 is reached from other machines",
+        "agent.yaml:3:15: grpc_address 10.0.0.7:81 is reached from other machines",
+        "agent.yaml:1:18: metrics_address [::]:9 is reached from other machines",
+    ]) {
+        assert!(words.contains(start), "{words}");
+        assert!(words.ends_with("allow_plaintext: true that the network is trusted"), "{words}");
+    }
+    assert_eq!(words.len(), 3);
+    assert_eq!(told(&format!("{open}allow_plaintext: true\n")), [""; 0]);
+}

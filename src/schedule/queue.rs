@@ -179,6 +179,11 @@ impl<T> Queue<T> {
         self.running.iter().map(|running| running.requests).sum()
     }
 
+    /// How long the oldest run has been under way.
+    pub fn longest(&self, now: Duration) -> Option<Duration> {
+        self.running.iter().map(|running| now.saturating_sub(running.begun)).max()
+    }
+
     /// Takes a request in; gives back those of lower priority that make way for it and are to be refused.
     ///
     /// # Errors

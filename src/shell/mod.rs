@@ -21,5 +21,6 @@ pub mod spans;
 pub mod spectra_cache;
 pub mod store;
 pub mod supply;
+pub mod systemd;
 pub mod unfinished;
 pub mod watch;

@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-use super::{Agent, systemd};
+use super::Agent;
 use crate::config::Config;
 use crate::limits;
+use crate::shell::systemd::tell;
 use crate::shell::{config_parts, watch};
 
 /// What tells one state of the files from another.
@@ -129,11 +130,11 @@ impl Agent {
 
     pub(super) fn reload(&mut self) {
         match sd_notify::NotifyState::monotonic_usec_now() {
-            Ok(now) => systemd(&[sd_notify::NotifyState::Reloading, now]),
-            Err(_) => systemd(&[sd_notify::NotifyState::Reloading]),
+            Ok(now) => tell(&[sd_notify::NotifyState::Reloading, now]),
+            Err(_) => tell(&[sd_notify::NotifyState::Reloading]),
         }
         self.read_configuration();
-        systemd(&[sd_notify::NotifyState::Ready]);
+        tell(&[sd_notify::NotifyState::Ready]);
     }
 
     fn read_configuration(&mut self) {

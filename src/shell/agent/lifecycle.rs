@@ -160,7 +160,7 @@ impl Agent {
 
     /// One line for people; the version in service, if there is one, stays.
     pub(super) fn refuse(&mut self, key: &VersionKey, reason: &str) {
-        tracing::error!(model = key.model, version = %key.version, "not served: {reason}");
+        tracing::error!(model = key.model, version = %key.version, reason, "not served: {reason}");
         self.refused.insert(key.clone(), reason.to_owned());
         if self.served.get(&key.model).is_none_or(|served| served.key != *key) {
             let reason = reason.to_owned();
@@ -214,7 +214,8 @@ impl Agent {
         }
         self.refused.remove(&key);
         let (model, version, on) = (&key.model, key.version, label(&provider));
-        tracing::info!(model, %version, provider = on, p99 = ?opened.p99, "in service");
+        let (variant, p99) = (&info.name, opened.p99);
+        tracing::info!(model, %version, variant, provider = on, ?p99, "in service");
         for passed in &tried.passed {
             tracing::info!(model, provider = passed.provider, "passed over: {}", passed.why);
         }

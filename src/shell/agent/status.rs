@@ -1,4 +1,4 @@
-//! The agent's turn: the governor, the metrics, the status and the watchdog.
+//! The agent's turn: the governor, the metrics and the status.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::served::{Served, Standby};
-use super::{Agent, pace, systemd};
+use super::{Agent, pace};
 use crate::governor;
 use crate::limits;
 use crate::shell::children::Wish;
 use crate::shell::frugal;
+use crate::shell::systemd::tell;
 
 impl Agent {
     pub(super) fn tick(&mut self) {
@@ -47,9 +48,10 @@ impl Agent {
         }
         self.end_probations(now);
         self.tell_status(now);
-        let states =
-            [sd_notify::NotifyState::Watchdog, sd_notify::NotifyState::Status(&self.one_line())];
-        systemd(&states);
+        let slots = self.served.values().map(|served| (&served.key.model, &served.slot));
+        let runs = slots.filter_map(|(model, slot)| Some((model.clone(), slot.longest_run(now)?)));
+        self.life.runs(runs.collect());
+        tell(&[sd_notify::NotifyState::Status(&self.one_line(now))]);
     }
 
     /// A build makes place while a model is near its budget.
@@ -116,13 +118,17 @@ impl Agent {
         }
     }
 
-    fn one_line(&self) -> String {
+    /// What the service manager shows: who hangs, and what is served.
+    fn one_line(&self, now: Instant) -> String {
+        let stalled = self.life.stalled(now).into_iter().map(|stalled| stalled.to_string());
         let models = self.served.values().map(|served| {
             let variant = &served.candidates[served.current].info.name;
             format!("{} {}: {variant}", served.key.model, served.key.version)
         });
-        let all: Vec<String> = models.collect();
-        if all.is_empty() { "no model is served".to_owned() } else { all.join(", ") }
+        let served: Vec<String> = models.collect();
+        let served =
+            if served.is_empty() { "no model is served".to_owned() } else { served.join(", ") };
+        stalled.chain([served]).collect::<Vec<_>>().join("; ")
     }
 
     pub(super) fn tell_status(&self, now: Instant) {

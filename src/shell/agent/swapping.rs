@@ -137,7 +137,8 @@ impl Agent {
             }
             Err(unfit) if blamed => {
                 candidate.standby = Standby::Withdrawn(unfit.reason.clone());
-                tracing::error!(model = key.model, variant, "withdrawn: {}", unfit.reason);
+                let reason = unfit.reason.as_str();
+                tracing::error!(model = key.model, variant, reason, "withdrawn: {reason}");
                 self.put_into_quarantine(digest, format!("{} {variant}", key.model), unfit.reason);
             }
             Err(unfit) => candidate.standby = Standby::Waiting(unfit.reason),
@@ -222,7 +223,13 @@ impl Agent {
         served.swaps += 1;
         served.last_because = Some(action.because.to_string());
         let key = served.key.clone();
-        tracing::info!(model = key.model, from, to = name, because = %action.because, "swapped");
+        let (version, reason) = (key.version, action.because);
+        let latency = served.candidates[served.current].p99;
+        // The journal shows the words alone, and finds by the fields.
+        tracing::info!(
+            model = key.model, %version, variant = name, from, to = name, %reason,
+            promised_p99 = ?latency, "swapped {from} for {name}: {reason}"
+        );
         self.metrics.swapped(&key.model, key.version, &action.because.to_string());
         if let Some(reason) = convicted {
             let what = format!("{} {from}", key.model);
@@ -310,7 +317,7 @@ impl Agent {
             Fault::Panic(reason) => format!("it panicked: {reason}"),
             Fault::NonFinite { output } => format!("its output {output:?} was not finite"),
         };
-        tracing::error!(model = notice.model, variant = notice.variant, "fault: {reason}");
+        tracing::error!(model = notice.model, variant = notice.variant, reason, "fault: {reason}");
         // Dense is what the operator gave: there is nothing to go back to. A rung that has served its
         // probation is no worse than dense: a request that fails it is likely at fault itself.
         let panicked = matches!(notice.fault, Fault::Panic(_));

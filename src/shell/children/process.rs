@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use crate::config::Provider;
 use crate::limits;
 use crate::shell::probe::HostProbe;
+use crate::shell::systemd;
 use crate::units::ByteSize;
 
 /// How a child is scheduled.
@@ -214,6 +215,7 @@ pub async fn run(
     command.args(arguments);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.process_group(0).kill_on_drop(true);
+    systemd::unmanaged(command.as_std_mut());
     if let Some(folder) = &bounds.folder {
         command.current_dir(folder).env("TMPDIR", folder);
     }

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
+use crate::shell::systemd;
+
 use super::{EngineOptions, Located, Runtime, RuntimeError, Search, identity, init, locate};
 
 use crate::config::Provider;
@@ -66,6 +68,7 @@ impl Found {
 
 fn apart(search: &Search, program: &Path) -> Option<Located> {
     let mut command = Command::new(program);
+    systemd::unmanaged(&mut command);
     command.args(["runtime", "locate", "--state-dir"]).arg(&search.state_dir);
     if let Some(library) = &search.config {
         command.arg("--library").arg(library);

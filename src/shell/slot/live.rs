@@ -180,6 +180,11 @@ impl Slot {
         self.current.load_full()
     }
 
+    /// How long the oldest run of the variant in service has been under way at `now`.
+    pub fn longest_run(&self, now: Instant) -> Option<Duration> {
+        self.shared.queue.longest(now)
+    }
+
     /// Queues a request. Never blocks: a request that finds no place, or whose deadline cannot be
     /// met, is refused at once, and so are those of lower priority that have to make way for it (see
     /// [`schedule`](crate::schedule)). `now` is at or after the request's arrival.

@@ -74,6 +74,11 @@ impl Queue {
         (state.jobs.waiting(), state.jobs.running())
     }
 
+    /// How long the oldest run of the variant in service has been under way.
+    pub fn longest(&self, now: Instant) -> Option<Duration> {
+        self.lock().jobs.longest(self.time(now))
+    }
+
     /// Takes `job` in, unless there is no place or no hope; gives back those that make way for it, to be
     /// refused. `current` is the variant in service; it changes only under this queue's lock.
     pub fn push(
