@@ -104,6 +104,9 @@ fn expected() -> BTreeSet<String> {
     let mut all: BTreeSet<String> = [
         "usr/bin/blochd",
         "usr/lib/systemd/system/blochd.service",
+        "usr/lib/systemd/system/blochd.socket",
+        "usr/lib/sysusers.d/blochd.conf",
+        "usr/lib/tmpfiles.d/blochd.conf",
         "etc/blochd/agent.yaml",
         "usr/share/blochd/agent.schema.json",
         "usr/share/blochd/policy.schema.json",
@@ -293,13 +296,12 @@ fn what_is_removed_and_purged_leaves_the_models() {
     );
     assert!(!at("etc/systemd/system").exists(), "nothing is enabled");
 
-    // What the agent makes, as its unit has it, and what an operator did.
-    let state = at("var/lib/private/blochd");
+    // What the agent makes, and what an operator did.
+    let state = at("var/lib/blochd");
     for folder in ["models/digits/1", "ladders/digits", "runtime/onnxruntime-1.32.0"] {
         fs::create_dir_all(state.join(folder)).unwrap();
         fs::write(state.join(folder).join("file"), "").unwrap();
     }
-    std::os::unix::fs::symlink("private/blochd", at("var/lib/blochd")).unwrap();
     fs::write(at("etc/blochd/agent.yaml"), "log_level: debug\n").unwrap();
 
     // Once more, as an upgrade does: the operator's configuration stays.
@@ -316,7 +318,6 @@ fn what_is_removed_and_purged_leaves_the_models() {
     assert!(!at("etc/blochd").exists());
     assert!(!state.join("ladders").exists() && !state.join("runtime").exists());
     assert!(state.join("models/digits/1/file").is_file());
-    assert!(at("var/lib/blochd/models").is_dir());
 }
 
 #[test]
