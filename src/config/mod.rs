@@ -11,6 +11,7 @@ pub mod diff;
 pub mod error;
 pub mod json_schema;
 pub mod layers;
+pub mod mqtt;
 pub mod providers;
 pub mod raw;
 pub mod schema;
@@ -26,4 +27,5 @@ pub use checked::{
 pub use diff::{Change, Diff};
 pub use error::{ConfigErrors, Origin, Problem};
 pub use layers::{Flag, Layers, Loaded, Origins, Text, model_settings, settings};
+pub use mqtt::{BrokerUrl, BrokerUrlError, FleetName, Mqtt};
 pub use providers::{Cann, NoProvider, Plugin, Provider};

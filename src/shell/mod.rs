@@ -8,6 +8,7 @@ pub mod engine;
 pub mod files;
 pub mod frugal;
 pub mod inputs;
+pub mod links;
 pub mod metrics;
 pub mod models;
 pub mod npz;
