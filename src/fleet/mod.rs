@@ -1,0 +1,31 @@
+//! Bundles that a fleet sends to its nodes: verified, compared with what this node has seen, and brought into
+//! force by a machine that ends in the new state or in the old one.
+//!
+//! [`envelope`] takes a bundle apart; [`keys`] say whether enough of those who are trusted signed it;
+//! [`document`] is what it says; [`select`] whom it is for; [`admit`] puts these together into one answer, a
+//! typed [`Refused`] where it is no. [`apply`] is the machine that brings a bundle into force, and [`health`] says
+//! whether it does the box good. Time and identity are arguments.
+
+pub mod admit;
+pub mod apply;
+pub mod document;
+pub mod envelope;
+pub mod health;
+pub mod keys;
+pub mod refused;
+pub mod select;
+pub mod time;
+
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;
+
+pub use admit::{Seen, Standing, Verified, admit, verify};
+pub use apply::{Machine, Record};
+pub use document::{Artifact, Document, Sha256, Source};
+pub use envelope::Envelope;
+pub use keys::{Key, KeySet, NoKeys, Tally};
+pub use refused::Refused;
+pub use select::{Node, Selector, Share};
+pub use time::Timestamp;
