@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use blochd::config::Mqtt;
+use blochd::config::{Mqtt, SecretFile};
 use blochd::fleet::reported::{Applied, Reported};
 use blochd::fleet::roll_call::RollCall;
 use blochd::fleet::topics::{Target, Topics};
@@ -235,6 +235,10 @@ async fn a_node_writes_only_what_is_its_own() {
         assert!(matches!(refused, Err(LinkError::NotAllowed(_))), "{refused:?}");
     }
     thief.close().await;
+    assert!(node.bundles.try_recv().is_err(), "it read what is another's");
+    // Both have one client's name; the broker would end the one for the other.
+    node.stop.cancel();
+    tokio::time::timeout(PATIENCE, node.task).await.unwrap().unwrap();
     // What came in between, if anything, was told before this.
     let second = join(broker.settings("box-2"), "box-2");
     watch_until(&mut by, &mut roll, "the second", |roll| {
@@ -243,7 +247,6 @@ async fn a_node_writes_only_what_is_its_own() {
     .await;
     second.until("its report", |link| link.reported == 1).await;
     assert_eq!((roll.nodes().len(), roll.passed_over), (1, 0));
-    assert!(node.bundles.try_recv().is_err(), "it read what is another's");
     by.close().await;
 }
 
@@ -258,7 +261,8 @@ async fn a_node_signs_in_by_its_certificate() {
     (without.client_certificate, without.client_key) = (None, None);
     let other = Authority::new().certify(&broker.path(""), "mallory");
     let mut foreign = broker.settings("box-1");
-    (foreign.client_certificate, foreign.client_key) = (Some(other.0), Some(other.1));
+    (foreign.client_certificate, foreign.client_key) =
+        (Some(SecretFile(other.0)), Some(SecretFile(other.1)));
     for wrong in [without, foreign] {
         let refused = Operator::connect(&wrong, "wrong").await.err().expect("no connection");
         assert!(matches!(refused, LinkError::Connection(_)), "{refused:?}");
@@ -277,11 +281,12 @@ async fn what_is_wrong_with_a_connection_is_told() {
     assert!(matches!(told.error, Some(LinkError::NotTrusted(_))), "{told:?}");
     // Another name than the certificate's.
     let mut elsewhere = good.clone();
-    elsewhere.url = Some(format!("mqtts://127.0.0.2:{}", broker.port).parse().unwrap());
+    elsewhere.url = Some(format!("mqtts://127.0.0.1:{}", broker.port).parse().unwrap());
     let told = Operator::connect(&elsewhere, "x").await.err().unwrap();
-    assert!(matches!(told, LinkError::Connection(_) | LinkError::NotTrusted(_)), "{told:?}");
+    assert!(matches!(told, LinkError::NotTrusted(_)), "{told:?}");
     std::fs::write(broker.path("wrong.password"), "letmein\n").unwrap();
-    let wrong = Mqtt { password_file: Some(broker.path("wrong.password")), ..good.clone() };
+    let wrong =
+        Mqtt { password_file: Some(SecretFile(broker.path("wrong.password"))), ..good.clone() };
     let node = join(wrong, "box-1");
     let told = node.until("the refusal", |link| link.error.is_some()).await;
     assert_eq!(told.error, Some(LinkError::Password));

@@ -15,14 +15,27 @@ pub struct Mqtt {
     /// Certificates of those who may vouch for the broker; `None`: those whom the system trusts.
     pub ca: Option<PathBuf>,
     /// The box's own certificate and its key.
-    pub client_certificate: Option<PathBuf>,
-    pub client_key: Option<PathBuf>,
-    pub username: Option<String>,
-    /// A file with the password in it; a path that is not absolute is one of systemd's credentials.
-    pub password_file: Option<PathBuf>,
+    pub client_certificate: Option<SecretFile>,
+    pub client_key: Option<SecretFile>,
+    pub username: Option<UserName>,
+    /// A file whose first line is the password.
+    pub password_file: Option<SecretFile>,
     /// Whether a broker elsewhere may be spoken to without TLS.
     pub plaintext: bool,
 }
+
+/// A file that is not for everybody: a path, or `credential:NAME` for one of those that systemd gives a service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SecretFile(pub PathBuf);
+
+impl SecretFile {
+    /// What stands before the name of a credential.
+    pub const CREDENTIAL: &'static str = "credential:";
+}
+
+/// Whom a box signs in as.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UserName(pub String);
 
 /// Name of a fleet.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -16,7 +16,8 @@ impl Backoff {
     pub fn after_failure(&mut self, chance: f64) -> Duration {
         let doubled = limits::LINK_BACKOFF.saturating_mul(1 << self.failed.min(30));
         self.failed = self.failed.saturating_add(1);
-        doubled.min(limits::LINK_BACKOFF_MOST).mul_f64(chance.clamp(0.0, 1.0))
+        let share = if (0.0..=1.0).contains(&chance) { chance } else { 0.0 };
+        doubled.min(limits::LINK_BACKOFF_MOST).mul_f64(share)
     }
 
     /// A connection ended that had held for `held`.

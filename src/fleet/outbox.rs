@@ -155,7 +155,7 @@ mod tests {
             }
             Happening::Refuses(length) => {
                 let why = "w".repeat(*length);
-                state.refused = Some(RefusedBundle { revision: None, why });
+                state.refused = Some(RefusedBundle { revision: None, bundle: None, why });
                 state.received += 1;
                 state.refusals += 1;
             }

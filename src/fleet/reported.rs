@@ -59,6 +59,9 @@ pub struct RefusedBundle {
     /// Absent where nobody who is trusted signed it: what it says is not believed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub revision: Option<u64>,
+    /// Digest of its bytes, by which whoever sent it knows it again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bundle: Option<String>,
     pub why: String,
 }
 
@@ -289,6 +292,7 @@ impl Receiver {
         true
     }
 
+    #[cfg(test)]
     pub(super) fn document(&self) -> Option<&Value> {
         self.document.as_ref()
     }
@@ -356,7 +360,8 @@ mod tests {
     fn a_report_is_bounded_whatever_a_node_has_to_say() {
         let mut reported = Reported::default();
         let long = "ü".repeat(9000);
-        reported.refused = Some(RefusedBundle { revision: Some(1), why: long.clone() });
+        reported.refused =
+            Some(RefusedBundle { revision: Some(1), bundle: None, why: long.clone() });
         reported.health.problems = vec![long.clone(); 100];
         for n in 0..1000 {
             reported.models.insert(format!("model-{n:04}"), Model::default());

@@ -61,6 +61,14 @@ impl Progress {
     }
 }
 
+/// A bundle that is followed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Followed {
+    pub revision: u64,
+    /// Digest of its bytes: a node that trusts none of its signers does not believe its revision.
+    pub digest: String,
+}
+
 /// All nodes that were heard of.
 #[derive(Debug, Clone)]
 pub struct RollCall {
@@ -124,8 +132,9 @@ impl RollCall {
         node.state.is_some()
     }
 
-    /// Where a node is with `revision`.
-    pub fn standing(&self, id: &str, revision: u64) -> Standing {
+    /// Where a node is with a bundle.
+    pub fn standing(&self, id: &str, bundle: &Followed) -> Standing {
+        let revision = bundle.revision;
         let Some(state) = self.nodes.get(id).and_then(|node| node.state.as_ref()) else {
             return Standing::Pending;
         };
@@ -135,14 +144,16 @@ impl RollCall {
         if let Some(underway) = state.underway.as_ref().filter(|one| one.revision == revision) {
             return Standing::Underway(underway.stage.clone());
         }
-        let refused = state.refused.as_ref().filter(|one| one.revision == Some(revision));
+        let refused = state.refused.as_ref().filter(|one| {
+            one.revision == Some(revision) || one.bundle.as_ref() == Some(&bundle.digest)
+        });
         refused.map_or(Standing::Pending, |one| Standing::Refused(one.why.clone()))
     }
 
-    /// How far `revision` has got with the nodes that it is for, by their names and labels.
+    /// How far a bundle has got with the nodes that it is for, by their names and labels.
     pub fn progress(
         &self,
-        revision: u64,
+        bundle: &Followed,
         is_meant: impl Fn(&str, &BTreeMap<String, String>) -> bool,
     ) -> Progress {
         let mut progress = Progress::default();
@@ -152,7 +163,7 @@ impl RollCall {
             if !is_meant(id, labels) {
                 continue;
             }
-            let count = match self.standing(id, revision) {
+            let count = match self.standing(id, bundle) {
                 Standing::Applied => &mut progress.applied,
                 Standing::Refused(_) => &mut progress.refused,
                 Standing::Underway(_) | Standing::Pending if node.online != Some(true) => {
@@ -186,8 +197,12 @@ mod tests {
         Reported { node: id.to_owned(), labels, ..Reported::default() }
     }
 
+    fn bundle(revision: u64) -> Followed {
+        Followed { revision, digest: format!("digest of {revision}") }
+    }
+
     fn of(roll: &RollCall, target: &Target, revision: u64) -> Progress {
-        roll.progress(revision, |id, labels| target.reaches(id, labels))
+        roll.progress(&bundle(revision), |id, labels| target.reaches(id, labels))
     }
 
     #[test]
@@ -196,7 +211,11 @@ mod tests {
         let mut roll = RollCall::new(topics.clone());
         let mut states = vec![node("a"), node("b"), node("c"), node("d"), node("e")];
         states[0].applied = Some(Applied { revision: 7, digest: String::new() });
-        states[1].refused = Some(RefusedBundle { revision: Some(7), why: "no key".to_owned() });
+        states[1].refused = Some(RefusedBundle {
+            revision: None,
+            bundle: Some(bundle(7).digest),
+            why: "no key".to_owned(),
+        });
         states[2].underway = Some(Underway { revision: 7, stage: "probation".to_owned() });
         states[3].applied = Some(Applied { revision: 6, digest: String::new() });
         for (n, state) in states.iter().enumerate() {
@@ -211,7 +230,7 @@ mod tests {
         let here = Target::group("site", "berlin").unwrap();
         assert_eq!(of(&roll, &here, 7), expected);
         assert_eq!(of(&roll, &Target::group("site", "bonn").unwrap(), 7).all(), 0);
-        assert_eq!(roll.standing("b", 7), Standing::Refused("no key".to_owned()));
+        assert_eq!(roll.standing("b", &bundle(7)), Standing::Refused("no key".to_owned()));
         let one = of(&roll, &Target::node("a").unwrap(), 7);
         assert!(one.is_converged() && one.all() == 1);
         // A newer revision is one after this; an older one is not.

@@ -6,6 +6,7 @@ pub mod config_parts;
 pub mod cpus;
 pub mod engine;
 pub mod files;
+pub mod fleet;
 pub mod frugal;
 pub mod inputs;
 pub mod links;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use blochd::config::{FleetName, Mqtt};
+use blochd::config::{FleetName, Mqtt, SecretFile, UserName};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;
 
@@ -26,18 +26,8 @@ pub enum SignIn {
     Certificates,
 }
 
-/// The example for Mosquitto that the documentation gives: a node reads what is wanted of it and writes what it is.
-const ACCESS: &str = "\
-user operator
-topic readwrite blochd/v1/plant/#
-topic read $SYS/#
-
-pattern read blochd/v1/plant/desired/all
-pattern read blochd/v1/plant/desired/node/%u
-pattern read blochd/v1/plant/desired/group/+
-pattern write blochd/v1/plant/reported/%u
-pattern write blochd/v1/plant/presence/%u
-";
+/// The example that is given to operators: a node reads what is wanted of it and writes what it is.
+const ACCESS: &str = include_str!("../../configs/broker/mosquitto.acl");
 
 /// Who vouches for certificates.
 pub struct Authority {
@@ -61,7 +51,7 @@ impl Authority {
 
     /// Writes `<name>.pem` and `<name>.key` into `dir`.
     pub fn certify(&self, dir: &Path, name: &str) -> (PathBuf, PathBuf) {
-        let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+        let names = vec!["localhost".to_owned()];
         let mut params = CertificateParams::new(names).unwrap();
         params.distinguished_name.push(DnType::CommonName, name);
         let key = KeyPair::generate().unwrap();
@@ -107,7 +97,7 @@ impl Broker {
         let text = format!(
             "user root\nlistener {port} 127.0.0.1\ncafile {}\ncertfile {}\nkeyfile {}\n\
              allow_anonymous false\nacl_file {}\n{who}persistence true\n\
-             persistence_location {}/\nautosave_on_changes true\nautosave_interval 1\n\
+             persistence_location {}/\n\
              max_queued_messages 100000\nsys_interval 1\n",
             at("ca.pem"),
             at("broker.pem"),
@@ -201,12 +191,12 @@ impl Broker {
         };
         match self.sign_in {
             SignIn::Passwords => {
-                settings.username = Some(user.to_owned());
-                settings.password_file = Some(self.path(&format!("{user}.password")));
+                settings.username = Some(UserName(user.to_owned()));
+                settings.password_file = Some(SecretFile(self.path(&format!("{user}.password"))));
             }
             SignIn::Certificates => {
-                settings.client_certificate = Some(self.path(&format!("{user}.pem")));
-                settings.client_key = Some(self.path(&format!("{user}.key")));
+                settings.client_certificate = Some(SecretFile(self.path(&format!("{user}.pem"))));
+                settings.client_key = Some(SecretFile(self.path(&format!("{user}.key"))));
             }
         }
         settings

@@ -64,6 +64,8 @@ impl Node {
 pub struct Arrived {
     pub topic: String,
     pub bytes: Bytes,
+    /// The broker had it when the node connected; else somebody sent it now.
+    pub retained: bool,
 }
 
 /// How the link is, for the status.
@@ -225,7 +227,7 @@ async fn pump(
         if !desired || publish.payload.is_empty() {
             continue;
         }
-        let arrived = Arrived { topic, bytes: publish.payload };
+        let arrived = Arrived { topic, bytes: publish.payload, retained: publish.retain };
         // An agent that does not keep up is waited for here, and nowhere else.
         if bundles.send(arrived).await.is_err() {
             return LinkError::Stopped;

@@ -12,7 +12,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 
-use crate::config::Mqtt;
+use crate::config::{Mqtt, SecretFile, UserName};
 use crate::limits;
 use crate::shell::files;
 
@@ -52,15 +52,16 @@ impl From<ConnectionError> for LinkError {
         match &error {
             ConnectionError::ConnectionRefused(code)
             | ConnectionError::MqttState(StateError::ConnFail { reason: code }) => match code {
-                ConnectReturnCode::BadUserNamePassword => Self::Password,
-                // What Mosquitto says to a wrong password as well.
-                ConnectReturnCode::NotAuthorized => Self::Password,
+                // The second is what Mosquitto says to a wrong password.
+                ConnectReturnCode::BadUserNamePassword | ConnectReturnCode::NotAuthorized => {
+                    Self::Password
+                }
                 other => Self::NotAdmitted(format!("{other:?}")),
             },
             ConnectionError::Timeout(_) => Self::Silent,
             other => {
                 let distrust = causes(other).find_map(|cause| match cause {
-                    rustls::Error::InvalidCertificate(why) => Some(format!("{why}")),
+                    rustls::Error::InvalidCertificate(_) => Some(cause.to_string()),
                     _ => None,
                 });
                 distrust.map_or_else(|| Self::Connection(error.to_string()), Self::NotTrusted)
@@ -104,12 +105,14 @@ pub(super) fn options(settings: &Mqtt, id: &str) -> Result<MqttOptions, LinkErro
     options.set_keep_alive(u16::try_from(limits::LINK_KEEP_ALIVE.as_secs()).unwrap_or(u16::MAX));
     options.set_connect_timeout(limits::LINK_CONNECT);
     options.set_max_packet_size(u32::try_from(limits::LINK_MESSAGE_BYTES).ok());
-    let password = settings.password_file.as_deref().map(password).transpose()?;
-    match (&settings.username, password) {
-        (Some(name), Some(password)) => drop(options.set_credentials(name, password)),
-        (Some(name), None) => drop(options.set_username(name)),
-        (None, Some(password)) => drop(options.set_password(password)),
-        (None, None) => {}
+    let file = settings.password_file.as_ref().map(resolve).transpose()?;
+    let password = file.as_deref().map(password).transpose()?;
+    let name = settings.username.as_ref().map(|UserName(name)| name);
+    if let Some(name) = name {
+        options.set_username(name);
+    }
+    if let Some(password) = password {
+        options.set_password(password);
     }
     Ok(options)
 }
@@ -137,10 +140,13 @@ fn tls(settings: &Mqtt) -> Result<ClientConfig, LinkError> {
         .with_root_certificates(roots);
     match (&settings.client_certificate, &settings.client_key) {
         (Some(certificate), Some(key)) => {
-            let chain = certificates(certificate)?;
-            let secret = PrivateKeyDer::from_pem_slice(&read(key)?)
-                .map_err(|_| pem(key, "private key in PEM"))?;
-            builder.with_client_auth_cert(chain, secret).map_err(|error| wrong(certificate, &error))
+            let (certificate, key) = (resolve(certificate)?, resolve(key)?);
+            let chain = certificates(&certificate)?;
+            let secret = PrivateKeyDer::from_pem_slice(&read(&key)?)
+                .map_err(|_| pem(&key, "private key in PEM"))?;
+            builder
+                .with_client_auth_cert(chain, secret)
+                .map_err(|error| wrong(&certificate, &error))
         }
         (None, None) => Ok(builder.with_no_client_auth()),
         (Some(_), None) | (None, Some(_)) => {
@@ -167,19 +173,22 @@ fn password(path: &Path) -> Result<Vec<u8>, LinkError> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, LinkError> {
-    let path = credential(path);
-    files::read(&path, limits::LINK_SECRET_BYTES).map_err(|error| LinkError::File {
+    files::read(path, limits::LINK_SECRET_BYTES).map_err(|error| LinkError::File {
         path: path.display().to_string(),
         why: error.to_string(),
     })
 }
 
-/// A path that is not absolute is a credential that systemd gives to the service, if it gives any.
-fn credential(path: &Path) -> PathBuf {
-    match std::env::var_os("CREDENTIALS_DIRECTORY") {
-        Some(folder) if path.is_relative() => Path::new(&folder).join(path),
-        Some(_) | None => path.to_owned(),
-    }
+/// Where a file lies. A credential lies in a folder that systemd names.
+fn resolve(file: &SecretFile) -> Result<PathBuf, LinkError> {
+    let SecretFile(path) = file;
+    let credential = path.to_str().and_then(|text| text.strip_prefix(SecretFile::CREDENTIAL));
+    let Some(name) = credential else { return Ok(path.clone()) };
+    let folder = std::env::var_os("CREDENTIALS_DIRECTORY").ok_or_else(|| LinkError::File {
+        path: path.display().to_string(),
+        why: "systemd gave this service no credentials (LoadCredential=)".to_owned(),
+    })?;
+    Ok(Path::new(&folder).join(name))
 }
 
 fn pem(path: &Path, what: &'static str) -> LinkError {
