@@ -46,4 +46,6 @@ pub mod protocol;
 
 pub mod schedule;
 
+pub mod fleet;
+
 pub mod shell;

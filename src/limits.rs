@@ -1,9 +1,13 @@
 //! Every bound of the program, each with its reason. Nothing that comes from outside (a length, a
 //! count, a depth) is trusted beyond the number that stands here. One section a room.
 
+mod fleet;
+mod links;
 mod science;
 mod serving;
 
+pub use fleet::*;
+pub use links::*;
 pub use science::*;
 pub use serving::*;
 

@@ -5,7 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::limits::{LEAST_RATIO, MODEL_NAME_BYTES};
+use crate::limits::{FLEET_NAME_BYTES, LEAST_RATIO, MODEL_NAME_BYTES};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
@@ -91,6 +91,13 @@ pub fn check_model_name(name: &str) -> Result<(), UnitError> {
         return Ok(());
     }
     Err(UnitError::ModelName(name.chars().take(MODEL_NAME_BYTES).collect()))
+}
+
+/// Whether `name` can name a node of a fleet, a label or its value: it stands in a topic and a metric's label as
+/// it is.
+pub fn is_fleet_name(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    (1..=FLEET_NAME_BYTES).contains(&name.len()) && name.bytes().all(plain)
 }
 
 /// Whether a rung can be asked to take this share of dense's time: it has to be faster, within reason.

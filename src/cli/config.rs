@@ -17,8 +17,8 @@ use super::{Code, Failure, OrFail, configured};
 
 /// Check the configuration, or show what holds and where it was written.
 ///
-/// Built-in defaults < agent.yaml < the parts in conf.d beside it, in the order of their names < environment <
-/// flags; for a model also `defaults` < its policy.yaml < `models:`. Exit code 78 for a wrong configuration, 74
+/// Built-in defaults < agent.yaml < the parts in conf.d beside it, in the order of their names < the fleet's
+/// bundle that is in force < environment < flags; for a model also `defaults` < its policy.yaml < `models:`. Exit code 78 for a wrong configuration, 74
 /// where a file cannot be read.
 #[derive(Debug, Args)]
 pub struct ConfigCommand {
@@ -145,6 +145,10 @@ fn tree(held: &[Held]) -> Value {
             Origin::File { file, line, column } => {
                 json!({ "layer": "file", "file": &**file, "line": line, "column": column })
             }
+            Origin::Fleet { revision, file, line, column } => json!({
+                "layer": "fleet", "revision": revision, "file": &**file, "line": line,
+                "column": column,
+            }),
             Origin::Variable(name) => json!({ "layer": "environment", "name": name }),
             Origin::Flag(name) => json!({ "layer": "flag", "name": name }),
         };
@@ -171,7 +175,9 @@ fn check(file: Option<&Path>, as_json: bool) -> Result<(), Failure> {
     if as_json {
         let one = |problem: &&blochd::config::Problem| {
             let (file, line, column) = match &problem.origin {
-                Origin::File { file, line, column } => (Some(&**file), Some(*line), Some(*column)),
+                Origin::File { file, line, column } | Origin::Fleet { file, line, column, .. } => {
+                    (Some(&**file), Some(*line), Some(*column))
+                }
                 Origin::Default | Origin::Variable(_) | Origin::Flag(_) => (None, None, None),
             };
             json!({ "origin": problem.origin.to_string(), "file": file, "line": line,

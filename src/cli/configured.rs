@@ -41,7 +41,7 @@ pub fn load(file: Option<&Path>, flags: &[Flag]) -> anyhow::Result<Loaded> {
     let environment: BTreeMap<String, String> = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect();
-    let layers = Layers { base, files: &files, environment: &environment, flags };
+    let layers = Layers { base, files: &files, fleet: None, environment: &environment, flags };
     Ok(layers.load()?)
 }
 

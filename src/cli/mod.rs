@@ -5,6 +5,7 @@ mod analyze;
 mod config;
 mod configured;
 mod demo;
+mod fleet;
 mod log;
 mod probe;
 mod profile;
@@ -52,6 +53,7 @@ enum Command {
     Simulate(Box<simulate::Simulate>),
     Status(status::Status),
     Trial(trial::Trial),
+    Fleet(fleet::FleetCommand),
     /// Print the licence of this program.
     License,
 }
@@ -125,6 +127,7 @@ pub fn run(args: Args) -> ExitCode {
         | Command::Runtime(_)
         | Command::Analyze(_)
         | Command::Config(_)
+        | Command::Fleet(_)
         | Command::Prune(_)
         | Command::Simulate(_)
         | Command::Status(_)
@@ -144,6 +147,7 @@ pub fn run(args: Args) -> ExitCode {
         Command::Runtime(runtime) => runtime.run(),
         Command::Analyze(analyze) => analyze.run(),
         Command::Config(config) => config.run(),
+        Command::Fleet(fleet) => fleet.run(),
         Command::Prune(prune) => prune.run(),
         Command::Simulate(simulate) => simulate.run(),
         Command::Status(status) => status.run(),

@@ -10,6 +10,7 @@ use crate::units::{ByteSize, Percentile, Span};
 
 use super::error::{ConfigErrors, Origin, Problem};
 use super::layers::{Assigned, Origins};
+use super::mqtt::Mqtt;
 use super::providers::{Cann, Plugin};
 use super::schema;
 use super::wanted::{self, ExecutionProviders};
@@ -58,6 +59,7 @@ pub struct Config {
     pub cann: Cann,
     /// Libraries with further execution providers, by name.
     pub plugins: BTreeMap<String, Plugin>,
+    pub fleet: Fleet,
     /// What holds for each model where nothing else is said of it.
     pub defaults: ModelConfig,
     /// What the agent's own file, the environment and flags say of single models.
@@ -140,6 +142,46 @@ pub enum Accelerator {
     /// By this library, or the one in this folder.
     At(PathBuf),
 }
+
+/// How the box belongs to a fleet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fleet {
+    /// What bundles call this box; `None`: a name made of the machine's id.
+    pub node_id: Option<NodeId>,
+    pub labels: Labels,
+    /// Files of the public keys of those who sign bundles.
+    pub keys: KeyFiles,
+    /// How many of them must have signed.
+    pub threshold: usize,
+    /// Where bundles are dropped; `None`: nowhere.
+    pub inbox: Option<Inbox>,
+    /// How long a bundle is watched before it is kept for good.
+    pub probation: Span,
+    /// What artifacts may take of the network; `None`: all there is.
+    pub bandwidth: Option<Bandwidth>,
+    /// The fleet's broker.
+    pub mqtt: Mqtt,
+}
+
+/// What bundles call a box.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeId(pub String);
+
+/// What a box is, for bundles that are for boxes of a kind.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Labels(pub BTreeMap<String, String>);
+
+/// Files of public keys.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct KeyFiles(pub Vec<PathBuf>);
+
+/// A directory in which bundles are dropped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inbox(pub PathBuf);
+
+/// Bytes a second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bandwidth(pub ByteSize);
 
 /// What one model is asked to be.
 #[derive(Debug, Clone, PartialEq)]
@@ -363,6 +405,16 @@ impl Default for Config {
             },
             cann: Cann::default(),
             plugins: BTreeMap::new(),
+            fleet: Fleet {
+                node_id: None,
+                labels: Labels::default(),
+                keys: KeyFiles::default(),
+                threshold: 1,
+                inbox: None,
+                probation: Span::secs(600),
+                bandwidth: None,
+                mqtt: Mqtt::default(),
+            },
             defaults: ModelConfig::default(),
             models: BTreeMap::new(),
         }

@@ -108,6 +108,7 @@ impl Config {
         kept.log_format = self.log_format;
         kept.otlp_endpoint = self.otlp_endpoint.clone();
         kept.otlp_share = self.otlp_share;
+        kept.fleet = self.fleet.clone();
         kept
     }
 }

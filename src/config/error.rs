@@ -12,6 +12,8 @@ pub enum Origin {
     Default,
     /// A file; line and column count from 1.
     File { file: Arc<str>, line: u64, column: u64 },
+    /// A fleet's bundle that is in force.
+    Fleet { revision: u64, file: Arc<str>, line: u64, column: u64 },
     /// An environment variable.
     Variable(String),
     /// A command line flag, as written: `--http-address`.
@@ -23,6 +25,9 @@ impl fmt::Display for Origin {
         match self {
             Self::Default => f.write_str("default"),
             Self::File { file, line, column } => write!(f, "{file}:{line}:{column}"),
+            Self::Fleet { revision, file, line, column } => {
+                write!(f, "{file}:{line}:{column} (fleet revision {revision})")
+            }
             Self::Variable(name) => write!(f, "environment variable {name}"),
             Self::Flag(name) => write!(f, "flag {name}"),
         }
@@ -81,7 +86,7 @@ impl Wrong {
 }
 
 /// "did you mean `x`?" for the known word nearest to `word`, else the list of known words.
-pub(super) fn did_you_mean<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> String {
+pub(crate) fn did_you_mean<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> String {
     let mut known: Vec<&str> = known.collect();
     known.sort_unstable();
     known.dedup();

@@ -122,6 +122,10 @@ fn value<T>(setting: &Setting<T>, described: &str, default: &str) -> Value {
         Shape::Flag => json!({ "type": ["boolean", "string"] }),
         Shape::List => json!({ "type": "array", "items": { "type": "number" } }),
         Shape::Names => json!({ "type": ["array", "string"], "items": { "type": "string" } }),
+        Shape::Paths => json!({ "type": "array", "items": { "type": "string" } }),
+        Shape::Map => {
+            json!({ "type": "object", "additionalProperties": { "type": ["string", "number"] } })
+        }
         Shape::Pair => json!({ "oneOf": [
             { "type": "string" },
             {
@@ -138,6 +142,8 @@ fn value<T>(setting: &Setting<T>, described: &str, default: &str) -> Value {
         (Shape::List, _) => {
             serde_json::from_str(&format!("[{default}]")).unwrap_or_else(|_| json!(default))
         }
+        (Shape::Paths, _) if default.is_empty() => json!([]),
+        (Shape::Map, _) if default.is_empty() => json!({}),
         _ => json!(default),
     };
     schema

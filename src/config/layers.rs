@@ -1,9 +1,11 @@
-//! Built-in defaults < files, one after the other < environment < flags, laid on top of each other.
+//! Built-in defaults < files, one after the other < the fleet's bundle < environment < flags, laid on top of each
+//! other.
 
 use std::collections::BTreeMap;
 
-use super::checked::{Config, ModelConfig, apply};
+use super::checked::{Config, Inbox, ModelConfig, apply};
 use super::error::{ConfigErrors, Origin, Problem};
+use super::fleet::{self, FleetPart};
 use super::plugins;
 use super::schema::{AGENT, MODEL, Set, Setting, find, read_agent};
 
@@ -63,6 +65,9 @@ pub struct Layers<'a> {
     pub base: Config,
     /// The agent's file, then the parts beside it: what a later one says comes over an earlier one.
     pub files: &'a [Text<'a>],
+    /// The fleet's bundle that is in force: over what the box's own files say, under what whoever starts the
+    /// agent says.
+    pub fleet: Option<FleetPart<'a>>,
     /// The environment; only names that begin with [`VARIABLE_PREFIX`] are looked at. `__` stands
     /// between the levels: `BLOCHD_DEFAULTS__BUDGET="p99: 40ms"`, `BLOCHD_MODELS__ocr__INSTANCES=2`
     /// (a model's name is taken as it stands).
@@ -95,6 +100,11 @@ impl Layers<'_> {
         let mut sets = Vec::new();
         for Text { file, text } in self.files {
             let (found, wrong) = read_agent(file, text);
+            sets.extend(found);
+            problems.extend(wrong);
+        }
+        if let Some(part) = &self.fleet {
+            let (found, wrong) = fleet::read(part);
             sets.extend(found);
             problems.extend(wrong);
         }
@@ -167,7 +177,7 @@ fn path_of_variable(rest: &str) -> String {
 /// Where each setting was last written, by full path.
 pub type Origins = BTreeMap<String, Origin>;
 
-fn merge(config: &mut Config, sets: Vec<Set>, problems: &mut Vec<Problem>) -> Origins {
+pub(super) fn merge(config: &mut Config, sets: Vec<Set>, problems: &mut Vec<Problem>) -> Origins {
     let mut origins = Origins::new();
     for set in sets {
         match set {
@@ -254,6 +264,7 @@ fn check(config: &Config, origins: &Origins, problems: &mut Vec<Problem>) {
         });
     }
     plugins::check(config, origins, problems);
+    check_fleet(config, &origin, problems);
     config.defaults.check(
         &config.plugins,
         |path| origins.get(&format!("defaults.{path}")).cloned().unwrap_or(Origin::Default),
@@ -268,9 +279,72 @@ fn check(config: &Config, origins: &Origins, problems: &mut Vec<Problem>) {
     }
 }
 
+/// What does not fit together of how the box signs in at its fleet's broker.
+fn check_broker(
+    config: &Config,
+    origin: &impl Fn([&str; 2]) -> Origin,
+    problems: &mut Vec<Problem>,
+) {
+    let mqtt = &config.fleet.mqtt;
+    let Some(url) = &mqtt.url else { return };
+    if config.fleet.keys.0.is_empty() {
+        problems.push(Problem {
+            origin: origin(["fleet.mqtt.url", "fleet.keys"]),
+            what: "a broker without keys: every bundle would be refused".to_owned(),
+            right: "name the public keys of those who sign under fleet.keys".to_owned(),
+        });
+    }
+    if !url.tls && !url.is_here() && !mqtt.plaintext {
+        problems.push(Problem {
+            origin: origin(["fleet.mqtt.url", "fleet.mqtt.plaintext"]),
+            what: format!("{url} is not on this box, and is spoken to without TLS"),
+            right: "write mqtts://, or plaintext: true where the network is trusted".to_owned(),
+        });
+    }
+    if mqtt.client_certificate.is_some() != mqtt.client_key.is_some() {
+        problems.push(Problem {
+            origin: origin(["fleet.mqtt.client_certificate", "fleet.mqtt.client_key"]),
+            what: "a certificate and its key go together".to_owned(),
+            right: "name both, or none".to_owned(),
+        });
+    }
+}
+
+/// What does not fit together of how the box belongs to a fleet.
+fn check_fleet(
+    config: &Config,
+    origin: &impl Fn([&str; 2]) -> Origin,
+    problems: &mut Vec<Problem>,
+) {
+    let fleet = &config.fleet;
+    let keys = fleet.keys.0.len();
+    if keys > 0 && fleet.threshold > keys {
+        problems.push(Problem {
+            origin: origin(["fleet.threshold", "fleet.keys"]),
+            what: format!("{} signatures are needed and {keys} keys are named", fleet.threshold),
+            right: format!("write a threshold of at most {keys}, or name more keys"),
+        });
+    }
+    check_broker(config, origin, problems);
+    let Some(Inbox(inbox)) = &fleet.inbox else { return };
+    if keys == 0 {
+        problems.push(Problem {
+            origin: origin(["fleet.inbox", "fleet.keys"]),
+            what: "an inbox without keys: every bundle would be refused".to_owned(),
+            right: "name the public keys of those who sign under fleet.keys".to_owned(),
+        });
+    }
+    if inbox.starts_with(&config.model_dir) || *inbox == config.state_dir {
+        problems.push(Problem {
+            origin: origin(["fleet.inbox", "model_dir"]),
+            what: format!("the inbox {} is a place of the agent's own", inbox.display()),
+            right: "give bundles a directory of their own".to_owned(),
+        });
+    }
+}
+
 /// Every setting's path and the text of its value, in the order of the table, those of single models and
-/// plugins left out: what
-/// `configs/agent.yaml` documents and a person may ask for.
+/// plugins left out: what `configs/agent.yaml` documents and a person may ask for.
 pub fn settings(config: &Config) -> Vec<(String, String)> {
     let agent = AGENT.iter().map(|s| (s.path.to_owned(), (s.get)(config)));
     let model = model_settings(&config.defaults);

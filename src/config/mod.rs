@@ -2,15 +2,18 @@
 //!
 //! [`raw`] reads YAML into a tree in which each value knows its place; [`schema`] is the one table
 //! of settings, from which files, environment variables and flags are read and differences are
-//! told; [`layers`] puts defaults < files < environment < flags on top of each other; [`checked`] is
-//! what the rest of the program sees, and [`json_schema`] what editors do; [`providers`] names what can run a
-//! model. The room reads neither files nor the environment: `shell` hands them in.
+//! told; [`layers`] puts defaults < files < fleet < environment < flags on top of each other; [`fleet`] says what
+//! a fleet's bundle may set; [`mqtt`] is where the fleet's broker is; [`checked`] is what the rest of the program
+//! sees, and [`json_schema`] what editors do; [`providers`] names what can run a model. The room reads neither files
+//! nor the environment: `shell` hands them in.
 
 pub mod checked;
 pub mod diff;
 pub mod error;
+pub mod fleet;
 pub mod json_schema;
 pub mod layers;
+pub mod mqtt;
 mod plugins;
 pub mod providers;
 pub mod raw;
@@ -22,12 +25,16 @@ mod wanted;
 mod tests;
 
 pub use checked::{
-    Accelerator, Budget, Collector, Config, Cpus, Devices, LogFormat, LogLevel, Method,
-    ModelConfig, Policy, Sandbox, Socket, Threads, TraceDir,
+    Accelerator, Bandwidth, Budget, Collector, Config, Cpus, Devices, Fleet, Inbox, KeyFiles,
+    Labels, LogFormat, LogLevel, Method, ModelConfig, NodeId, Policy, Sandbox, Socket, Threads,
+    TraceDir,
 };
 pub use diff::{Change, Diff};
+pub(crate) use error::did_you_mean;
 pub use error::{ConfigErrors, Origin, Problem};
+pub use fleet::{FleetPart, fleet_problems};
 pub use layers::{Flag, Layers, Loaded, Origins, Text, model_settings, settings};
+pub use mqtt::{BrokerUrl, BrokerUrlError, FleetName, Mqtt, SecretFile, UserName};
 pub use plugins::plugin_settings;
 pub use providers::{Cann, NoProvider, Plugin, Provider};
 pub use wanted::{ExecutionProviders, Wanted};

@@ -9,6 +9,7 @@ use crate::units::{Span, check_model_name};
 use super::checked::{Config, ModelConfig};
 use super::error::{Origin, Problem, Wrong, did_you_mean};
 use super::layers::Assigned;
+use super::mqtt::SecretFile;
 use super::plugins::{self, Part, Said};
 use super::providers::Plugin;
 use super::raw::{At, Key, Node, Value, parse};
@@ -42,6 +43,10 @@ pub enum Shape {
     Names,
     /// A scalar, or a map of one entry.
     Pair,
+    /// A list of paths, or one.
+    Paths,
+    /// A map of scalars.
+    Map,
 }
 
 macro_rules! setting {
@@ -127,6 +132,33 @@ pub static AGENT: &[Setting<Config>] = &[
     cann!(optypelist_for_implmode, Names, wanted::operator_types, wanted::shown_as_is),
     cann!(dump_graphs, Flag, wanted::switch, wanted::shown_switch),
     cann!(dump_om_model, Flag, wanted::switch, wanted::shown_switch),
+    agent!("fleet.node_id", Scalar, true, read::node_id, fleet.node_id),
+    agent!("fleet.labels", Map, true, read::labels, fleet.labels),
+    agent!("fleet.keys", Paths, true, read::key_files, fleet.keys),
+    agent!(
+        "fleet.threshold",
+        Scalar,
+        true,
+        |t| read::whole(t, 1, limits::FLEET_KEYS),
+        fleet.threshold
+    ),
+    agent!("fleet.inbox", Path, true, read::inbox, fleet.inbox),
+    agent!("fleet.probation", Scalar, true, |t| between(t, 1, 604_800), fleet.probation),
+    agent!("fleet.bandwidth", Scalar, true, read::bandwidth, fleet.bandwidth),
+    agent!("fleet.mqtt.url", Scalar, true, read::broker, fleet.mqtt.url),
+    agent!("fleet.mqtt.fleet", Scalar, true, read::fleet, fleet.mqtt.fleet),
+    agent!("fleet.mqtt.ca", Path, true, read::path_or_auto, fleet.mqtt.ca),
+    agent!(
+        "fleet.mqtt.client_certificate",
+        Path,
+        true,
+        read::secret_file,
+        fleet.mqtt.client_certificate
+    ),
+    agent!("fleet.mqtt.client_key", Path, true, read::secret_file, fleet.mqtt.client_key),
+    agent!("fleet.mqtt.username", Scalar, true, read::user_name, fleet.mqtt.username),
+    agent!("fleet.mqtt.password_file", Path, true, read::secret_file, fleet.mqtt.password_file),
+    agent!("fleet.mqtt.plaintext", Scalar, true, read::flag, fleet.mqtt.plaintext),
 ];
 
 /// Settings of one plugin, below `plugins: <name>:`, beside the `options` that are its provider's own.
@@ -198,43 +230,22 @@ impl<T> PartialEq for Setting<T> {
 pub(super) fn read_agent(file: &str, text: &str) -> (Vec<Set>, Vec<Problem>) {
     let mut reader = Reader::new(file);
     let mut sets = Vec::new();
-    let Some(root) = reader.document(text) else { return (sets, reader.problems) };
-    let own: Vec<(Key, Node)> = root
-        .into_iter()
-        .filter_map(|(key, node)| match key.text.as_str() {
-            "defaults" => {
-                let found = reader.settings(MODEL, node, "defaults");
-                sets.extend(found.into_iter().map(Set::Defaults));
-                None
-            }
-            "models" => {
-                for (name, node) in reader.entries(node, "models") {
-                    if let Err(error) = check_model_name(&name.text) {
-                        let right = "rename the model".to_owned();
-                        reader.problem(name.at, error.to_string(), right);
-                        continue;
-                    }
-                    let found = reader.settings(MODEL, node, &format!("models.{}", name.text));
-                    let model = |item| Set::Model(name.text.clone(), item);
-                    sets.extend(found.into_iter().map(model));
-                }
-                None
-            }
-            "plugins" => {
-                for (name, node) in reader.entries(node, "plugins") {
-                    if let Err(wrong) = plugins::check_name(&name.text) {
-                        reader.problem(name.at, wrong.what, wrong.right);
-                        continue;
-                    }
-                    sets.extend(reader.plugin(&name, node).into_iter().map(Set::Plugin));
-                }
-                None
-            }
-            _ => Some((key, node)),
-        })
-        .collect();
-    let found = reader.map(AGENT, own, "", &["defaults", "models", "plugins"]);
-    sets.extend(found.into_iter().map(|(setting, text, at)| Set::Agent(setting, text, at)));
+    if let Some(root) = reader.document(text) {
+        reader.agent(root, &mut sets);
+    }
+    (sets, reader.sorted())
+}
+
+/// Reads the `config` of a bundle, which has a revision where it is in force.
+pub(super) fn read_fleet(
+    file: &str,
+    revision: Option<u64>,
+    config: Node,
+) -> (Vec<Set>, Vec<Problem>) {
+    let mut reader = Reader { revision, ..Reader::new(file) };
+    let mut sets = Vec::new();
+    let root = reader.entries(config, "config");
+    reader.agent(root, &mut sets);
     (sets, reader.sorted())
 }
 
@@ -251,16 +262,22 @@ type Found<T> = (&'static Setting<T>, String, Origin);
 /// Walks a tree along a table of settings and collects what is wrong.
 struct Reader {
     file: Arc<str>,
+    /// Of the bundle that the text is part of.
+    revision: Option<u64>,
     problems: Vec<Problem>,
 }
 
 impl Reader {
     fn new(file: &str) -> Self {
-        Self { file: file.into(), problems: Vec::new() }
+        Self { file: file.into(), revision: None, problems: Vec::new() }
     }
 
     fn origin(&self, at: At) -> Origin {
-        Origin::File { file: Arc::clone(&self.file), line: at.line, column: at.column }
+        let (file, At { line, column }) = (Arc::clone(&self.file), at);
+        match self.revision {
+            Some(revision) => Origin::Fleet { revision, file, line, column },
+            None => Origin::File { file, line, column },
+        }
     }
 
     fn problem(&mut self, at: At, what: String, right: String) {
@@ -306,6 +323,46 @@ impl Reader {
             }
         }
         seen
+    }
+
+    /// The settings of the agent, of all models and of single ones.
+    fn agent(&mut self, root: Vec<(Key, Node)>, sets: &mut Vec<Set>) {
+        let own: Vec<(Key, Node)> = root
+            .into_iter()
+            .filter_map(|(key, node)| match key.text.as_str() {
+                "defaults" => {
+                    let found = self.settings(MODEL, node, "defaults");
+                    sets.extend(found.into_iter().map(Set::Defaults));
+                    None
+                }
+                "models" => {
+                    for (name, node) in self.entries(node, "models") {
+                        if let Err(error) = check_model_name(&name.text) {
+                            let right = "rename the model".to_owned();
+                            self.problem(name.at, error.to_string(), right);
+                            continue;
+                        }
+                        let found = self.settings(MODEL, node, &format!("models.{}", name.text));
+                        let model = |item| Set::Model(name.text.clone(), item);
+                        sets.extend(found.into_iter().map(model));
+                    }
+                    None
+                }
+                "plugins" => {
+                    for (name, node) in self.entries(node, "plugins") {
+                        if let Err(wrong) = plugins::check_name(&name.text) {
+                            self.problem(name.at, wrong.what, wrong.right);
+                            continue;
+                        }
+                        sets.extend(self.plugin(&name, node).into_iter().map(Set::Plugin));
+                    }
+                    None
+                }
+                _ => Some((key, node)),
+            })
+            .collect();
+        let found = self.map(AGENT, own, "", &["defaults", "models", "plugins"]);
+        sets.extend(found.into_iter().map(|(setting, text, at)| Set::Agent(setting, text, at)));
     }
 
     fn settings(
@@ -384,15 +441,26 @@ impl Reader {
                 return None;
             }
             (Shape::Path, Value::Scalar(text)) => self.beside_the_file(&text),
-            (_, Value::Scalar(text)) => text,
+            (Shape::Paths, Value::Scalar(text)) => self.paths(&text),
+            (
+                Shape::Scalar | Shape::Flag | Shape::List | Shape::Names | Shape::Pair,
+                Value::Scalar(text),
+            ) => text,
             (Shape::List | Shape::Names, Value::List(items)) => self.list(setting, items)?,
+            (Shape::Paths, Value::List(items)) => {
+                let text = self.list(setting, items)?;
+                self.paths(&text)
+            }
             (Shape::Pair, Value::Map(entries)) => self.pair(setting.path, at, entries)?,
-            (_, Value::List(_) | Value::Map(_)) => {
+            (Shape::Map, Value::Map(entries)) => self.scalars(setting.path, entries)?,
+            (_, Value::List(_) | Value::Map(_)) | (Shape::Map, Value::Scalar(_)) => {
                 let right = match setting.shape {
                     Shape::Path | Shape::Scalar | Shape::Flag => "write a single value",
                     Shape::List => "write a list, such as [2, 3]",
                     Shape::Names => "write a list, such as [a, b]",
                     Shape::Pair => "write it as {p99: 40ms}",
+                    Shape::Paths => "write a list of paths, such as [a.pub, b.pub]",
+                    Shape::Map => "write it as {site: berlin}",
                 };
                 let what = format!("`{}` has a value of the wrong form", setting.path);
                 self.problem(at, what, right.to_owned());
@@ -420,6 +488,27 @@ impl Reader {
         Some(texts.join(", "))
     }
 
+    /// Several paths, each from the file's folder.
+    fn paths(&self, text: &str) -> String {
+        let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+        items.map(|item| self.beside_the_file(item)).collect::<Vec<_>>().join(", ")
+    }
+
+    /// `{a: b, c: d}` as `a=b, c=d`.
+    fn scalars(&mut self, path: &str, entries: Vec<(Key, Node)>) -> Option<String> {
+        let map = Node { at: At { line: 1, column: 1 }, value: Value::Map(entries) };
+        let mut texts = Vec::new();
+        for (key, node) in self.entries(map, path) {
+            let Value::Scalar(text) = node.value else {
+                let what = format!("`{path}.{}` is not a single value", key.text);
+                self.problem(node.at, what, "write it as {site: berlin}".to_owned());
+                return None;
+            };
+            texts.push(format!("{}={text}", key.text));
+        }
+        Some(texts.join(", "))
+    }
+
     fn pair(&mut self, path: &str, at: At, entries: Vec<(Key, Node)>) -> Option<String> {
         if let [(key, Node { value: Value::Scalar(text), .. })] = entries.as_slice() {
             return Some(format!("{}: {text}", key.text));
@@ -434,6 +523,7 @@ impl Reader {
     fn beside_the_file(&self, text: &str) -> String {
         let folder = std::path::Path::new(&*self.file).parent();
         match folder {
+            Some(_) if text.starts_with(SecretFile::CREDENTIAL) => text.to_owned(),
             Some(folder) if !matches!(text, "auto" | "none" | "") => {
                 folder.join(text).display().to_string()
             }

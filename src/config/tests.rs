@@ -19,7 +19,8 @@ fn load_all(
         .map(|(flag, path, text)| Flag { flag: own(flag), path: own(path), text: own(text) })
         .collect();
     let files = &[Text { file: "/etc/blochd/agent.yaml", text }];
-    Layers { base: Config::default(), files, environment: &environment, flags: &flags }.load()
+    Layers { base: Config::default(), files, fleet: None, environment: &environment, flags: &flags }
+        .load()
 }
 
 fn load(text: &str) -> Result<Config, ConfigErrors> {
@@ -405,7 +406,8 @@ fn a_relative_path_starts_from_its_files_folder_or_from_where_one_stands() {
     let flags = [Flag { flag: "--state-dir".into(), path: "state_dir".into(), text: "s".into() }];
     let dirs = |name: &str, text: &str, flags: &[Flag]| {
         let files = &[Text { file: name, text }];
-        let layers = Layers { base: Config::default(), files, environment: &nothing, flags };
+        let layers =
+            Layers { base: Config::default(), files, fleet: None, environment: &nothing, flags };
         let config = layers.load().unwrap().config;
         [config.model_dir, config.state_dir].map(|dir| dir.display().to_string())
     };
@@ -481,6 +483,21 @@ fn what_needs_a_restart_is_all_that_is_kept_back() {
         ("log_format", "json"),
         ("otlp_endpoint", "http://a:1"),
         ("otlp_share", "0.5"),
+        ("fleet.node_id", "box"),
+        ("fleet.labels", "a=b"),
+        ("fleet.keys", "k, l"),
+        ("fleet.threshold", "2"),
+        ("fleet.inbox", "/i"),
+        ("fleet.probation", "5s"),
+        ("fleet.bandwidth", "1MiB"),
+        ("fleet.mqtt.url", "mqtts://broker:8883"),
+        ("fleet.mqtt.fleet", "plant"),
+        ("fleet.mqtt.ca", "/ca"),
+        ("fleet.mqtt.client_certificate", "/c"),
+        ("fleet.mqtt.client_key", "credential:key"),
+        ("fleet.mqtt.username", "me"),
+        ("fleet.mqtt.password_file", "credential:password"),
+        ("fleet.mqtt.plaintext", "true"),
     ];
     let restart: Vec<&str> = schema::AGENT.iter().filter(|s| s.restart).map(|s| s.path).collect();
     assert_eq!(restart, changed.map(|(path, _)| path));
@@ -489,6 +506,119 @@ fn what_needs_a_restart_is_all_that_is_kept_back() {
     let old = Config::default();
     assert_eq!(Config::diff(&old, &new).restart().count(), changed.len());
     assert_eq!(old.keeping_what_needs_a_restart(&new), old);
+}
+
+/// The settings of a bundle over a file.
+fn over(file: &str, bundle: &str, flags: &[Flag]) -> Result<Loaded, ConfigErrors> {
+    let config = &raw::parse(bundle).unwrap();
+    let fleet = Some(FleetPart { file: "bundle", revision: 7, config });
+    let files = &[Text { file: "agent.yaml", text: file }];
+    Layers { base: Config::default(), files, fleet, environment: &BTreeMap::new(), flags }.load()
+}
+
+#[test]
+fn a_bundle_comes_over_files_and_under_whoever_starts_the_agent() {
+    let file = "log_level: warn\ndefaults: {priority: 1, instances: 2}\n";
+    let bundle = "log_level: debug\ndefaults: {priority: 2}\nmodels: {ocr: {budget: 9ms}}\n";
+    let loaded = over(file, bundle, &[]).unwrap();
+    assert_eq!(loaded.config.log_level, LogLevel::Debug);
+    assert_eq!((loaded.config.defaults.priority, loaded.config.defaults.instances), (2, 2));
+    let origin = |path: &str| loaded.origins[path].to_string();
+    assert_eq!(origin("defaults.priority"), "bundle:2:22 (fleet revision 7)");
+    assert_eq!(origin("models.ocr.budget"), "bundle:3:24 (fleet revision 7)");
+    assert_eq!(origin("defaults.instances"), "agent.yaml:2:36");
+    let (flag, path, text) = ("--log-level".into(), "log_level".into(), "error".into());
+    let loaded = over(file, bundle, &[Flag { flag, path, text }]).unwrap();
+    assert_eq!(loaded.config.log_level, LogLevel::Error);
+    // What it adds may not fit what the box says; the box's file is as it was.
+    let wrong = over("defaults: {request_timeout: 1s}\n", "defaults: {budget: 2s}", &[]);
+    assert!(wrong.unwrap_err().to_string().starts_with("bundle:1:20 (fleet revision 7): "));
+}
+
+#[test]
+fn a_bundle_may_not_set_what_cuts_a_box_off_widens_trust_or_waits_for_a_restart() {
+    let texts = [("state_dir", "/s"), ("fleet.keys", "[k]"), ("sandbox", "off"), ("trace", "/t")];
+    for (path, text) in texts {
+        let yaml = match path.split_once('.') {
+            Some((above, below)) => format!("{above}: {{{below}: {text}}}"),
+            None => format!("{path}: {text}"),
+        };
+        let said = over("", &yaml, &[]).unwrap_err().to_string();
+        assert!(said.contains(&format!("a bundle may not set `{path}`: ")), "{said}");
+        let problems = fleet_problems("bundle", &raw::parse(&yaml).unwrap());
+        assert_eq!(problems.len(), 1, "{problems:?}");
+    }
+    for setting in schema::AGENT {
+        let risky = setting.restart || matches!(setting.shape, schema::Shape::Path);
+        assert_eq!(fleet::reserved(setting.path).is_some(), risky || setting.path == "sandbox");
+    }
+    // Every reason names settings that there are.
+    for (name, _) in fleet::RESERVED {
+        assert!(schema::AGENT.iter().any(|setting| setting.path.starts_with(name)), "{name}");
+    }
+    let problems = fleet_problems("bundle", &raw::parse("defaults: {budgit: 1s}\nx: 1").unwrap());
+    assert_eq!(problems.len(), 2, "{problems:?}");
+    assert_eq!(fleet_problems("bundle", &raw::parse("defaults: {priority: x}").unwrap()).len(), 1);
+    assert_eq!(fleet_problems("bundle", &raw::parse("[1]").unwrap()).len(), 1);
+}
+
+#[test]
+fn how_a_box_belongs_to_a_fleet_is_read_and_must_fit_together() {
+    let config = load(
+        "fleet:\n  node_id: box-17\n  labels: {site: berlin, rack: 12}\n  keys: [a.pub, /k/b.pub]\n  \
+         threshold: 2\n  inbox: in\n  bandwidth: 2MiB\n",
+    );
+    let fleet = config.unwrap().fleet;
+    assert_eq!(fleet.node_id, Some(NodeId("box-17".into())));
+    assert_eq!(fleet.labels.0["rack"], "12");
+    assert_eq!(fleet.keys.0, ["/etc/blochd/a.pub", "/k/b.pub"].map(std::path::PathBuf::from));
+    assert_eq!(fleet.inbox, Some(Inbox("/etc/blochd/in".into())));
+    assert_eq!(fleet.bandwidth, Some(Bandwidth(ByteSize(2 << 20))));
+    for (text, what) in [
+        ("fleet: {inbox: /in}", "every bundle would be refused"),
+        ("fleet: {keys: [a], threshold: 2}", "2 signatures are needed and 1 keys are named"),
+        ("model_dir: /m\nfleet: {keys: [a], inbox: /m/in}", "a place of the agent's own"),
+        ("fleet: {node_id: 'a b'}", "no name in a fleet"),
+        ("fleet: {labels: {a: [b]}}", "not a single value"),
+        ("fleet: {labels: x}", "wrong form"),
+        ("fleet: {bandwidth: 1B}", "too little"),
+    ] {
+        let said = line(text);
+        assert!(said.contains(what), "{said}");
+    }
+}
+
+#[test]
+fn how_a_box_signs_in_at_a_broker_is_read_and_must_fit_together() {
+    let config = load(
+        "fleet:\n  keys: [a.pub]\n  mqtt:\n    url: mqtts://broker.example\n    fleet: plant\n    ca: ca.pem\n    \
+         username: box-17\n    password_file: credential:mqtt\n",
+    );
+    let mqtt = config.unwrap().fleet.mqtt;
+    assert_eq!(mqtt.url.unwrap().to_string(), "mqtts://broker.example:8883");
+    assert_eq!(mqtt.fleet, FleetName("plant".into()));
+    assert_eq!(mqtt.ca, Some("/etc/blochd/ca.pem".into()));
+    assert_eq!(mqtt.username, Some(UserName("box-17".into())));
+    assert_eq!(mqtt.password_file, Some(SecretFile("credential:mqtt".into())));
+    let here = "fleet: {keys: [a], mqtt: {url: 'mqtt://localhost', password_file: p}}";
+    let password = load(here).unwrap().fleet.mqtt.password_file;
+    assert_eq!(password, Some(SecretFile("/etc/blochd/p".into())));
+    for (mqtt, what) in [
+        ("url: 'mqtt://broker'", "without TLS"),
+        ("url: broker", "begins with mqtts://"),
+        ("url: 'mqtts://b', client_key: k", "go together"),
+        ("url: 'mqtts://b', fleet: a/b", "no name in a fleet"),
+        ("url: 'mqtts://b', password_file: 'credential:../k'", "no name in a fleet"),
+        ("url: 'mqtts://b', username: ''", "does not fit"),
+    ] {
+        let said = line(&format!("fleet: {{keys: [a], mqtt: {{{mqtt}}}}}"));
+        assert!(said.contains(what), "{said}");
+    }
+    let said = line("fleet: {mqtt: {url: 'mqtts://b'}}");
+    assert!(said.contains("every bundle would be refused"), "{said}");
+    // A password that stands in an address is not repeated.
+    let said = line("fleet: {keys: [a], mqtt: {url: 'mqtts://me:letmein@b'}}");
+    assert!(said.contains("credentials") && !said.contains("letmein"), "{said}");
 }
 
 proptest! {
@@ -523,8 +653,13 @@ fn a_later_file_comes_over_an_earlier_one_and_each_value_knows_its_own() {
         Text { file: "/e/conf.d/20.yaml", text: "defaults:\n  queue_length: 9\n" },
     ];
     let environment = [("BLOCHD_LOG_LEVEL".to_owned(), "debug".to_owned())].into();
-    let layers =
-        Layers { base: Config::default(), files: &files, environment: &environment, flags: &[] };
+    let layers = Layers {
+        base: Config::default(),
+        files: &files,
+        fleet: None,
+        environment: &environment,
+        flags: &[],
+    };
     let Loaded { config, origins, .. } = layers.load().unwrap();
     assert_eq!(config.defaults.budget.unwrap().limit, Span::millis(30));
     assert_eq!(config.model("ocr", None).unwrap().instances, 3);
@@ -539,8 +674,13 @@ fn a_later_file_comes_over_an_earlier_one_and_each_value_knows_its_own() {
     assert_eq!(told, expected);
     // What is wrong in a part is said of the part.
     let wrong = [files[0], Text { file: "/e/conf.d/30.yaml", text: "defaults: {budget: -1ms}\n" }];
-    let layers =
-        Layers { base: Config::default(), files: &wrong, environment: &environment, flags: &[] };
+    let layers = Layers {
+        base: Config::default(),
+        files: &wrong,
+        fleet: None,
+        environment: &environment,
+        flags: &[],
+    };
     let said = layers.load().unwrap_err().to_string();
     assert!(said.starts_with("/e/conf.d/30.yaml:1:20: "), "{said}");
 }

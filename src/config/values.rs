@@ -1,18 +1,20 @@
 //! Text ↔ typed values, each with its range. The text is that of a YAML scalar, an environment
 //! variable or a flag alike.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use crate::limits::{self, SOCKET_PATH_BYTES};
-use crate::units::{ByteSize, Percentile, Span, UnitError, is_latency_ratio};
+use crate::units::{ByteSize, Percentile, Span, UnitError, is_fleet_name, is_latency_ratio};
 
 use super::checked::{
-    Accelerator, Budget, Collector, Cpus, LogFormat, LogLevel, Method, Sandbox, Socket, Threads,
-    TraceDir,
+    Accelerator, Bandwidth, Budget, Collector, Cpus, Inbox, KeyFiles, Labels, LogFormat, LogLevel,
+    Method, NodeId, Sandbox, Socket, Threads, TraceDir,
 };
 use super::error::{Wrong, did_you_mean};
+use super::mqtt::{BrokerUrl, BrokerUrlError, FleetName, SecretFile, UserName};
 
 /// The text that reads back as the same value.
 pub(super) trait Show {
@@ -109,6 +111,49 @@ impl Absent for Collector {
     const WORD: &'static str = "none";
 }
 
+impl Show for NodeId {
+    fn show(&self) -> String {
+        self.0.clone()
+    }
+}
+
+impl Absent for NodeId {
+    const WORD: &'static str = "auto";
+}
+
+impl Show for Labels {
+    fn show(&self) -> String {
+        let one = |(name, value): (&String, &String)| format!("{name}={value}");
+        self.0.iter().map(one).collect::<Vec<_>>().join(", ")
+    }
+}
+
+impl Show for KeyFiles {
+    fn show(&self) -> String {
+        self.0.iter().map(Show::show).collect::<Vec<_>>().join(", ")
+    }
+}
+
+impl Show for Inbox {
+    fn show(&self) -> String {
+        self.0.show()
+    }
+}
+
+impl Absent for Inbox {
+    const WORD: &'static str = "none";
+}
+
+impl Show for Bandwidth {
+    fn show(&self) -> String {
+        self.0.show()
+    }
+}
+
+impl Absent for Bandwidth {
+    const WORD: &'static str = "none";
+}
+
 impl Absent for ByteSize {
     const WORD: &'static str = "auto";
 }
@@ -184,6 +229,152 @@ pub(super) fn path_or_auto(text: &str) -> Result<Option<PathBuf>, Wrong> {
 /// A directory, or `none`.
 pub(super) fn trace(text: &str) -> Result<Option<TraceDir>, Wrong> {
     if text == TraceDir::WORD { Ok(None) } else { path(text).map(|dir| Some(TraceDir(dir))) }
+}
+
+/// A directory for bundles, or `none`.
+pub(super) fn inbox(text: &str) -> Result<Option<Inbox>, Wrong> {
+    if text == Inbox::WORD { Ok(None) } else { path(text).map(|dir| Some(Inbox(dir))) }
+}
+
+/// A name that bundles call the box by, or `auto`.
+pub(super) fn node_id(text: &str) -> Result<Option<NodeId>, Wrong> {
+    let text = text.trim();
+    if text == NodeId::WORD {
+        return Ok(None);
+    }
+    fleet_name(text).map(|()| Some(NodeId(text.to_owned())))
+}
+
+fn fleet_name(text: &str) -> Result<(), Wrong> {
+    if is_fleet_name(text) {
+        return Ok(());
+    }
+    let right = format!(
+        "write 1 to {} letters (a-z, A-Z), digits, dots, dashes and underscores",
+        limits::FLEET_NAME_BYTES
+    );
+    Err(Wrong::new(format!("{text:?} is no name in a fleet"), right))
+}
+
+/// `site=berlin, line=a`; nothing: no labels.
+pub(super) fn labels(text: &str) -> Result<Labels, Wrong> {
+    let mut labels = BTreeMap::new();
+    for item in text.split(',').map(str::trim).filter(|item| !item.is_empty()) {
+        let right = "write labels as name=value, with commas between";
+        let wrong = || Wrong::new(format!("{item:?} is no label"), right);
+        let (name, value) = item.split_once('=').ok_or_else(wrong)?;
+        fleet_name(name.trim())?;
+        fleet_name(value.trim())?;
+        if labels.insert(name.trim().to_owned(), value.trim().to_owned()).is_some() {
+            return Err(Wrong::new(format!("label {name} stands twice"), "remove one"));
+        }
+    }
+    if labels.len() > limits::FLEET_LABELS {
+        let what = format!("there are {} labels", labels.len());
+        return Err(Wrong::new(what, format!("write at most {}", limits::FLEET_LABELS)));
+    }
+    Ok(Labels(labels))
+}
+
+/// Paths with commas between; nothing: none.
+pub(super) fn key_files(text: &str) -> Result<KeyFiles, Wrong> {
+    let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+    let files: Vec<PathBuf> = items.map(path).collect::<Result<_, Wrong>>()?;
+    if files.len() > limits::FLEET_KEYS {
+        let what = format!("there are {} keys", files.len());
+        return Err(Wrong::new(what, format!("write at most {}", limits::FLEET_KEYS)));
+    }
+    Ok(KeyFiles(files))
+}
+
+impl Show for BrokerUrl {
+    fn show(&self) -> String {
+        self.to_string()
+    }
+}
+
+impl Absent for BrokerUrl {
+    const WORD: &'static str = "none";
+}
+
+impl Show for FleetName {
+    fn show(&self) -> String {
+        self.0.clone()
+    }
+}
+
+impl Show for SecretFile {
+    fn show(&self) -> String {
+        self.0.show()
+    }
+}
+
+impl Absent for SecretFile {
+    const WORD: &'static str = "none";
+}
+
+impl Show for UserName {
+    fn show(&self) -> String {
+        self.0.clone()
+    }
+}
+
+impl Absent for UserName {
+    const WORD: &'static str = "none";
+}
+
+/// A broker's address, or `none`. One with credentials in it is not repeated.
+pub(super) fn broker(text: &str) -> Result<Option<BrokerUrl>, Wrong> {
+    let text = text.trim();
+    if text == BrokerUrl::WORD {
+        return Ok(None);
+    }
+    let right = "write mqtts:// and a host, and who signs in under username and password_file";
+    text.parse().map(Some).map_err(|error: BrokerUrlError| Wrong::new(error.to_string(), right))
+}
+
+/// Name of a fleet.
+pub(super) fn fleet(text: &str) -> Result<FleetName, Wrong> {
+    fleet_name(text.trim()).map(|()| FleetName(text.trim().to_owned()))
+}
+
+/// A file or a credential, or `none`.
+pub(super) fn secret_file(text: &str) -> Result<Option<SecretFile>, Wrong> {
+    if text == SecretFile::WORD {
+        return Ok(None);
+    }
+    if let Some(name) = text.strip_prefix(SecretFile::CREDENTIAL) {
+        // It names a file in one folder.
+        fleet_name(name)?;
+    }
+    path(text).map(|file| Some(SecretFile(file)))
+}
+
+/// Whom a box signs in as, or `none`.
+pub(super) fn user_name(text: &str) -> Result<Option<UserName>, Wrong> {
+    let text = text.trim();
+    if text == UserName::WORD {
+        return Ok(None);
+    }
+    let fits = (1..=limits::FLEET_NAME_BYTES).contains(&text.len());
+    if !fits || text.chars().any(char::is_control) {
+        let right = format!("write 1 to {} characters", limits::FLEET_NAME_BYTES);
+        return Err(Wrong::new("the user name does not fit", right));
+    }
+    Ok(Some(UserName(text.to_owned())))
+}
+
+/// Bytes a second, at least 1 KiB of them, or `none`.
+pub(super) fn bandwidth(text: &str) -> Result<Option<Bandwidth>, Wrong> {
+    if text.trim() == Bandwidth::WORD {
+        return Ok(None);
+    }
+    let value: ByteSize = text.trim().parse().map_err(|error| unit(&error))?;
+    if value.0 < 1 << 10 {
+        let right = "write at least 1KiB (a second), or none for all there is";
+        return Err(Wrong::new(format!("{text} is too little"), right));
+    }
+    Ok(Some(Bandwidth(value)))
 }
 
 /// `http://host:port`, with a path or without, or `none`.

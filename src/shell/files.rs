@@ -12,13 +12,22 @@ use tempfile::NamedTempFile;
 /// # Errors
 /// Where it cannot be read, has more bytes, or is not UTF-8.
 pub fn read_text(path: &Path, most: usize) -> io::Result<String> {
+    let bytes = read(path, most)?;
+    String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+/// A file of at most `most` bytes. Of a larger one no more is read than shows that it is.
+///
+/// # Errors
+/// Where it cannot be read or has more bytes.
+pub fn read(path: &Path, most: usize) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     File::open(path)?.take(most as u64 + 1).read_to_end(&mut bytes)?;
     if bytes.len() > most {
         let words = format!("it has more than {most} bytes");
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, words));
     }
-    String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    Ok(bytes)
 }
 
 /// Replaces the file at `path` by `chunks`, one after the other. After a return without error the new

@@ -163,6 +163,7 @@ impl Setup<'_> {
         let layers = Layers {
             base: Config::default(),
             files: &files,
+            fleet: None,
             environment: &BTreeMap::new(),
             flags: &flags,
         };

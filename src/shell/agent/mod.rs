@@ -55,7 +55,7 @@ use self::devices::Devices;
 use self::doors::Doors;
 use self::event::Event;
 use self::loads::Loads;
-use self::prepare::{Loader, chain};
+use self::prepare::Loader;
 use self::providers::Left;
 use self::recording::Recording;
 use self::retry::Again;

@@ -15,7 +15,7 @@ use ort::value::{Outlet, ValueType};
 
 use super::making::{builder, has_free_dims};
 use super::weights::Lent;
-use super::{Library, Runtime, convert, placed};
+use super::{Library, Runtime, cann, convert, placed};
 
 use crate::config::Provider;
 use crate::hardware::Placement;
