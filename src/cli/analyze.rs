@@ -26,7 +26,8 @@ use super::{Code, Failure, OrFail};
 ///
 /// Spectra need the file alone. With --calibration, channels are compared by what they say on real samples,
 /// which is what they can be replaced by. Exit code 65 when the model or the samples are not usable, 69 when
-/// samples are given and ONNX Runtime is missing, 74 where a file cannot be read or written.
+/// samples are given and ONNX Runtime is missing, 74 where a file cannot be read or written, 76 where the
+/// execution provider is not to be had.
 #[derive(Debug, Args)]
 pub struct Analyze {
     /// The ONNX model.
@@ -164,7 +165,12 @@ impl Analyze {
         };
         let asked = self.calibration.is_some() || self.runtime.is_some();
         match engine::init(&Search::new(self.runtime.clone(), state)) {
-            Ok(runtime) => Ok(Some(OrtEngine::new(&runtime, options))),
+            Ok(runtime) => {
+                let engine = OrtEngine::new(&runtime, options);
+                let checked = engine.check().with_context(|| self.provider.to_string());
+                checked.code(Code::Provider)?;
+                Ok(Some(engine))
+            }
             Err(error) if asked => Err(error).code(Code::Unavailable),
             Err(error) => {
                 tracing::debug!("what is frozen is not known: {error}");

@@ -1,5 +1,5 @@
-//! Which provider runs which operators of a model, and what that costs: an accelerator that leaves operators to the
-//! processor may be slower than the processor alone.
+//! Which provider runs which operators of a model, and what that costs: an accelerator that leaves operators
+//! to the processor may be slower than the processor alone.
 
 use std::collections::BTreeMap;
 

@@ -22,7 +22,8 @@ use super::{Code, Failure, OrFail, configured};
 /// Configuration and environment are read as `blochd run` reads them: `devices` says which vendors' libraries
 /// are asked. Exit code 0 where all that was found works; 1 where accelerators are there, or are named, that
 /// cannot be read or used; 69 without ONNX Runtime; 70 where it fails to measure; 74 where measurements cannot
-/// be kept; 78 for a wrong configuration. What could be found is printed in every case but the last.
+/// be kept; 76 where the execution provider that is to be measured is not to be had; 78 for a wrong
+/// configuration. What could be found is printed in every case but the last.
 #[derive(Debug, Args)]
 pub struct Profile {
     /// The configuration. Without: `/etc/blochd/agent.yaml` where it is there, else the defaults.
@@ -122,6 +123,7 @@ impl Profile {
         if self.roofline {
             let threads = usize::from(self.threads);
             let engine = engine(threads);
+            engine.check().with_context(|| self.provider.to_string()).code(Code::Provider)?;
             let identity = blochd::onnx::Engine::identity(&engine);
             let measured = roofline::measure(&engine, threads)
                 .context("ONNX Runtime does not run what is measured")

@@ -42,7 +42,8 @@ const LATENCY_TABLE: &str = "table.json";
 /// Writes one ONNX file a rung and `manifest.json` into the output folder. Where it was interrupted, the
 /// same command goes on with the rungs that are finished there. Exit code 0 when the manifest is
 /// written (it says which rungs could not be built, and why), 65 when the model or the samples are not
-/// usable, 69 without ONNX Runtime, 74 when a file cannot be read or written.
+/// usable, 69 without ONNX Runtime, 74 when a file cannot be read or written, 76 where the execution provider
+/// is not to be had.
 #[derive(Debug, Args)]
 pub struct Prune {
     /// The dense ONNX model.
@@ -202,6 +203,7 @@ impl Prune {
             ..EngineOptions::default()
         };
         let engine = OrtEngine::new(&runtime, options);
+        engine.check().with_context(|| self.provider.to_string()).code(Code::Provider)?;
         let eval = self.eval(&model)?;
         let given = self.samples(&model, self.samples)?;
         let options = self.options(&engine, importances);

@@ -113,6 +113,7 @@ impl Trial {
     fn reference(&self, engine: &OrtEngine, model: &Model) -> Result<Reference, Refused> {
         let options = EngineOptions {
             intra_op_threads: engine.options().intra_op_threads,
+            sizes: engine.options().sizes.clone(),
             ..EngineOptions::default()
         };
         let cpu = OrtEngine::new(engine.runtime(), options);

@@ -16,8 +16,8 @@ const STRTAB: u64 = 5;
 const RPATH: u64 = 15;
 const RUNPATH: u64 = 29;
 
-/// The folders that the library at `path` names by itself, `$ORIGIN` as its own place; none where the file is no
-/// 64-bit little-endian library, which the linker would not load either.
+/// The folders that the library at `path` names by itself, `$ORIGIN` as its own place; none where the file is
+/// no 64-bit little-endian library, which the linker would not load either.
 pub fn run_paths(path: &Path) -> Vec<PathBuf> {
     let Ok(path) = path.canonicalize() else { return Vec::new() };
     let Ok(file) = File::open(&path) else { return Vec::new() };

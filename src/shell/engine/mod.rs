@@ -9,6 +9,8 @@ mod error;
 mod found;
 mod identity;
 pub mod library;
+mod making;
+mod pinned;
 mod placed;
 mod plugins;
 mod session;
@@ -53,6 +55,12 @@ impl Runtime {
     /// The library: its file, why it was taken, its version and providers.
     pub fn library(&self) -> &Located {
         &self.0.library
+    }
+
+    /// The devices of all execution providers that this process has now, those of libraries included that are
+    /// registered.
+    pub fn devices(&self) -> Vec<OfferedDevice> {
+        plugins::devices(self.environment())
     }
 
     fn environment(&self) -> &Environment {
@@ -162,7 +170,7 @@ impl OrtEngine {
     /// Where there is no such provider here: nothing of it speaks against a model.
     pub fn check(&self) -> Result<(), ExecError> {
         self.ready()?;
-        session::check(&self.runtime, &self.options)
+        making::check(&self.runtime, &self.options)
     }
 
     /// Number of channels in which the provider's cores work, where that is known. A plugin is asked its
@@ -208,7 +216,7 @@ impl OrtEngine {
 
 impl OrtEngine {
     fn ready(&self) -> Result<(), ExecError> {
-        self.library().map(drop).map_err(|error| failed(session::PROVIDER, error))
+        self.library().map(drop).map_err(|error| failed(making::PROVIDER, error))
     }
 }
 

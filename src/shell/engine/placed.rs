@@ -1,5 +1,5 @@
-//! Which provider runs which operators of a loaded model, asked from ONNX Runtime, which has noted it down while it
-//! divided the graph.
+//! Which provider runs which operators of a loaded model, asked from ONNX Runtime, which has noted it down
+//! while it divided the graph.
 
 use std::ffi::{CStr, c_char};
 use std::{ptr, slice};

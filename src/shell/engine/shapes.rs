@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::value::{Outlet, ValueType as OrtType};
 
+use super::making::NOTHING_UNASKED;
 use super::session::{failed, guarded, has_shape};
 use super::{Runtime, convert};
 use crate::limits;
@@ -72,6 +73,7 @@ fn session(
     level: GraphOptimizationLevel,
 ) -> ort::Result<ort::session::Session> {
     SessionBuilder::new(runtime.environment())?
+        .with_auto_device(NOTHING_UNASKED)?
         .with_optimization_level(level)?
         .with_prepacking(false)?
         .with_memory_pattern(false)?
