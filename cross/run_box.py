@@ -4,7 +4,6 @@ Runs as root of a user, mount and process namespace of its own; prints one line 
 
 import argparse
 import json
-import os
 import pathlib
 import shutil
 import signal
@@ -77,9 +76,6 @@ class Box:
         self.environment = {"PATH": "/usr/bin", "HOME": "/root", "TMPDIR": "/tmp"}
         for name, port in zip(("HTTP", "GRPC", "METRICS"), ports):
             self.environment[f"BLOCHD_{name}_ADDRESS"] = f"127.0.0.1:{port}"
-        # The size of memory pages that the emulator shows, such as 65536.
-        if "QEMU_PAGESIZE" in os.environ:
-            self.environment["QEMU_PAGESIZE"] = os.environ["QEMU_PAGESIZE"]
         # Ladders are timed; of an emulator's times nothing follows.
         self.environment["BLOCHD_DEFAULTS__LADDER__ENABLED"] = "false"
         self.environment["BLOCHD_TRIAL__TIMEOUT"] = f"{PATIENCE}s"
