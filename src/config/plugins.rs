@@ -207,7 +207,7 @@ mod tests {
         let own = |(name, text): &(&str, &str)| ((*name).to_owned(), (*text).to_owned());
         let environment: BTreeMap<String, String> = environment.iter().map(own).collect();
         let (base, environment) = (Config::default(), &environment);
-        let layers = Layers { base, files: &files, environment, flags: &[] };
+        let layers = Layers { base, files: &files, fleet: None, environment, flags: &[] };
         layers.load().map_err(|errors| errors.to_string())
     }
 
@@ -283,7 +283,10 @@ mod tests {
             let flags =
                 [Flag { flag: "--set".into(), path: path.to_owned(), text: text.to_owned() }];
             let (base, environment) = (Config::default(), &BTreeMap::new());
-            Layers { base, files: &[], environment, flags: &flags }.load().unwrap_err().to_string()
+            Layers { base, files: &[], fleet: None, environment, flags: &flags }
+                .load()
+                .unwrap_err()
+                .to_string()
         };
         assert!(flag("plugins.mlu.devise", "1").starts_with("flag --set: there is no setting"));
         assert!(flag("plugins.mlu", "1").contains("no setting of the plugin is named"));
