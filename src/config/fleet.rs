@@ -37,6 +37,7 @@ pub static RESERVED: &[(&str, &str)] = &[
     ("grpc_address", CUTS_OFF),
     ("unix_socket", CUTS_OFF),
     ("metrics_address", CUTS_OFF),
+    ("allow_plaintext", "that a network is trusted is said on the box alone"),
     ("shared_memory", "it opens memory of the box to every client on it"),
     ("sandbox", "it opens the box to what models do"),
     ("runtime_library", LOADS_CODE),

@@ -537,7 +537,14 @@ fn a_bundle_comes_over_files_and_under_whoever_starts_the_agent() {
 
 #[test]
 fn a_bundle_may_not_set_what_cuts_a_box_off_widens_trust_or_waits_for_a_restart() {
-    let texts = [("state_dir", "/s"), ("fleet.keys", "[k]"), ("sandbox", "off"), ("trace", "/t")];
+    let plugin = "{x: {library: /l}}";
+    let texts = [
+        ("state_dir", "/s"),
+        ("fleet.keys", "[k]"),
+        ("sandbox", "off"),
+        ("trace", "/t"),
+        ("plugins", plugin),
+    ];
     for (path, text) in texts {
         let yaml = match path.split_once('.') {
             Some((above, below)) => format!("{above}: {{{below}: {text}}}"),
@@ -549,8 +556,9 @@ fn a_bundle_may_not_set_what_cuts_a_box_off_widens_trust_or_waits_for_a_restart(
         assert_eq!(problems.len(), 1, "{problems:?}");
     }
     for setting in schema::AGENT {
-        let risky = setting.restart || matches!(setting.shape, schema::Shape::Path);
-        assert_eq!(fleet::reserved(setting.path).is_some(), risky || setting.path == "sandbox");
+        let also = ["sandbox", "allow_plaintext", "cann.dump_graphs"].contains(&setting.path);
+        let risky = also || setting.restart || matches!(setting.shape, schema::Shape::Path);
+        assert_eq!(fleet::reserved(setting.path).is_some(), risky, "{}", setting.path);
     }
     // Every reason names settings that there are.
     for (name, _) in fleet::RESERVED {

@@ -102,7 +102,9 @@ impl Outbox {
         // The largest report fits a full bucket, so that each is sent some time.
         let missing = cost.min(burst) - self.allowance;
         if missing > 0.0 {
-            return Step::Wait(Duration::from_secs_f64(missing / limits::LINK_REPORT_RATE));
+            // However little is missing, time has to pass.
+            let wait = Duration::from_secs_f64(missing / limits::LINK_REPORT_RATE);
+            return Step::Wait(wait + Duration::from_micros(1));
         }
         self.allowance -= cost;
         self.seq += 1;

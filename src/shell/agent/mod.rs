@@ -70,7 +70,7 @@ use crate::hardware::Vendor;
 use crate::limits;
 use crate::schedule::Batching;
 use crate::shell::children::{Memory, Wish, this_program};
-use crate::shell::engine::{Found, Pool, RuntimeError, Search};
+use crate::shell::engine::{Found, Pool, RuntimeError};
 use crate::shell::metrics::Metrics;
 use crate::shell::serve::{self, App};
 use crate::shell::shadow::Shadow;
@@ -195,8 +195,7 @@ struct Agent {
 pub async fn run(mut setup: Setup) -> Result<(), AgentError> {
     let handed = std::mem::take(&mut setup.handed);
     let config = &setup.config;
-    let search = Search::new(config.runtime_library.clone(), &config.state_dir);
-    let runtime = Found::new(&search, &this_program())?;
+    let runtime = providers::runtime(config)?;
     let store = Store::open(&config.state_dir)?;
     std::fs::create_dir_all(&config.model_dir)
         .map_err(|source| AgentError::ModelDir { path: config.model_dir.clone(), source })?;

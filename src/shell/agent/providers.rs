@@ -2,6 +2,7 @@
 //! back to what is wanted first. The slot stays; what waits in its queue is run by the new sessions.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,15 +15,35 @@ use super::prepare::Loader;
 use super::served::{Build, Served, Standby};
 use super::swapping::Swap;
 use crate::arrivals::VersionKey;
-use crate::config::{ModelConfig, Provider};
+use crate::config::{Config, ModelConfig, Provider, Wanted};
 use crate::hardware::{Choice, Passed, PassedOver, Roster, Vendor, label, unusable, ways};
 use crate::limits;
-use crate::shell::engine::compiled;
+use crate::shell::children::this_program;
+use crate::shell::engine::{Found, RuntimeError, Search, compiled};
 use crate::shell::metrics::Runs;
+use crate::shell::probe::detect;
 use crate::shell::store::FailedOnProvider;
 
 /// ONNX Runtime's name of the provider for CANN.
 const CANN: &str = "CANNExecutionProvider";
+
+/// Finds ONNX Runtime: one with the provider for CANN where NPUs of Ascend are seen or the configuration names it,
+/// and there is such a one; models' own policies are not known yet.
+///
+/// # Errors
+/// Where there is none at all.
+pub fn runtime(config: &Config) -> Result<Found, RuntimeError> {
+    let search = Search::new(config.runtime_library.clone(), &config.state_dir);
+    let names = |of: &ModelConfig| of.execution_providers.0.contains(&Wanted::Cann);
+    let mut named = config.named_models().filter_map(|model| config.model(model, None).ok());
+    let wanted = detect::accelerators(Path::new("/")).contains_key(&Vendor::Ascend)
+        || names(&config.defaults)
+        || named.any(|of| names(&of));
+    match wanted {
+        true => Found::preferring(&search, &Provider::Cann(config.cann.clone()), &this_program()),
+        false => Found::new(&search, &this_program()),
+    }
+}
 
 /// Why a model goes to another provider.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
