@@ -71,8 +71,8 @@ pub const DEVICE_NUMBERS: usize = 256;
 /// Failures in a row by which sessions on a device count as lost, where nothing is known that they run on.
 pub const DEVICE_FAULTS: u32 = 3;
 
-/// Combinations of input shapes that a model is served in where each is compiled on its own: that takes 5 to 100
-/// seconds on an Ascend, in the request that brings it, and is kept as long as the session.
+/// Combinations of input shapes that a model is served in where each is compiled on its own: that takes 5 to
+/// 100 seconds on an Ascend, in the request that brings it, and is kept as long as the session.
 pub const SERVED_SHAPES: usize = 8;
 
 // ---- hardware, shell: probe ----
@@ -231,8 +231,8 @@ pub const PROVIDER_FORGIVEN: std::time::Duration = std::time::Duration::from_sec
 pub const PROVIDER_AGAIN_FIRST: std::time::Duration = std::time::Duration::from_secs(60);
 pub const PROVIDER_AGAIN_LONGEST: std::time::Duration = std::time::Duration::from_secs(3600);
 
-/// Wait before another provider is looked for where a model's sessions are lost and none was found: its requests
-/// wait meanwhile.
+/// Wait before another provider is looked for where a model's sessions are lost and none was found: its
+/// requests wait meanwhile.
 pub const PROVIDER_LOST_AGAIN: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// Most files of a model directory that are looked at.

@@ -1,6 +1,6 @@
-//! Execution providers that cannot be had: a runtime without CANN, libraries that are none, or not the ones that are
-//! pinned. `blochd run` in a process of its own, real files, real ONNX Runtime; nothing here computes on anything
-//! but the CPU.
+//! Execution providers that cannot be had: a runtime without CANN, libraries that are none, or not the ones
+//! that are pinned. `blochd run` in a process of its own, real files, real ONNX Runtime; nothing here
+//! computes on anything but the CPU.
 
 mod running;
 
@@ -16,7 +16,8 @@ use sha2::{Digest, Sha256};
 /// A configuration in which models name `providers`, and `plugins`.
 fn configure(home: &Home, providers: &str, plugins: &str) {
     home.configure(&format!(
-        "plugins: {plugins}\ndefaults: {{execution_providers: {providers}, ladder: {{enabled: false}}}}"
+        "plugins: {plugins}\n\
+         defaults: {{execution_providers: {providers}, ladder: {{enabled: false}}}}"
     ));
 }
 
@@ -118,8 +119,8 @@ fn a_plugin_that_is_another_file_than_the_pinned_one_is_not_loaded_and_the_cpu_s
     assert!(agent.status()["quarantine"].as_array().unwrap().is_empty(), "nothing is its fault");
 }
 
-/// Neither of them is a provider. The first failure is remembered: the next start does not try again what failed,
-/// and somebody who asks for the model has it tried again.
+/// Neither of them is a provider. The first failure is remembered: the next start does not try again what
+/// failed, and somebody who asks for the model has it tried again.
 #[test]
 fn libraries_without_a_provider_are_passed_over_each_with_its_reason_and_remembered() {
     let home = Home::new();

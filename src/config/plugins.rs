@@ -217,7 +217,8 @@ mod tests {
 
     #[test]
     fn a_plugin_is_read_whole_and_a_later_part_changes_only_what_it_names() {
-        let more = "    provider: MLUExecutionProvider\n    device: 1\n    options: {cores: 4, fp16: true}\n";
+        let more = "    provider: MLUExecutionProvider\n    device: 1\n    \
+                    options: {cores: 4, fp16: true}\n";
         let first = mlu() + more;
         let later = "plugins: {mlu: {device: 2, options: {cores: 8}}}\n";
         let loaded = load(&[&first, later], &[("BLOCHD_PLUGINS__MLU__OPTIONS__Log", "x")]).unwrap();
@@ -330,7 +331,8 @@ mod tests {
     fn options_of_cann_are_checked_handed_on_in_its_words_and_shown_in_ours() {
         let text = "cann:\n  device_id: 3\n  npu_mem_limit: 2GiB\n  \
                     arena_extend_strategy: kSameAsRequested\n  enable_cann_graph: true\n  \
-                    precision_mode: must_keep_origin_dtype\n  op_select_impl_mode: high_precision\n  \
+                    precision_mode: must_keep_origin_dtype\n  \
+                    op_select_impl_mode: high_precision\n  \
                     optypelist_for_implmode: [Pooling, SoftmaxV2]\n  dump_om_model: false\n";
         let config = load(&[text], &[]).unwrap().config;
         assert_eq!(config.cann.device_id, 3);

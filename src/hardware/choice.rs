@@ -9,7 +9,8 @@ use serde::Serialize;
 use super::{Complaint, Health, Known, Presence, Roster, Vendor};
 use crate::config::{Cann, ExecutionProviders, Plugin, Provider, Wanted};
 
-/// The option of the provider for CANN by which the parts of a graph that it knows are compiled, and not the whole.
+/// The option of the provider for CANN by which the parts of a graph that it knows are compiled, and not the
+/// whole.
 const SUBGRAPHS: &str = "enable_cann_subgraph";
 
 /// What there is to choose from.
@@ -111,8 +112,9 @@ pub fn label(provider: &Provider) -> String {
 
 /// Orders what is wanted. `failed` tells of what did not work before, as long as it counts.
 ///
-/// CANN is tried with the whole graph, and with its parts where nobody has said which. Where `auto` stands for it,
-/// it takes a device that is seen; who names it is taken at their word, since containers show less than there is.
+/// CANN is tried with the whole graph, and with its parts where nobody has said which. Where `auto` stands
+/// for it, it takes a device that is seen; who names it is taken at their word, since containers show less
+/// than there is.
 pub fn choose(
     wanted: &ExecutionProviders,
     offer: &Offer<'_>,
@@ -326,19 +328,21 @@ mod tests {
         assert_eq!(npu.choose(&wanted).0.len(), 3);
     }
 
+    const BREAKABLE: [&str; 4] = ["cann", "cann (subgraphs)", "a", "cpu"];
+
     fn any_wanted() -> impl Strategy<Value = Vec<Wanted>> {
         let all = [Wanted::Auto, Wanted::Cpu, Wanted::Cann, named("a"), named("b"), named("gone")];
         proptest::sample::subsequence(all.to_vec(), 1..=6).prop_shuffle()
     }
 
     proptest! {
-        /// Whatever is wanted is tried or passed over, nothing of it twice, in the order of the list; and only who
-        /// asks for the CPU gets it.
+        /// Whatever is wanted is tried or passed over, nothing of it twice, in the order of the list; and
+        /// only who asks for the CPU gets it.
         #[test]
         fn all_that_is_wanted_is_tried_or_passed_over_with_a_reason(
             wanted in any_wanted(),
             (cann_built, ascend_seen) in any::<(bool, bool)>(),
-            broken in proptest::sample::subsequence(vec!["cann", "cann (subgraphs)", "a", "cpu"], 0..=4),
+            broken in proptest::sample::subsequence(BREAKABLE.to_vec(), 0..=4),
         ) {
             let there = Box::new(cann_built, ascend_seen, &["a", "b"]);
             let failed = |provider: &Provider| {

@@ -1,5 +1,5 @@
-//! On what a model runs, where that is worth more than a word in the table: what is wanted and passed over, what the
-//! CPU takes beside an accelerator, what compiling took.
+//! On what a model runs, where that is worth more than a word in the table: what is wanted and passed over,
+//! what the CPU takes beside an accelerator, what compiling took.
 
 use std::fmt::Write as _;
 

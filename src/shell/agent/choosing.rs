@@ -1,4 +1,5 @@
-//! Which execution providers a load may use: what `hardware::choice` is asked with, kept for the time of the load.
+//! Which execution providers a load may use: what `hardware::choice` is asked with, kept for the time of the
+//! load.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -54,8 +55,8 @@ impl Choosing {
         choice
     }
 
-    /// Under which a failure of a model on a provider is remembered: another chip, driver or version of anything
-    /// is another matter.
+    /// Under which a failure of a model on a provider is remembered: another chip, driver or version of
+    /// anything is another matter.
     pub fn key(&self, digest: Digest, provider: &Provider, identity: &str) -> Digest {
         let mut text = format!("{digest}\0{identity}");
         if let Provider::Cann(cann) = provider {
