@@ -124,3 +124,72 @@ pub fn told(passed: &[PassedOver]) -> String {
     let one = |passed: &PassedOver| format!("{}: {}", passed.provider, passed.why);
     passed.iter().map(one).collect::<Vec<_>>().join("; ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Wanted;
+
+    fn choosing(wanted: Vec<Wanted>) -> Choosing {
+        let wanted = ExecutionProviders(wanted);
+        Choosing { wanted, cann_built: true, ..Choosing::default() }
+    }
+
+    fn labels(choice: &Choice) -> Vec<String> {
+        choice.candidates.iter().map(label).collect()
+    }
+
+    fn identity(provider: &Provider) -> String {
+        provider.name().to_owned()
+    }
+
+    #[test]
+    fn a_failure_counts_for_that_model_on_that_provider_and_the_cpu_has_none() {
+        let model = Digest::of(b"model");
+        let mut choosing = choosing(vec![Wanted::Cann, Wanted::Cpu]);
+        let all = choosing.choice(model, identity).candidates;
+        for provider in [&all[0], &Provider::Cpu] {
+            let key = choosing.key(model, provider, &format!("{provider} with driver 1"));
+            choosing.failed.insert(key, "GRAPH_FAILED".to_owned());
+        }
+        let with_driver = |number: u8| {
+            move |provider: &Provider| match label(provider).as_str() {
+                "cann (subgraphs)" => "another".to_owned(),
+                _ => format!("{provider} with driver {number}"),
+            }
+        };
+        let choice = choosing.choice(model, with_driver(1));
+        assert_eq!(labels(&choice), ["cann (subgraphs)", "cpu"]);
+        assert_eq!(choice.passed[0].why.label(), "failed_before");
+        // Another driver, or another model, is another matter.
+        assert_eq!(choosing.choice(model, with_driver(2)).candidates, all);
+        assert_eq!(choosing.choice(Digest::of(b"other"), with_driver(1)).candidates, all);
+    }
+
+    #[test]
+    fn the_way_back_leads_to_what_is_wanted_before_and_never_through_what_was_left() {
+        let model = Digest::of(b"model");
+        let mut choosing = choosing(vec![Wanted::Cann, Wanted::Cpu]);
+        choosing.better_than = Some(Provider::Cpu);
+        assert_eq!(labels(&choosing.choice(model, identity)), ["cann", "cann (subgraphs)"]);
+        choosing.left.insert("cann".to_owned(), "507018".to_owned());
+        let choice = choosing.choice(model, identity);
+        assert_eq!(labels(&choice), ["cann (subgraphs)"]);
+        assert_eq!(choice.passed[0].why.to_string(), "it failed in service: 507018");
+        choosing.better_than = None;
+        assert_eq!(labels(&choosing.choice(model, identity)), ["cann (subgraphs)", "cpu"]);
+    }
+
+    #[test]
+    fn what_says_nothing_of_the_model_on_a_provider_is_told_and_not_remembered() {
+        let trying = Trying::default();
+        trying.begin(Vec::new());
+        let unfit = |fate| Unfit { digest: None, reason: "why".to_owned(), fate };
+        let (key, cann) = (Digest::of(b"key"), Provider::Cann(Cann::default()));
+        for fate in [Fate::Later, Fate::Provider, Fate::ForGood] {
+            trying.failed(&cann, key, &unfit(fate));
+        }
+        let tried = trying.end();
+        assert_eq!((tried.passed.len(), tried.failed.len()), (3, 2));
+    }
+}

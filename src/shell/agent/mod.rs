@@ -64,6 +64,7 @@ use self::underway::Underway;
 use crate::arrivals::{Arrival, Arrivals, VersionKey};
 use crate::config::{Change, Config, LogLevel, ModelConfig, Policy, Provider};
 use crate::governor::{self, Verdict};
+use crate::hardware::Vendor;
 use crate::limits;
 use crate::schedule::Batching;
 use crate::shell::children::{Memory, Wish, this_program};
@@ -168,8 +169,8 @@ struct Agent {
     config_restart: Vec<Change>,
     recording: Recording,
     devices: Devices,
-    /// Whether the NPU that CANN is asked for was usable at the last look.
-    npu_usable: bool,
+    /// The accelerators that could be worked with at the last look.
+    usable: BTreeSet<(Vendor, Option<u32>)>,
     /// Providers whose sessions of a model failed in service, by model and label.
     left: BTreeMap<(String, String), Left>,
 }
@@ -323,7 +324,7 @@ impl Agent {
             config_restart: Vec::new(),
             recording: Recording::new(now),
             devices: Devices::default(),
-            npu_usable: false,
+            usable: BTreeSet::new(),
             left: BTreeMap::new(),
         }
     }

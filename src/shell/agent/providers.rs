@@ -143,7 +143,7 @@ impl Agent {
 
     /// Each turn: models leave what is lost, and go back to what is wanted first where that may do again.
     pub(super) fn follow_providers(&mut self, now: Instant) {
-        self.look_at_npu(now);
+        self.look_at_devices(now);
         for model in self.served.keys().cloned().collect::<Vec<_>>() {
             let Some(served) = self.served.get(&model) else { continue };
             if served.standing.is_going() {
@@ -172,15 +172,14 @@ impl Agent {
         }
     }
 
-    /// An NPU that comes, goes or gets well is a reason to look at once.
-    fn look_at_npu(&mut self, now: Instant) {
-        let roster = self.devices.roster();
-        let device = self.config.cann.device_id;
-        let usable = self.devices.sees(Vendor::Ascend) && unusable(roster, device).is_none();
-        if std::mem::replace(&mut self.npu_usable, usable) == usable || !usable {
+    /// An accelerator that comes or gets well is a reason to look at once: of plugins nobody knows whose they are.
+    fn look_at_devices(&mut self, now: Instant) {
+        let usable = self.devices.usable();
+        let before = std::mem::replace(&mut self.usable, usable);
+        if self.usable.is_subset(&before) {
             return;
         }
-        self.left.retain(|(_, provider), _| !provider.starts_with("cann"));
+        self.left.values_mut().for_each(|left| left.until = now);
         for served in self.served.values_mut() {
             if served.standing.due.is_some() {
                 (served.standing.due, served.standing.failures) = (Some(now), 0);
@@ -419,4 +418,41 @@ impl Agent {
 pub fn nothing_left(wanted: &impl std::fmt::Display, passed: &[PassedOver]) -> String {
     let passed = if passed.is_empty() { "nothing of it is there".to_owned() } else { told(passed) };
     format!("no execution provider of [{wanted}] can run it: {passed}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn passed(why: Passed) -> Tried {
+        let provider = "npu".to_owned();
+        Tried { passed: vec![PassedOver { provider, why }], failed: Vec::new() }
+    }
+
+    #[test]
+    fn what_may_come_back_is_looked_for_later_and_later_and_what_cannot_never_is() {
+        let now = Instant::now();
+        let standing = |why| Standing::new(Provider::Cpu, &passed(why), Value::Null, now);
+        assert_eq!(standing(Passed::NotInRuntime).due, None);
+        assert_eq!(standing(Passed::NotDescribed).due, None);
+        let plain = Standing::new(Provider::Cpu, &Tried::default(), Value::Null, now);
+        assert_eq!(plain.due, None, "it is what was wanted first");
+        let mut lost = standing(Passed::DeviceLost { device: 0 });
+        let first = limits::PROVIDER_AGAIN_FIRST;
+        assert_eq!(lost.due, Some(now + first));
+        lost.put_off(now);
+        assert_eq!(lost.due, Some(now + 2 * first));
+        for _ in 0..100 {
+            lost.put_off(now);
+        }
+        assert_eq!(lost.due, Some(now + limits::PROVIDER_AGAIN_LONGEST));
+    }
+
+    #[test]
+    fn a_reason_names_what_was_wanted_and_all_that_was_passed_over() {
+        let words = nothing_left(&"cann", &passed(Passed::NotInRuntime).passed);
+        let expected = "no execution provider of [cann] can run it: npu: ONNX Runtime was not built \
+                        with it";
+        assert_eq!(words, expected);
+    }
 }
