@@ -20,15 +20,15 @@ use serde_json::Value;
 use standins::{Bench, npu};
 
 /// Slow enough that what else goes on in the box is little beside it.
-const COOL: &str = "temperature = 60\nnpu.time = 1200\n";
+const COOL: &str = "temperature = 60\nnpu.time = 13000\n";
 /// More than twice as slow: dense breaks its budget, a rung of 0.6 keeps it.
-const HOT: &str = "temperature = 95\nnpu.time = 1200\nnpu.hot = 85\nnpu.throttle = 220\n";
-const LOST: &str = "temperature = 60\nnpu.time = 1200\ngone = 0\n";
+const HOT: &str = "temperature = 95\nnpu.time = 13000\nnpu.hot = 85\nnpu.throttle = 220\n";
+const LOST: &str = "temperature = 60\nnpu.time = 13000\ngone = 0\n";
 
 /// A network whose ladder is made in seconds: convolutions of one place, of 64 and 96 channels in turn.
 fn small_network() -> Vec<u8> {
     let mut net = Net::plain(11);
-    let mut x = net.input(16, 32, 32);
+    let mut x = net.input(16, 8, 8);
     for width in [64, 96, 64, 96] {
         x = net.conv(&x, width, 1, 1, 1);
         x = net.unary("Relu", &x);
@@ -42,7 +42,7 @@ fn small_network() -> Vec<u8> {
 
 fn samples() -> Vec<u8> {
     let mut chance = Chance(5);
-    let shape = [40, 16, 32, 32];
+    let shape = [40, 16, 8, 8];
     let values: Vec<f32> = (0..shape.iter().product()).map(|_| chance.real()).collect();
     let array = Tensor::from_f32(&shape, &values);
     npz::encode(&BTreeMap::from([("input".to_owned(), array)])).unwrap()
@@ -109,6 +109,10 @@ fn an_agent_holds_its_budget_on_an_accelerator_that_throttles_vanishes_and_retur
     let made = manifests(&home);
     let on_npu = format!(" of npu {}", &npu::plugin(&bench).sha256[..12]);
     assert!(made.len() == 1 && made[0].engine.contains(&on_npu), "{:?}", made[0].engine);
+    let table = fs::read(home.state().join("latencies/table.json")).unwrap();
+    let table: Value = serde_json::from_slice(&table).unwrap();
+    let engines: Vec<&String> = table["engines"].as_object().unwrap().keys().collect();
+    assert_eq!(engines, [&made[0].engine]);
     let cuts = &made[0].rungs[0].cuts;
     let aligned = cuts.iter().filter(|cut| cut.kept % 16 == 0).count();
     assert!(!cuts.is_empty() && aligned == cuts.len(), "{aligned} of {} cuts", cuts.len());

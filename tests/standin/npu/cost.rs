@@ -13,7 +13,7 @@ const VECTOR: f64 = 0.5;
 /// Cores among which the samples of a batch are spread.
 const CORES: usize = 8;
 /// Nanoseconds to start an operator.
-const START: f64 = 20_000.0;
+const START: f64 = 5_000.0;
 
 fn blocks(channels: usize) -> f64 {
     (channels.div_ceil(BLOCK) * BLOCK) as f64
