@@ -2,10 +2,9 @@
 //!
 //! [`raw`] reads YAML into a tree in which each value knows its place; [`schema`] is the one table
 //! of settings, from which files, environment variables and flags are read and differences are
-//! told; [`layers`] puts defaults < files < fleet < environment < flags on top of each other; [`fleet`] says what
-//! a fleet's bundle may set; [`checked`] is
-//! what the rest of the program sees, and [`json_schema`] what editors do. The room reads neither files
-//! nor the environment: `shell` hands them in.
+//! told; [`layers`] puts defaults < files < fleet < environment < flags on top of each other; [`fleet`] says
+//! what a fleet's bundle may set; [`checked`] is what the rest of the program sees, and [`json_schema`] what
+//! editors do. The room reads neither files nor the environment: `shell` hands them in.
 
 pub mod checked;
 pub mod diff;

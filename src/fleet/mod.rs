@@ -3,8 +3,8 @@
 //!
 //! [`envelope`] takes a bundle apart; [`keys`] say whether enough of those who are trusted signed it;
 //! [`document`] is what it says; [`select`] whom it is for; [`admit`] puts these together into one answer, a
-//! typed [`Refused`] where it is no. [`apply`] is the machine that brings a bundle into force, and [`health`] says
-//! whether it does the box good. Time and identity are arguments.
+//! typed [`Refused`] where it is no. [`apply`] is the machine that brings a bundle into force, and [`health`]
+//! says whether it does the box good. Time and identity are arguments.
 
 pub mod admit;
 pub mod apply;
@@ -22,7 +22,7 @@ mod simulation;
 mod tests;
 
 pub use admit::{Seen, Standing, Verified, admit, verify};
-pub use apply::{Machine, Record};
+pub use apply::{Kept, Machine, Record};
 pub use document::{Artifact, Document, Sha256, Source};
 pub use envelope::Envelope;
 pub use keys::{Key, KeySet, NoKeys, Tally};

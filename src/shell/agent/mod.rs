@@ -17,6 +17,7 @@ mod convict;
 mod devices;
 mod doors;
 mod event;
+mod fleet;
 mod lifecycle;
 mod loads;
 mod memory;
@@ -49,6 +50,7 @@ pub use self::config_file::ConfigFile;
 use self::confined::Seen;
 use self::devices::Devices;
 use self::event::Event;
+use self::fleet::Fleet;
 use self::loads::Loads;
 use self::prepare::{Loader, chain};
 use self::recording::Recording;
@@ -69,11 +71,12 @@ use crate::shell::serve::{self, App};
 use crate::shell::shadow::Shadow;
 use crate::shell::slot::{Command, Commands, IndexEntry, ModelState, Notice, Repository};
 use crate::shell::spans::Tracer;
-use crate::shell::store::{LadderId, Store, StoreError};
+use crate::shell::store::{KeptBundle, LadderId, Store, StoreError};
 use crate::shell::watch::{self, Listing};
 
-/// Reads the configuration anew; an error leaves the one in force.
-pub type Reread = Box<dyn Fn() -> Result<Config, String> + Send>;
+/// Reads the configuration anew, with this bundle's part or with that of the one in force; an error leaves what
+/// holds.
+pub type Reread = Box<dyn Fn(Option<&KeptBundle>) -> Result<Config, String> + Send>;
 
 /// What the agent starts with.
 pub struct Setup {
@@ -164,6 +167,8 @@ struct Agent {
     config_restart: Vec<Change>,
     recording: Recording,
     devices: Devices,
+    /// What it is in its fleet; `None` where it belongs to none.
+    fleet: Option<Fleet>,
 }
 
 /// Serves until SIGTERM or SIGINT, then drains.
@@ -311,6 +316,7 @@ impl Agent {
             config_restart: Vec::new(),
             recording: Recording::new(now),
             devices: Devices::default(),
+            fleet: None,
         }
     }
 
@@ -331,6 +337,8 @@ impl Agent {
         self.follow_devices();
         let changed = Arc::new(Notify::new());
         let _config_watcher = self.watch_config(&changed);
+        let came = Arc::new(Notify::new());
+        self.join_fleet(&came);
         self.tick();
         let mut rescan = tokio::time::interval(self.config.arrivals.rescan.into());
         let look = Arc::clone(&self.look);
@@ -350,7 +358,9 @@ impl Agent {
                 _ = rescan.tick() => {
                     self.look_after(Duration::ZERO);
                     self.look_at_config();
+                    self.look_at_inbox();
                 }
+                () = came.notified() => self.look_at_inbox(),
                 () = look.notified() => self.look_after(limits::LOOK_DELAY),
                 () = due(self.look_at), if !self.listing => self.list(),
                 () = changed.notified() => self.look_at_config(),
@@ -420,6 +430,7 @@ impl Agent {
             Event::Notice(notice) => self.notice(&notice),
             Event::Command(command) => self.command(command),
             Event::Vendor { vendor, task, event } => self.vendor(vendor, task, event),
+            Event::Fleet { job, outcome } => self.fleet_done(job, outcome),
             Event::Reload => self.reload(),
         }
     }

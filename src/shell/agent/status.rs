@@ -45,6 +45,7 @@ impl Agent {
             frugal::give_back_program();
         }
         self.end_probations(now);
+        self.turn_fleet(now);
         self.tell_status(now);
         let states =
             [sd_notify::NotifyState::Watchdog, sd_notify::NotifyState::Status(&self.one_line())];
@@ -167,6 +168,7 @@ impl Agent {
             "shared_weights_bytes": self.loader.pool.bytes(),
             "sandbox": self.loader.confined.status(self.config.sandbox),
             "hardware": hardware, "accelerators": self.devices.status(),
+            "fleet": self.fleet_status(),
         });
         self.status.store(Arc::new(status));
     }
