@@ -6,9 +6,10 @@
 //! typed [`Refused`] where it is no. [`apply`] is the machine that brings a bundle into force, and [`health`] says
 //! whether it does the box good. Time and identity are arguments.
 //!
-//! What a fleet and its nodes tell each other goes over the [`topics`] of a broker: bundles one way, the state that is
-//! [`reported`] the other; [`telling`] puts together what became of bundles, [`outbox`] says how much of it is sent and when, [`backoff`] when a broker that was lost
-//! is tried again, and [`roll_call`] what operators see of all of it.
+//! What a fleet and its nodes tell each other goes over the [`topics`] of a broker: bundles one way, the state
+//! that is [`reported`] the other; [`telling`] puts together what became of bundles, [`outbox`] says how much of
+//! it is sent and when, [`backoff`] when a broker that was lost is tried again, and [`roll_call`] what operators
+//! see of all of it.
 
 pub mod admit;
 pub mod apply;
@@ -32,7 +33,7 @@ mod simulation;
 mod tests;
 
 pub use admit::{Seen, Standing, Verified, admit, verify};
-pub use apply::{Machine, Record};
+pub use apply::{Kept, Machine, Record};
 pub use document::{Artifact, Document, Sha256, Source};
 pub use envelope::Envelope;
 pub use keys::{Key, KeySet, NoKeys, Tally};

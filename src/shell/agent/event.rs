@@ -11,6 +11,7 @@ use super::choosing::Tried;
 use super::devices::VendorEvent;
 use crate::arrivals::VersionKey;
 use crate::config::Provider;
+use crate::fleet::apply::Outcome;
 use crate::hardware::Vendor;
 use crate::ladder::Manifest;
 use crate::protocol::Signature;
@@ -74,6 +75,8 @@ pub enum Event {
         task: u64,
         event: VendorEvent,
     },
+    /// A task for a fleet's bundle has ended.
+    Fleet { job: u64, outcome: Outcome },
     /// SIGHUP.
     Reload,
 }

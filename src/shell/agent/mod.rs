@@ -18,6 +18,7 @@ mod convict;
 mod devices;
 mod doors;
 mod event;
+mod fleet;
 mod lifecycle;
 mod loads;
 mod memory;
@@ -54,6 +55,7 @@ use self::confined::Seen;
 use self::devices::Devices;
 use self::doors::Doors;
 use self::event::Event;
+use self::fleet::Fleet;
 use self::loads::Loads;
 use self::prepare::Loader;
 use self::providers::Left;
@@ -76,12 +78,13 @@ use crate::shell::serve::{self, App};
 use crate::shell::shadow::Shadow;
 use crate::shell::slot::{Command, Commands, IndexEntry, ModelState, Notice, Repository};
 use crate::shell::spans::Tracer;
-use crate::shell::store::{LadderId, Store, StoreError};
+use crate::shell::store::{KeptBundle, LadderId, Store, StoreError};
 use crate::shell::systemd::{self, EVENT_LOOP, Endpoint, Life, Pulse, Taken, Watchdog, tell};
 use crate::shell::watch::{self, Listing};
 
-/// Reads the configuration anew; an error leaves the one in force.
-pub type Reread = Box<dyn Fn() -> Result<Config, String> + Send>;
+/// Reads the configuration anew, with this bundle's part or with that of the one in force; an error leaves what
+/// holds.
+pub type Reread = Box<dyn Fn(Option<&KeptBundle>) -> Result<Config, String> + Send>;
 
 /// What the agent starts with.
 pub struct Setup {
@@ -186,6 +189,8 @@ struct Agent {
     life: Life,
     pulse: Pulse,
     lister: Pulse,
+    /// What it is in its fleet; `None` where it belongs to none.
+    fleet: Option<Fleet>,
 }
 
 /// Serves until SIGTERM or SIGINT, then drains.
@@ -354,6 +359,7 @@ impl Agent {
             pulse: life.actor(EVENT_LOOP, limits::EVENT_LOOP_SILENCE),
             lister: life.actor("the listing of the model directory", limits::LISTING_SILENCE),
             life,
+            fleet: None,
         }
     }
 
@@ -376,6 +382,8 @@ impl Agent {
         self.follow_devices();
         let changed = Arc::new(Notify::new());
         let _config_watcher = self.watch_config(&changed);
+        let came = Arc::new(Notify::new());
+        self.join_fleet(&came);
         self.tick();
         let mut rescan = tokio::time::interval(self.config.arrivals.rescan.into());
         let look = Arc::clone(&self.look);
@@ -395,7 +403,9 @@ impl Agent {
                 _ = rescan.tick() => {
                     self.look_after(Duration::ZERO);
                     self.look_at_config();
+                    self.look_at_inbox();
                 }
+                () = came.notified() => self.look_at_inbox(),
                 () = look.notified() => self.look_after(limits::LOOK_DELAY),
                 () = due(self.look_at), if !self.listing => self.list(),
                 () = changed.notified() => self.look_at_config(),
@@ -483,6 +493,7 @@ impl Agent {
             Event::Notice(notice) => self.notice(&notice),
             Event::Command(command) => self.command(command),
             Event::Vendor { vendor, task, event } => self.vendor(vendor, task, event),
+            Event::Fleet { job, outcome } => self.fleet_done(job, outcome),
             Event::Reload => self.reload(),
         }
     }

@@ -179,6 +179,28 @@ impl Loader {
         }))
     }
 
+    /// Tries a model of which nothing is served yet, on the first provider on which it runs.
+    pub async fn only_try(self, path: PathBuf) -> Result<(), Unfit> {
+        let (file, loader) = (path.clone(), self.clone());
+        let digest = blocking(move || loader.digest(&file)).await?;
+        if let Some(reason) = self.quarantined.get(&digest) {
+            let reason = format!("it is quarantined: {reason}");
+            return Err(Unfit { digest: Some(digest), reason, fate: Fate::WhenChanged });
+        }
+        let Choice { candidates, passed } = self.choice(digest);
+        let mut last = None;
+        for provider in candidates {
+            match self.on(&provider).trial(&path, digest).await {
+                Ok(_) => return Ok(()),
+                Err(unfit) => last = Some(unfit),
+            }
+        }
+        Err(last.unwrap_or_else(|| {
+            let reason = nothing_left(&self.choosing.wanted, &passed);
+            Unfit { digest: Some(digest), reason, fate: Fate::Later }
+        }))
+    }
+
     /// The external data files that a model names; `None` where it cannot be read.
     pub async fn external(&self, path: PathBuf) -> Option<BTreeSet<String>> {
         // Why not is for `prepare` to say.

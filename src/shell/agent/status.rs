@@ -47,6 +47,7 @@ impl Agent {
             frugal::give_back_program();
         }
         self.end_probations(now);
+        self.turn_fleet(now);
         self.tell_status(now);
         let slots = self.served.values().map(|served| (&served.key.model, &served.slot));
         let runs = slots.filter_map(|(model, slot)| Some((model.clone(), slot.longest_run(now)?)));
@@ -175,6 +176,7 @@ impl Agent {
             "shared_weights_bytes": self.loader.pool.bytes(),
             "sandbox": self.loader.confined.status(self.config.sandbox),
             "hardware": hardware, "accelerators": self.devices.status(),
+            "fleet": self.fleet_status(),
         });
         self.status.store(Arc::new(status));
     }
