@@ -149,7 +149,13 @@ fn start<'a>(home: &'a Home, place: &Path) -> Agent<'a> {
 #[test]
 fn what_became_of_a_model_is_found_by_fields() {
     let home = Home::new();
-    home.configure("defaults: {budget: {p99: 20us}, quality_floor: 0, ladder: {ratios: [0.7]}}");
+    let configure = |budget: &str| {
+        home.configure(&format!(
+            "defaults: {{budget: {budget}, quality_floor: 0, ladder: {{ratios: [0.7]}}}}"
+        ));
+    };
+    // A build makes place for a model that misses its budget.
+    configure("none");
     home.drop_model(&model("digits_mobile.onnx"), "digits/1/model.onnx");
     let bad = home.dir.path().join("bad.onnx");
     std::fs::write(&bad, "no model").unwrap();
@@ -174,9 +180,12 @@ fn what_became_of_a_model_is_found_by_fields() {
     assert_eq!(refused["MESSAGE"], format!("not served: {}", refused["REASON"]));
     has(&serves, &[("MODEL", "digits"), ("VARIANT", "dense"), ("PRIORITY", "6")]);
     assert!(serves["P99"].starts_with("Some("), "{serves:#?}");
-    // Dense is above its budget whatever it does.
+    let [built] = entries(10 * PATIENCE, &journal, ["its ladder is built"]);
+    has(&built, &[("MODEL", "digits"), ("RUNGS", "1")]);
+    // Dense is above this whatever it does.
+    configure("{p99: 20us}");
     let load = Load::start(home.http, "digits", agent.input("digits").unwrap());
-    let [swapped] = entries(10 * PATIENCE, &journal, ["swapped dense for "]);
+    let [swapped] = entries(2 * PATIENCE, &journal, ["swapped dense for "]);
     let (answered, failed) = load.finish();
     assert!(answered > 0 && failed.is_empty(), "{failed:?}");
     has(
