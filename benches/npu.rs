@@ -7,7 +7,6 @@
 //! can gain where cores behave so, and nothing of a chip.
 
 // Each user of it needs a part.
-#[allow(dead_code)]
 #[path = "../tests/standins/mod.rs"]
 mod standins;
 

@@ -600,8 +600,8 @@ fn how_a_box_belongs_to_a_fleet_is_read_and_must_fit_together() {
 #[test]
 fn how_a_box_signs_in_at_a_broker_is_read_and_must_fit_together() {
     let config = load(
-        "fleet:\n  keys: [a.pub]\n  mqtt:\n    url: mqtts://broker.example\n    fleet: plant\n    ca: ca.pem\n    \
-         username: box-17\n    password_file: credential:mqtt\n",
+        "fleet:\n  keys: [a.pub]\n  mqtt:\n    url: mqtts://broker.example\n    fleet: plant\n    \
+         ca: ca.pem\n    username: box-17\n    password_file: credential:mqtt\n",
     );
     let mqtt = config.unwrap().fleet.mqtt;
     assert_eq!(mqtt.url.unwrap().to_string(), "mqtts://broker.example:8883");

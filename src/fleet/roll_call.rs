@@ -1,4 +1,5 @@
-//! What operators see of a fleet: every node that was heard of, and how far a revision has got with those it is for.
+//! What operators see of a fleet: every node that was heard of, and how far a revision has got with those it is
+//! for.
 
 use std::collections::BTreeMap;
 
@@ -209,7 +210,7 @@ mod tests {
     fn a_revision_is_followed_on_every_node_that_it_is_for() {
         let topics = Topics::new("plant").unwrap();
         let mut roll = RollCall::new(topics.clone());
-        let mut states = vec![node("a"), node("b"), node("c"), node("d"), node("e")];
+        let mut states = [node("a"), node("b"), node("c"), node("d"), node("e")];
         states[0].applied = Some(Applied { revision: 7, digest: String::new() });
         states[1].refused = Some(RefusedBundle {
             revision: None,

@@ -195,6 +195,8 @@ impl Metrics {
     /// On which execution provider it runs.
     pub fn provider(&self, model: &str, version: Version, runs: Runs) {
         self.tell(model, version, |told| told.runs = Some(runs));
+    }
+
     /// What became of a fleet's bundles so far.
     pub fn fleet(&self, bundles: Bundles) {
         *self.bundles.lock().unwrap_or_else(PoisonError::into_inner) = bundles;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::Agent;
 use super::choosing::{Tried, Trying};
@@ -15,14 +15,15 @@ use super::recording::Demand;
 use super::served::{Build, Candidate, Served, Standby};
 use crate::arrivals::VersionKey;
 use crate::config::{Cpus, ModelConfig};
-use crate::hardware::label;
+use crate::hardware::{PassedOver, label};
 use crate::limits;
+use crate::protocol::Signature;
 use crate::schedule::Batching;
 use crate::shell::children::Memory;
 use crate::shell::cpus;
 use crate::shell::slot::{Entry, ModelState, Slot, SlotOptions, VariantInfo};
 use crate::shell::store::Quarantined;
-use crate::units::Digest;
+use crate::units::{Digest, Version};
 
 /// Name of the variant that the operator gave.
 const DENSE: &str = "dense";
@@ -196,14 +197,7 @@ impl Agent {
             quality: 1.0,
             promised: opened.p99,
         };
-        let options = SlotOptions {
-            model: key.model.clone(),
-            version: key.version,
-            signature,
-            queue: config.queue_length,
-            timeout: Some(config.request_timeout.into()),
-            notices: Some(self.notices.clone()),
-        };
+        let options = self.slot_options(&key, &config, signature);
         let slot = match Slot::start(options, info.clone(), opened.sessions) {
             Ok(slot) => Arc::new(slot),
             Err(error) => return self.refuse(&key, &error.to_string()),
@@ -213,12 +207,8 @@ impl Agent {
             old.close();
         }
         self.refused.remove(&key);
-        let (model, version, on) = (&key.model, key.version, label(&provider));
-        let (variant, p99) = (&info.name, opened.p99);
-        tracing::info!(model, %version, variant, provider = on, ?p99, "in service");
-        for passed in &tried.passed {
-            tracing::info!(model, provider = passed.provider, "passed over: {}", passed.why);
-        }
+        let (version, on) = (key.version, label(&provider));
+        tell_in_service(&key.model, version, &info.name, &on, opened.p99, &tried.passed);
         let dense = Candidate {
             info,
             path: path.clone(),
@@ -262,6 +252,22 @@ impl Agent {
         self.evict_compiled();
     }
 
+    fn slot_options(
+        &self,
+        key: &VersionKey,
+        config: &ModelConfig,
+        signature: Signature,
+    ) -> SlotOptions {
+        SlotOptions {
+            model: key.model.clone(),
+            version: key.version,
+            signature,
+            queue: config.queue_length,
+            timeout: Some(config.request_timeout.into()),
+            notices: Some(self.notices.clone()),
+        }
+    }
+
     /// A version that another one has taken the place of answers no more.
     fn leave(&mut self, key: &VersionKey) {
         if let Some(Entry::Ready(old)) = self.repository.remove(&key.model, key.version) {
@@ -296,6 +302,21 @@ impl Agent {
         self.served.remove(&key.model);
         self.metrics.forget(&key.model, key.version);
         self.end_unwanted_build(&key.model);
+    }
+}
+
+/// What runs a version now, and why nothing that was wanted before it does.
+fn tell_in_service(
+    model: &str,
+    version: Version,
+    variant: &str,
+    provider: &str,
+    p99: Option<Duration>,
+    passed: &[PassedOver],
+) {
+    tracing::info!(model, %version, variant, provider, ?p99, "in service");
+    for passed in passed {
+        tracing::info!(model, provider = passed.provider, "passed over: {}", passed.why);
     }
 }
 

@@ -71,7 +71,7 @@ use crate::governor::{self, Verdict};
 use crate::hardware::Vendor;
 use crate::limits;
 use crate::schedule::Batching;
-use crate::shell::children::{Memory, Wish, this_program};
+use crate::shell::children::{Memory, Wish};
 use crate::shell::engine::{Found, Pool, RuntimeError};
 use crate::shell::metrics::Metrics;
 use crate::shell::serve::{self, App};

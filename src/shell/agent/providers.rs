@@ -28,8 +28,8 @@ use crate::shell::store::FailedOnProvider;
 /// ONNX Runtime's name of the provider for CANN.
 const CANN: &str = "CANNExecutionProvider";
 
-/// Finds ONNX Runtime: one with the provider for CANN where NPUs of Ascend are seen or the configuration names it,
-/// and there is such a one; models' own policies are not known yet.
+/// Finds ONNX Runtime: one with the provider for CANN where NPUs of Ascend are seen or the configuration names
+/// it, and there is such a one; models' own policies are not known yet.
 ///
 /// # Errors
 /// Where there is none at all.

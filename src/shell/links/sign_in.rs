@@ -1,5 +1,5 @@
-//! How a broker is connected to: TLS, certificates and passwords, read anew for each attempt, since certificates
-//! are renewed on boxes that run for years. Nothing secret stands in an error or a log.
+//! How a broker is connected to: TLS, certificates and passwords, read anew for each attempt, since
+//! certificates are renewed on boxes that run for years. Nothing secret stands in an error or a log.
 
 use std::io;
 use std::path::{Path, PathBuf};
