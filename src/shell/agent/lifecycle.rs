@@ -213,11 +213,6 @@ impl Agent {
             old.close();
         }
         self.refused.remove(&key);
-        let (model, version, on) = (&key.model, key.version, label(&provider));
-        tracing::info!(model, %version, provider = on, p99 = ?opened.p99, "in service");
-        for passed in &tried.passed {
-            tracing::info!(model, provider = passed.provider, "passed over: {}", passed.why);
-        }
         let dense = Candidate {
             info,
             path: path.clone(),
@@ -230,11 +225,11 @@ impl Agent {
             faults: 0,
             disproved: None,
         };
-        let asked = self.asked_providers(&config);
         let served = Served {
             key: key.clone(),
             path,
             digest,
+            asked: self.asked_providers(&config),
             config,
             slot,
             candidates: vec![dense],
@@ -247,8 +242,18 @@ impl Agent {
             last_because: None,
             calibration: self.calibration_of(&key.model),
             standing: Standing::new(provider, tried, facts, Instant::now()),
-            asked,
         };
+        self.serve(key, served);
+    }
+
+    /// The version answers from now on, and the one before it does no more.
+    fn serve(&mut self, key: VersionKey, served: Served) {
+        let (model, version, standing) = (&key.model, key.version, &served.standing);
+        let (provider, p99) = (label(&standing.provider), served.candidates[0].p99);
+        tracing::info!(model, %version, provider, ?p99, "in service");
+        for passed in &standing.passed {
+            tracing::info!(model, provider = passed.provider, "passed over: {}", passed.why);
+        }
         let previous = self.served.insert(key.model.clone(), served);
         if previous.is_some() {
             self.end_unwanted_build(&key.model);

@@ -258,28 +258,7 @@ impl Agent {
         let Setup { config, config_file, reread, log_level, hardware } = setup;
         let Ends { events, notices, repository, metrics, status, tracer } = ends;
         let now = Instant::now();
-        let loader = Loader {
-            library: runtime.library().path.clone(),
-            runtime,
-            pool: Arc::new(Pool::in_folder(store.children_dir())),
-            model: String::new(),
-            expects_lending: false,
-            threads: 1,
-            instances: 1,
-            cpus: Vec::new(),
-            batching: Batching::OFF,
-            trial_timeout: config.trial.timeout.into(),
-            trial_memory: Memory::or_part(config.trial.memory, limits::TRIAL_MEMORY_PARTS),
-            sandbox: config.sandbox,
-            folders: store.children_dir(),
-            state_dir: store.root().to_owned(),
-            confined: Seen::default(),
-            samples: None,
-            quarantined: Arc::default(),
-            provider: Provider::Cpu,
-            choosing: Arc::default(),
-            trying: Trying::default(),
-        };
+        let loader = loader(runtime, &store, &config);
         Self {
             arrivals: Arrivals::new(config.arrivals.settle.into()),
             config,
@@ -598,6 +577,32 @@ impl Agent {
             tracing::warn!("some requests were not answered within {grace:?}");
         }
         self.served.clear();
+    }
+}
+
+/// How variants are loaded and tried where no model says more.
+fn loader(runtime: Found, store: &Store, config: &Config) -> Loader {
+    Loader {
+        library: runtime.library().path.clone(),
+        runtime,
+        pool: Arc::new(Pool::in_folder(store.children_dir())),
+        model: String::new(),
+        expects_lending: false,
+        threads: 1,
+        instances: 1,
+        cpus: Vec::new(),
+        batching: Batching::OFF,
+        trial_timeout: config.trial.timeout.into(),
+        trial_memory: Memory::or_part(config.trial.memory, limits::TRIAL_MEMORY_PARTS),
+        sandbox: config.sandbox,
+        folders: store.children_dir(),
+        state_dir: store.root().to_owned(),
+        confined: Seen::default(),
+        samples: None,
+        quarantined: Arc::default(),
+        provider: Provider::Cpu,
+        choosing: Arc::default(),
+        trying: Trying::default(),
     }
 }
 
