@@ -24,7 +24,8 @@ pub struct Mqtt {
     pub plaintext: bool,
 }
 
-/// A file that is not for everybody: a path, or `credential:NAME` for one of those that systemd gives a service.
+/// A file that is not for everybody: a path, or `credential:NAME` for one of those that systemd gives a
+/// service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SecretFile(pub PathBuf);
 

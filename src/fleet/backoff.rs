@@ -1,5 +1,5 @@
-//! When a broker that was lost is tried again: a random time below a bound that doubles, so that a fleet that lost
-//! its broker in one moment does not come back in one.
+//! When a broker that was lost is tried again: a random time below a bound that doubles, so that a fleet that
+//! lost its broker in one moment does not come back in one.
 
 use std::time::Duration;
 

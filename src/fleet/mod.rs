@@ -3,12 +3,13 @@
 //!
 //! [`envelope`] takes a bundle apart; [`keys`] say whether enough of those who are trusted signed it;
 //! [`document`] is what it says; [`select`] whom it is for; [`admit`] puts these together into one answer, a
-//! typed [`Refused`] where it is no. [`apply`] is the machine that brings a bundle into force, and [`health`] says
-//! whether it does the box good. Time and identity are arguments.
+//! typed [`Refused`] where it is no. [`apply`] is the machine that brings a bundle into force, and [`health`]
+//! says whether it does the box good. Time and identity are arguments.
 //!
-//! What a fleet and its nodes tell each other goes over the [`topics`] of a broker: bundles one way, the state that is
-//! [`reported`] the other; [`telling`] puts together what became of bundles, [`outbox`] says how much of it is sent and when, [`backoff`] when a broker that was lost
-//! is tried again, and [`roll_call`] what operators see of all of it.
+//! What a fleet and its nodes tell each other goes over the [`topics`] of a broker: bundles one way, the state
+//! that is [`reported`] the other; [`telling`] puts together what became of bundles, [`outbox`] says how much
+//! of it is sent and when, [`backoff`] when a broker that was lost is tried again, and [`roll_call`] what
+//! operators see of all of it.
 
 pub mod admit;
 pub mod apply;

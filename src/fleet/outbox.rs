@@ -1,9 +1,9 @@
 //! What of a node's state is sent, and when.
 //!
-//! There is no queue: what could not be sent yet is in the newest state, with the last outcomes of bundles in its
-//! history, so that weeks without a broker take no more memory than a second. What decides something (a revision,
-//! a reason, a variant, health) goes at once and whole; figures alone go as changes, at leisure. A bucket of bytes
-//! bounds both.
+//! There is no queue: what could not be sent yet is in the newest state, with the last outcomes of bundles in
+//! its history, so that weeks without a broker take no more memory than a second. What decides something (a
+//! revision, a reason, a variant, health) goes at once and whole; figures alone go as changes, at leisure. A
+//! bucket of bytes bounds both.
 
 use std::time::Duration;
 
@@ -177,8 +177,9 @@ mod tests {
     }
 
     proptest! {
-        /// Whoever listens all the time has what the node was told to send, in order, after each message; nobody
-        /// is ever sent more than the bound in any stretch of time; and after a while of rest all is told.
+        /// Whoever listens all the time has what the node was told to send, in order, after each message;
+        /// nobody is ever sent more than the bound in any stretch of time; and after a while of rest all is
+        /// told.
         #[test]
         fn a_listener_has_the_nodes_state_and_is_never_flooded(story in happenings()) {
             let mut outbox = Outbox::new(1);
@@ -229,7 +230,8 @@ mod tests {
                 for (at, length) in &sent[first..] {
                     bytes += length;
                     let seconds = (*at - *begun).as_secs_f64();
-                    let most = limits::LINK_REPORT_BURST as f64 + seconds * limits::LINK_REPORT_RATE;
+                    let burst = limits::LINK_REPORT_BURST as f64;
+                    let most = burst + seconds * limits::LINK_REPORT_RATE;
                     prop_assert!(bytes as f64 <= most + 1.0, "{bytes} bytes in {seconds} s");
                 }
             }

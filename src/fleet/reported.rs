@@ -1,8 +1,9 @@
-//! What a node says that it is, and how it is sent: whole, or as what changed since (a JSON merge patch, RFC 7396).
+//! What a node says that it is, and how it is sent: whole, or as what changed since (a JSON merge patch, RFC
+//! 7396).
 //!
-//! A document holds no null, so that what left it can be told from what never was in it. A whole report is retained
-//! by the broker and tells newcomers all that decides anything; between two of them, changes of measured figures
-//! alone are sent to those who listen.
+//! A document holds no null, so that what left it can be told from what never was in it. A whole report is
+//! retained by the broker and tells newcomers all that decides anything; between two of them, changes of
+//! measured figures alone are sent to those who listen.
 
 use std::collections::BTreeMap;
 
@@ -109,8 +110,8 @@ pub struct Figures {
     /// Milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub p99_ms: Option<f64>,
-    /// Seconds in which the budget was looked after, and in which it was met, since the agent was started. Their
-    /// quotient is the share.
+    /// Seconds in which the budget was looked after, and in which it was met, since the agent was started.
+    /// Their quotient is the share.
     pub watched_s: u64,
     pub met_s: u64,
 }

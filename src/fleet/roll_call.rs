@@ -1,4 +1,5 @@
-//! What operators see of a fleet: every node that was heard of, and how far a revision has got with those it is for.
+//! What operators see of a fleet: every node that was heard of, and how far a revision has got with those it is
+//! for.
 
 use std::collections::BTreeMap;
 

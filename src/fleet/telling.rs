@@ -23,8 +23,9 @@ impl Told {
         self.received += 1;
     }
 
-    /// Takes a report of the machine. `bundle` is the digest of the bytes that it is about, where they were just
-    /// offered; `retained`: the broker gave them because the node connected, not because somebody sent them now.
+    /// Takes a report of the machine. `bundle` is the digest of the bytes that it is about, where they were
+    /// just offered; `retained`: the broker gave them because the node connected, not because somebody sent
+    /// them now.
     pub fn hear(&mut self, report: &Report, bundle: Option<Digest>, retained: bool) {
         let (revision, outcome, why) = match report {
             Report::Begun { .. } => return,

@@ -28,9 +28,9 @@ const HEARING: Duration = Duration::from_secs(15);
 
 /// Publish a bundle for one node, a group or all.
 ///
-/// The broker retains it: a node that is away finds it when it comes back, after weeks too. What the bundle itself says
-/// of whom it is for holds as well. Nothing is retained that no node would read: the bundle is checked first.
-/// With --wait its way is followed as by `blochd fleet watch`.
+/// The broker retains it: a node that is away finds it when it comes back, after weeks too. What the bundle
+/// itself says of whom it is for holds as well. Nothing is retained that no node would read: the bundle is
+/// checked first. With --wait its way is followed as by `blochd fleet watch`.
 #[derive(Debug, Args)]
 pub struct Push {
     bundle: PathBuf,
@@ -46,8 +46,8 @@ pub struct Push {
 
 /// Follow a bundle to the nodes that it is for.
 ///
-/// Exit code 0 once every node that can be reached has it in force, 1 where a node refuses it, none is known that it
-/// is for, or the time is over.
+/// Exit code 0 once every node that can be reached has it in force, 1 where a node refuses it, none is known
+/// that it is for, or the time is over.
 #[derive(Debug, Args)]
 pub struct Watch {
     bundle: PathBuf,
@@ -63,10 +63,11 @@ pub struct Watch {
 
 /// Publish what an earlier bundle says as a new revision.
 ///
-/// Revisions only go up: a node takes no bundle that is older than one it has seen, whoever sends it, so that nobody
-/// brings back a configuration with a known hole by replaying it. Going back is therefore a change like others: the
-/// earlier document gets a new revision (one above all that nodes report, without --revision) and a new time of expiry,
-/// is signed anew, and pushed. Where more than one signature is needed, --out alone writes it for the others to sign.
+/// Revisions only go up: a node takes no bundle that is older than one it has seen, whoever sends it, so that
+/// nobody brings back a configuration with a known hole by replaying it. Going back is therefore a change like
+/// others: the earlier document gets a new revision (one above all that nodes report, without --revision) and a
+/// new time of expiry, is signed anew, and pushed. Where more than one signature is needed, --out alone writes
+/// it for the others to sign.
 #[derive(Debug, Args)]
 pub struct Rollback {
     /// The bundle to go back to.
@@ -336,7 +337,8 @@ fn told(revision: u64, progress: Progress, refused: &[(&String, String)]) -> Val
 fn words(progress: Progress) -> String {
     let Progress { applied, refused, underway, pending, offline } = progress;
     format!(
-        "{applied} applied, {refused} refused, {underway} underway, {pending} pending, {offline} offline"
+        "{applied} applied, {refused} refused, {underway} underway, {pending} pending, \
+         {offline} offline"
     )
 }
 

@@ -18,6 +18,7 @@ mod devices;
 mod doors;
 mod event;
 mod lifecycle;
+mod linked;
 mod loads;
 mod memory;
 mod pace;
@@ -49,6 +50,7 @@ pub use self::config_file::ConfigFile;
 use self::confined::Seen;
 use self::devices::Devices;
 use self::event::Event;
+use self::linked::Linked;
 use self::loads::Loads;
 use self::prepare::{Loader, chain};
 use self::recording::Recording;
@@ -164,6 +166,8 @@ struct Agent {
     config_restart: Vec<Change>,
     recording: Recording,
     devices: Devices,
+    /// The link to its fleet's broker, where it has one.
+    linked: Option<Linked>,
 }
 
 /// Serves until SIGTERM or SIGINT, then drains.
@@ -217,6 +221,9 @@ pub async fn run(setup: Setup) -> Result<(), AgentError> {
     let (cut, _) = tokio::join!(server, metrics_server);
     if let Ok(cut @ 1..) = cut {
         tracing::warn!("{cut} connections were not done within {patience:?}");
+    }
+    if let Some(linked) = agent.linked.take() {
+        linked.close().await;
     }
     agent.close(patience.saturating_sub(stopping.elapsed()).max(limits::TICK)).await;
     if let Some(tracer) = tracer {
@@ -311,6 +318,7 @@ impl Agent {
             config_restart: Vec::new(),
             recording: Recording::new(now),
             devices: Devices::default(),
+            linked: None,
         }
     }
 
@@ -329,6 +337,7 @@ impl Agent {
         // `/v2/health/ready` to say; a slow trial must not make the start fail.
         systemd(&[sd_notify::NotifyState::Ready]);
         self.follow_devices();
+        self.link_fleet();
         let changed = Arc::new(Notify::new());
         let _config_watcher = self.watch_config(&changed);
         self.tick();

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use super::linked::Linked;
 use super::served::{Served, Standby};
 use super::{Agent, pace, systemd};
 use crate::governor;
@@ -46,6 +47,7 @@ impl Agent {
         }
         self.end_probations(now);
         self.tell_status(now);
+        self.tell_link(now);
         let states =
             [sd_notify::NotifyState::Watchdog, sd_notify::NotifyState::Status(&self.one_line())];
         systemd(&states);
@@ -167,6 +169,7 @@ impl Agent {
             "shared_weights_bytes": self.loader.pool.bytes(),
             "sandbox": self.loader.confined.status(self.config.sandbox),
             "hardware": hardware, "accelerators": self.devices.status(),
+            "broker": self.linked.as_ref().map(Linked::status),
         });
         self.status.store(Arc::new(status));
     }

@@ -1,9 +1,9 @@
 //! A node's link to its fleet's broker: MQTT 5, one connection, tried again for as long as the agent runs.
 //!
-//! Two things run side by side on a connection: one moves packets and hands bundles over, the other says what the
-//! node is. Neither is ever waited for by the agent: it leaves its newest state in a place and takes bundles from a
-//! bounded queue. Each connection begins anew (no session is kept at the broker): what is wanted of a node is
-//! retained there, and is delivered on every connection, after weeks too.
+//! Two things run side by side on a connection: one moves packets and hands bundles over, the other says what
+//! the node is. Neither is ever waited for by the agent: it leaves its newest state in a place and takes
+//! bundles from a bounded queue. Each connection begins anew (no session is kept at the broker): what is wanted
+//! of a node is retained there, and is delivered on every connection, after weeks too.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;

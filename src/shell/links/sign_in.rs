@@ -1,5 +1,5 @@
-//! How a broker is connected to: TLS, certificates and passwords, read anew for each attempt, since certificates
-//! are renewed on boxes that run for years. Nothing secret stands in an error or a log.
+//! How a broker is connected to: TLS, certificates and passwords, read anew for each attempt, since
+//! certificates are renewed on boxes that run for years. Nothing secret stands in an error or a log.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -108,11 +108,12 @@ pub(super) fn options(settings: &Mqtt, id: &str) -> Result<MqttOptions, LinkErro
     let file = settings.password_file.as_ref().map(resolve).transpose()?;
     let password = file.as_deref().map(password).transpose()?;
     let name = settings.username.as_ref().map(|UserName(name)| name);
-    if let Some(name) = name {
-        options.set_username(name);
-    }
-    if let Some(password) = password {
-        options.set_password(password);
+    // Each of these setters forgets what another one set.
+    match (name, password) {
+        (Some(name), Some(password)) => _ = options.set_credentials(name, password),
+        (Some(name), None) => _ = options.set_username(name),
+        (None, Some(password)) => _ = options.set_password(password),
+        (None, None) => {}
     }
     Ok(options)
 }
