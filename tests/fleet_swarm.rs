@@ -1,5 +1,5 @@
-//! Fifty nodes on one real broker take a push: some are away, some have disks that fail, some trust other keys. The
-//! bench of the same name has a thousand.
+//! Fifty nodes on one real broker take a push: some are away, some have disks that fail, some trust other keys.
+//! The bench of the same name has a thousand.
 
 #[path = "broker/mod.rs"]
 mod broker;

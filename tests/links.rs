@@ -1,5 +1,5 @@
-//! The link between a node, a real broker and an operator: what is wanted arrives, whenever a node comes; what a node
-//! is is seen; nobody writes for another; and whatever is wrong is told and tried again.
+//! The link between a node, a real broker and an operator: what is wanted arrives, whenever a node comes; what
+//! a node is is seen; nobody writes for another; and whatever is wrong is told and tried again.
 
 #[path = "broker/mod.rs"]
 mod broker;
@@ -144,8 +144,8 @@ async fn what_is_wanted_arrives_whenever_a_node_comes() {
     by.close().await;
 }
 
-/// Presence and state are seen by those who watch, and by those who come later; an end without a farewell is told by
-/// the broker.
+/// Presence and state are seen by those who watch, and by those who come later; an end without a farewell is
+/// told by the broker.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_node_is_is_seen_and_its_end_is_told() {
     let broker = Broker::start(SignIn::Passwords, &["box-1"]);

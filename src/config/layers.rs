@@ -294,6 +294,13 @@ fn check_broker(
             right: "name the public keys of those who sign under fleet.keys".to_owned(),
         });
     }
+    if config.fleet.inbox.is_none() {
+        problems.push(Problem {
+            origin: origin(["fleet.mqtt.url", "fleet.inbox"]),
+            what: "a broker without an inbox: what comes by it is put there".to_owned(),
+            right: "name a directory under fleet.inbox".to_owned(),
+        });
+    }
     if !url.tls && !url.is_here() && !mqtt.plaintext {
         problems.push(Problem {
             origin: origin(["fleet.mqtt.url", "fleet.mqtt.plaintext"]),

@@ -600,8 +600,9 @@ fn how_a_box_belongs_to_a_fleet_is_read_and_must_fit_together() {
 #[test]
 fn how_a_box_signs_in_at_a_broker_is_read_and_must_fit_together() {
     let config = load(
-        "fleet:\n  keys: [a.pub]\n  mqtt:\n    url: mqtts://broker.example\n    fleet: plant\n    \
-         ca: ca.pem\n    username: box-17\n    password_file: credential:mqtt\n",
+        "fleet:\n  keys: [a.pub]\n  inbox: /in\n  mqtt:\n    url: mqtts://broker.example\n    \
+         fleet: plant\n    ca: ca.pem\n    username: box-17\n    \
+         password_file: credential:mqtt\n",
     );
     let mqtt = config.unwrap().fleet.mqtt;
     assert_eq!(mqtt.url.unwrap().to_string(), "mqtts://broker.example:8883");
@@ -609,7 +610,7 @@ fn how_a_box_signs_in_at_a_broker_is_read_and_must_fit_together() {
     assert_eq!(mqtt.ca, Some("/etc/blochd/ca.pem".into()));
     assert_eq!(mqtt.username, Some(UserName("box-17".into())));
     assert_eq!(mqtt.password_file, Some(SecretFile("credential:mqtt".into())));
-    let here = "fleet: {keys: [a], mqtt: {url: 'mqtt://localhost', password_file: p}}";
+    let here = "fleet: {keys: [a], inbox: /in, mqtt: {url: 'mqtt://localhost', password_file: p}}";
     let password = load(here).unwrap().fleet.mqtt.password_file;
     assert_eq!(password, Some(SecretFile("/etc/blochd/p".into())));
     for (mqtt, what) in [
@@ -620,13 +621,15 @@ fn how_a_box_signs_in_at_a_broker_is_read_and_must_fit_together() {
         ("url: 'mqtts://b', password_file: 'credential:../k'", "no name in a fleet"),
         ("url: 'mqtts://b', username: ''", "does not fit"),
     ] {
-        let said = line(&format!("fleet: {{keys: [a], mqtt: {{{mqtt}}}}}"));
+        let said = line(&format!("fleet: {{keys: [a], inbox: /in, mqtt: {{{mqtt}}}}}"));
         assert!(said.contains(what), "{said}");
     }
-    let said = line("fleet: {mqtt: {url: 'mqtts://b'}}");
-    assert!(said.contains("every bundle would be refused"), "{said}");
+    let said = lines("fleet: {inbox: /in, mqtt: {url: 'mqtts://b'}}");
+    assert!(said.iter().all(|line| line.contains("every bundle would be refused")), "{said:?}");
+    let said = line("fleet: {keys: [a], mqtt: {url: 'mqtts://b'}}");
+    assert!(said.contains("without an inbox"), "{said}");
     // A password that stands in an address is not repeated.
-    let said = line("fleet: {keys: [a], mqtt: {url: 'mqtts://me:letmein@b'}}");
+    let said = line("fleet: {keys: [a], inbox: /in, mqtt: {url: 'mqtts://me:letmein@b'}}");
     assert!(said.contains("credentials") && !said.contains("letmein"), "{said}");
 }
 

@@ -72,3 +72,6 @@ pub const LINK_QUIET: Duration = Duration::from_millis(1500);
 /// Messages that wait for an operator's command: all that a broker retains for its nodes comes before the
 /// answer to the subscription, perhaps.
 pub const LINK_HEARD: usize = 2 * LINK_NODES;
+
+/// Before a bundle that could not be put into the inbox is tried again.
+pub const LINK_INBOX_AGAIN: Duration = Duration::from_secs(10);

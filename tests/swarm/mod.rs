@@ -1,5 +1,5 @@
-//! Many nodes on one broker: the real link, verification and machine of each; only their disks, models and time at
-//! work are not there. Some have disks that fail, some trust other keys, some are not there yet.
+//! Many nodes on one broker: the real link, verification and machine of each; only their disks, models and time
+//! at work are not there. Some have disks that fail, some trust other keys, some are not there yet.
 
 // Each program uses its own part of it.
 #![allow(dead_code)]

@@ -20,6 +20,7 @@ mod doors;
 mod event;
 mod fleet;
 mod lifecycle;
+mod linked;
 mod loads;
 mod memory;
 mod pace;
@@ -56,6 +57,7 @@ use self::devices::Devices;
 use self::doors::Doors;
 use self::event::Event;
 use self::fleet::Fleet;
+use self::linked::Linked;
 use self::loads::Loads;
 use self::prepare::Loader;
 use self::providers::Left;
@@ -191,6 +193,8 @@ struct Agent {
     lister: Pulse,
     /// What it is in its fleet; `None` where it belongs to none.
     fleet: Option<Fleet>,
+    /// The link to its fleet's broker, where it has one.
+    linked: Option<Linked>,
 }
 
 /// Serves until SIGTERM or SIGINT, then drains.
@@ -250,6 +254,9 @@ pub async fn run(mut setup: Setup) -> Result<(), AgentError> {
     let (cut, _) = tokio::join!(server, metrics_server);
     if let Ok(cut @ 1..) = cut {
         tracing::warn!("{cut} connections were not done within {patience:?}");
+    }
+    if let Some(linked) = agent.linked.take() {
+        linked.close().await;
     }
     agent.close(patience.saturating_sub(stopping.elapsed()).max(limits::TICK)).await;
     if let Some(tracer) = tracer {
@@ -360,6 +367,7 @@ impl Agent {
             lister: life.actor("the listing of the model directory", limits::LISTING_SILENCE),
             life,
             fleet: None,
+            linked: None,
         }
     }
 
@@ -380,6 +388,7 @@ impl Agent {
         self.pulse.beat();
         let _watchdog = self.watchdog()?;
         self.follow_devices();
+        self.link_fleet();
         let changed = Arc::new(Notify::new());
         let _config_watcher = self.watch_config(&changed);
         let came = Arc::new(Notify::new());

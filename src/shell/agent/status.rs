@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use super::linked::Linked;
 use super::served::{Served, Standby};
 use super::{Agent, pace};
 use crate::governor;
@@ -49,6 +50,7 @@ impl Agent {
         self.end_probations(now);
         self.turn_fleet(now);
         self.tell_status(now);
+        self.tell_link(now);
         let slots = self.served.values().map(|served| (&served.key.model, &served.slot));
         let runs = slots.filter_map(|(model, slot)| Some((model.clone(), slot.longest_run(now)?)));
         self.life.runs(runs.collect());
@@ -177,6 +179,7 @@ impl Agent {
             "sandbox": self.loader.confined.status(self.config.sandbox),
             "hardware": hardware, "accelerators": self.devices.status(),
             "fleet": self.fleet_status(),
+            "broker": self.linked.as_ref().map(Linked::status),
         });
         self.status.store(Arc::new(status));
     }

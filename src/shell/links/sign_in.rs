@@ -108,11 +108,12 @@ pub(super) fn options(settings: &Mqtt, id: &str) -> Result<MqttOptions, LinkErro
     let file = settings.password_file.as_ref().map(resolve).transpose()?;
     let password = file.as_deref().map(password).transpose()?;
     let name = settings.username.as_ref().map(|UserName(name)| name);
-    if let Some(name) = name {
-        options.set_username(name);
-    }
-    if let Some(password) = password {
-        options.set_password(password);
+    // Each of these setters forgets what another one set.
+    match (name, password) {
+        (Some(name), Some(password)) => _ = options.set_credentials(name, password),
+        (Some(name), None) => _ = options.set_username(name),
+        (None, Some(password)) => _ = options.set_password(password),
+        (None, None) => {}
     }
     Ok(options)
 }
