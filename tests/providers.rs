@@ -12,7 +12,7 @@ use std::process::{Command, Output};
 use blochd::config::{Plugin, Provider};
 use blochd::ladder::Manifest;
 use blochd::ladder::table::LatencyTable;
-use blochd::onnx::{Engine, Model, Tensor};
+use blochd::onnx::{Model, Tensor};
 use blochd::shell::engine::{
     EngineOptions, Library, LiveSession, OrtEngine, PluginError, Runtime, Search, init,
 };

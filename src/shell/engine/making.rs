@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ort::session::builder::{AutoDevicePolicy, GraphOptimizationLevel, SessionBuilder};
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 
 use super::session::{failed, guarded};
 use super::{EngineOptions, Library, Runtime, cann, placed};
@@ -23,9 +23,17 @@ pub(super) fn has_free_dims(model: &Model) -> bool {
     })
 }
 
-/// The binding has the runtime choose a provider for whoever names none: sessions on the CPU would go to
-/// whatever library is registered in the process.
-pub(super) const NOTHING_UNASKED: AutoDevicePolicy = AutoDevicePolicy::PreferCPU;
+/// Asks for the CPU by name. Of whoever names no provider, the binding has the runtime choose one: any that is
+/// registered in the process, and a plugin that attaches to the processor even where the processor is preferred.
+pub(super) fn on_cpu(builder: SessionBuilder, runtime: &Runtime) -> ort::Result<SessionBuilder> {
+    let cpu = Provider::Cpu;
+    let is_cpu = |name: &str| name == cpu.execution_provider();
+    match runtime.environment().devices().find(|device| device.ep().is_ok_and(is_cpu)) {
+        Some(device) => Ok(builder.with_devices([device], None)?),
+        // A build without devices has nothing to choose from either.
+        None => Ok(builder),
+    }
+}
 
 /// What fails while a provider is asked for speaks against it, not against the model.
 pub(super) const PROVIDER: &str = "preparing the execution provider";
@@ -39,8 +47,11 @@ pub(super) fn builder(
     let plain = guarded("preparing a session", || plain_builder(runtime, options, free_dims))?;
     let cache = options.cache.as_deref();
     match &options.provider {
-        // The runtime always has the CPU provider, and takes it last.
-        Provider::Cpu => Ok((None, plain)),
+        Provider::Cpu => {
+            let ready = || on_cpu(plain, runtime);
+            Ok((None, guarded(PROVIDER, ready)?))
+        }
+        // Of the others the runtime has the CPU take what they leave.
         Provider::Cann(cann) => {
             let ready = || cann::append(plain, cann, runtime.library(), cache);
             Ok((None, guarded(PROVIDER, ready)?))
@@ -69,7 +80,6 @@ fn plain_builder(
     free_dims: bool,
 ) -> ort::Result<SessionBuilder> {
     let mut builder = SessionBuilder::new(runtime.environment())?
-        .with_auto_device(NOTHING_UNASKED)?
         .with_optimization_level(GraphOptimizationLevel::All)?
         .with_intra_threads(options.intra_op_threads.max(1))?
         .with_inter_threads(1)?
