@@ -1,5 +1,5 @@
-//! What may run the operators of a model: ONNX Runtime's own kernels on the CPU, its provider for Huawei's CANN,
-//! and libraries of vendors that speak its plugin interface.
+//! What may run the operators of a model: ONNX Runtime's own kernels on the CPU, its provider for Huawei's
+//! CANN, and libraries of vendors that speak its plugin interface.
 
 use std::collections::BTreeMap;
 use std::fmt;

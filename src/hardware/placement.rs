@@ -149,10 +149,12 @@ mod tests {
     fn time_is_that_of_the_quickest_run_of_every_node() {
         let profile = br#"[
             {"cat":"Session","name":"session_initialization","dur":900000,"args":{}},
-            {"cat":"Node","name":"a_kernel_time","dur":5000000,"args":{"provider":"Npu","op_name":"F"}},
+            {"cat":"Node","name":"a_kernel_time","dur":5000000,"args":{"provider":"Npu"}},
             {"cat":"Node","name":"a_kernel_time","dur":60,"args":{"provider":"Npu","op_name":"F"}},
-            {"cat":"Node","name":"b_kernel_time","dur":30,"args":{"provider":"CPUExecutionProvider"}},
-            {"cat":"Node","name":"c_kernel_time","dur":10,"args":{"provider":"CPUExecutionProvider"}},
+            {"cat":"Node","name":"b_kernel_time","dur":30,
+             "args":{"provider":"CPUExecutionProvider"}},
+            {"cat":"Node","name":"c_kernel_time","dur":10,
+             "args":{"provider":"CPUExecutionProvider"}},
             {"cat":"Node","name":"c_fence_after","dur":7,"args":{}}
         ]"#;
         let mut placement = Placement::default();

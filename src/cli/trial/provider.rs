@@ -103,8 +103,8 @@ impl Trial {
     fn fails(&self, doing: &str, error: impl std::fmt::Display) -> Failure {
         let (model, provider) = (self.name(), &self.provider);
         let error = anyhow!(
-            "{model}: validation failed on the execution provider {provider}, {doing}: {error}; the CPU runs \
-             the model"
+            "{model}: validation failed on the execution provider {provider}, {doing}: {error}; the \
+             CPU runs the model"
         );
         Failure { code: Code::Provider, error }
     }
@@ -248,8 +248,8 @@ fn difference(expected: &[Tensor], found: &[Tensor]) -> Result<Option<f64>, Stri
     }
     match most {
         Some(share) if share > limits::PROVIDER_DIFFERENCE => Err(format!(
-            "its answers have nothing to do with the CPU's: they are {share:.1} times as far from them as \
-             zeros are"
+            "its answers have nothing to do with the CPU's: they are {share:.1} times as far from \
+             them as zeros are"
         )),
         most => Ok(most),
     }

@@ -370,7 +370,8 @@ async fn a_trial_is_told_its_provider_and_shapes_and_tells_what_they_came_to() {
     let note = dir.path().join("note");
     let body = format!(
         r#"printf '%s\n' "$@" > {}
-        echo '{{"load_ms":1,"compile_us":7.5,"compiled":[{{"inputs":"x[1,2]","us":7.5}}],"differs":0.1,'\
+        echo '{{"load_ms":1,"compile_us":7.5,"compiled":[{{"inputs":"x[1,2]","us":7.5}}],'\
+        '"differs":0.1,'\
         '"placement":{{"providers":{{"Npu":{{"operators":{{"Conv":2}},"share":1.0}}}}}}}}'"#,
         note.display()
     );

@@ -81,44 +81,55 @@ pub enum PluginError {
     Unreadable { path: PathBuf, reason: String },
     /// Another file than the one that is pinned; it was not loaded.
     #[error(
-        "{} is not the library that is pinned: its SHA-256 is {found}, and {expected} is expected; put the \
-         pinned library back, or, where you trust this one, write its SHA-256 into the configuration",
+        "{} is not the library that is pinned: its SHA-256 is {found}, and {expected} is \
+         expected; put the pinned library back, or, where you trust this one, write its SHA-256 \
+         into the configuration",
         path.display()
     )]
     OtherFile { path: PathBuf, expected: String, found: String },
     /// What it was when it was hashed, it need not be when it is loaded.
     #[error(
-        "{} is not loaded, since others than root and this user may change {}: give it to root (chown root, \
-         chmod go-w)",
+        "{} is not loaded, since others than root and this user may change {}: give it to root \
+         (chown root, chmod go-w)",
         path.display(),
         by.display()
     )]
     Exposed { path: PathBuf, by: PathBuf },
-    #[error("{} changed while it was loaded: it is not used before its SHA-256 is that of the new file",
-        path.display())]
+    #[error(
+        "{} changed while it was loaded: it is not used before its SHA-256 is that of the new file",
+        path.display()
+    )]
     Changed { path: PathBuf },
     #[error(
-        "another file was loaded from {} before, and cannot be put away: restart blochd to use the new one",
+        "another file was loaded from {} before, and cannot be put away: restart blochd to use \
+         the new one",
         path.display()
     )]
     Stale { path: PathBuf },
-    #[error("ONNX Runtime {version} does not take the provider's library {}: {reason}", path.display())]
+    #[error(
+        "ONNX Runtime {version} does not take the provider's library {}: {reason}",
+        path.display()
+    )]
     Refused { path: PathBuf, version: String, reason: String },
     #[error(
-        "{} offers no device with ONNX Runtime {version}; it may need a newer one (`blochd runtime fetch`), or \
-         its driver",
+        "{} offers no device with ONNX Runtime {version}; it may need a newer one (`blochd \
+         runtime fetch`), or its driver",
         path.display()
     )]
     NoDevice { path: PathBuf, version: String },
     #[error("{} offers no provider {wanted:?}, only {}", path.display(), offered.join(", "))]
     NoProvider { path: PathBuf, wanted: String, offered: Vec<String> },
     #[error(
-        "{} offers {found} devices of {provider}: there is none with number {device}, counted from 0",
+        "{} offers {found} devices of {provider}: there is none with number {device}, counted \
+         from 0",
         path.display()
     )]
     NoSuchDevice { path: PathBuf, provider: String, device: usize, found: usize },
-    #[error("{} offers a provider with a name of more than {} bytes: {name}", path.display(),
-        crate::limits::PROVIDER_NAME_BYTES)]
+    #[error(
+        "{} offers a provider with a name of more than {} bytes: {name}",
+        path.display(),
+        crate::limits::PROVIDER_NAME_BYTES
+    )]
     LongName { path: PathBuf, name: String },
     #[error("{provider} of {} does not take what is asked of it: {reason}", path.display())]
     Options { path: PathBuf, provider: String, reason: String },

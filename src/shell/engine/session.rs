@@ -303,7 +303,7 @@ impl LiveSession {
         Ok(tensors)
     }
 
-    /// Which providers run its operators, where it was opened for another one than the CPU's, or to be profiled.
+    /// Which providers run its operators, where it was opened for another than the CPU's, or to be profiled.
     ///
     /// # Errors
     /// Where it was not.
