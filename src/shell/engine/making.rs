@@ -24,7 +24,8 @@ pub(super) fn has_free_dims(model: &Model) -> bool {
 }
 
 /// Asks for the CPU by name. Of whoever names no provider, the binding has the runtime choose one: any that is
-/// registered in the process, and a plugin that attaches to the processor even where the processor is preferred.
+/// registered in the process, and a plugin that attaches to the processor even where the processor is
+/// preferred.
 pub(super) fn on_cpu(builder: SessionBuilder, runtime: &Runtime) -> ort::Result<SessionBuilder> {
     let cpu = Provider::Cpu;
     let is_cpu = |name: &str| name == cpu.execution_provider();
