@@ -125,9 +125,11 @@ fn expected() -> BTreeSet<String> {
     ]
     .map(str::to_owned)
     .into();
-    for entry in fs::read_dir(root().join("docs")).unwrap() {
-        let name = entry.unwrap().file_name().into_string().unwrap();
-        all.insert(format!("usr/share/doc/blochd/docs/{name}"));
+    for (folder, place) in [("docs", "doc/blochd/docs"), ("configs/broker", "blochd/broker")] {
+        for entry in fs::read_dir(root().join(folder)).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            all.insert(format!("usr/share/{place}/{name}"));
+        }
     }
     all
 }
