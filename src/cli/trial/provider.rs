@@ -103,8 +103,8 @@ impl Trial {
     fn fails(&self, doing: &str, error: impl std::fmt::Display) -> Failure {
         let (model, provider) = (self.name(), &self.provider);
         let error = anyhow!(
-            "{model}: validation failed on the execution provider {provider}, {doing}: {error}; the \
-             CPU runs the model"
+            "{model}: validation failed on the execution provider {provider}, {doing}: {error}; \
+             the CPU runs the model"
         );
         Failure { code: Code::Provider, error }
     }
