@@ -17,7 +17,8 @@
 //! named by its *latency ratio* to dense as measured on this box. An *operator* is a unit that can be
 //! compared and removed; a *coupled group* is the set of places that must lose the same channel together;
 //! a *budget* is a bound on a latency percentile at the client-visible boundary; *quality* is the
-//! agreement of a variant with dense, or a task metric where labels are given.
+//! agreement of a variant with dense, or a task metric where labels are given; a *bundle* is what a fleet sends
+//! its boxes: a signed document with a revision.
 
 pub mod limits;
 pub mod units;

@@ -93,8 +93,8 @@ pub fn check_model_name(name: &str) -> Result<(), UnitError> {
     Err(UnitError::ModelName(name.chars().take(MODEL_NAME_BYTES).collect()))
 }
 
-/// Whether `name` can name a node of a fleet, a label or its value: it stands in a topic and a metric's label as
-/// it is.
+/// Whether `name` can name a node of a fleet, a label or its value: it stands in a topic and a metric's label
+/// as it is.
 pub fn is_fleet_name(name: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
     (1..=FLEET_NAME_BYTES).contains(&name.len()) && name.bytes().all(plain)

@@ -1,5 +1,5 @@
-//! `blochd fleet` as an operator uses it: with keys and signatures of stock minisign, and beside the stock tool where
-//! it is installed.
+//! `blochd fleet` as an operator uses it: with keys and signatures of stock minisign, and beside the stock tool
+//! where it is installed.
 
 mod running;
 

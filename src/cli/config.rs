@@ -17,8 +17,8 @@ use super::{Code, Failure, OrFail, configured};
 /// Check the configuration, or show what holds and where it was written.
 ///
 /// Built-in defaults < agent.yaml < the parts in conf.d beside it, in the order of their names < the fleet's
-/// bundle that is in force < environment < flags; for a model also `defaults` < its policy.yaml < `models:`. Exit code 78 for a wrong configuration, 74
-/// where a file cannot be read.
+/// bundle that is in force < environment < flags; for a model also `defaults` < its policy.yaml < `models:`.
+/// Exit code 78 for a wrong configuration, 74 where a file cannot be read.
 #[derive(Debug, Args)]
 pub struct ConfigCommand {
     #[command(subcommand)]

@@ -9,6 +9,7 @@ use blochd::config::{Flag, Loaded, Problem};
 use blochd::shell::agent::{self, AgentError, ConfigFile, Setup};
 use blochd::shell::cpus;
 use blochd::shell::probe::HostProbe;
+use blochd::shell::store::KeptBundle;
 use clap::Args;
 use serde_json::Value;
 
@@ -74,8 +75,8 @@ impl Run {
         let log_level = log::begin(&config);
         warn(&warnings);
         let told = RefCell::new(warnings);
-        let reread = Box::new(move || {
-            let loaded = configured::load(file.as_deref(), &flags);
+        let reread = Box::new(move |bundle: Option<&KeptBundle>| {
+            let loaded = configured::load_with(file.as_deref(), &flags, bundle);
             let Loaded { config, warnings, .. } = loaded.map_err(|error| format!("{error:#}"))?;
             cpus::check(&config).map_err(|error| error.to_string())?;
             // What was told before is known.

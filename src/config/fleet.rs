@@ -16,8 +16,8 @@ pub struct FleetPart<'a> {
     pub config: &'a Node,
 }
 
-const WIDENS_TRUST: &str = "whom a box trusts, and as what it is addressed, is said on the box alone; signers \
-                            are exchanged by the bundle's own `keys`";
+const WIDENS_TRUST: &str = "whom a box trusts, and as what it is addressed, is said on the box \
+                            alone; signers are exchanged by the bundle's own `keys`";
 const CUTS_OFF: &str =
     "a wrong one would cut the box off from its clients, and shows only at the next start";
 const LOADS_CODE: &str = "it names code that is loaded into a process of the box";
@@ -55,8 +55,8 @@ pub fn reserved(path: &str) -> Option<&'static str> {
     RESERVED.iter().find(|(name, _)| named(name)).map(|(_, why)| *why)
 }
 
-/// What is wrong with a bundle's `config` by itself: unknown keys, values out of range, settings that it may not
-/// have.
+/// What is wrong with a bundle's `config` by itself: unknown keys, values out of range, settings that it may
+/// not have.
 pub fn fleet_problems(file: &str, config: &Node) -> Vec<Problem> {
     let (sets, mut problems) = read_fleet(file, None, config.clone());
     problems.extend(sets.iter().filter_map(refuse));

@@ -1,5 +1,5 @@
-//! Built-in defaults < files, one after the other < the fleet's bundle < environment < flags, laid on top of each
-//! other.
+//! Built-in defaults < files, one after the other < the fleet's bundle < environment < flags, laid on top of
+//! each other.
 
 use std::collections::BTreeMap;
 

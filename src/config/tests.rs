@@ -565,7 +565,8 @@ fn a_bundle_may_not_set_what_cuts_a_box_off_widens_trust_or_waits_for_a_restart(
 #[test]
 fn how_a_box_belongs_to_a_fleet_is_read_and_must_fit_together() {
     let config = load(
-        "fleet:\n  node_id: box-17\n  labels: {site: berlin, rack: 12}\n  keys: [a.pub, /k/b.pub]\n  \
+        "fleet:\n  node_id: box-17\n  labels: {site: berlin, rack: 12}\n  keys: [a.pub, \
+         /k/b.pub]\n  \
          threshold: 2\n  inbox: in\n  bandwidth: 2MiB\n",
     );
     let fleet = config.unwrap().fleet;

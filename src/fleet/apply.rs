@@ -7,14 +7,14 @@
 //!  │◄──────────────────────────────────────────────────────┘
 //! ```
 //!
-//! Up to `Trying` the box is as it was, and whatever fails leaves it so. The record of `Applying` is the one write that
-//! brings the new bundle into force, that of `RollingBack` the one that brings the old one back: what is in force is
-//! read from the record alone ([`Record::in_force`]), and all that follows makes the box so, any number of times. A
-//! power cut therefore finds the old one in force or the new one.
+//! Up to `Trying` the box is as it was, and whatever fails leaves it so. The record of `Applying` is the one
+//! write that brings the new bundle into force, that of `RollingBack` the one that brings the old one back:
+//! what is in force is read from the record alone ([`Record::in_force`]), and all that follows makes the box
+//! so, any number of times. A power cut therefore finds the old one in force or the new one.
 //!
-//! [`Machine::step`] is pure: its effects are performed by the shell in their order and come back as events. Where an
-//! [`Effect::Keep`] or [`Effect::Save`] fails, none of the rest is performed, the step has not been taken, and the
-//! shell resumes from what was saved last.
+//! [`Machine::step`] is pure: its effects are performed by the shell in their order and come back as events.
+//! Where an [`Effect::Keep`] or [`Effect::Save`] fails, none of the rest is performed, the step has not been
+//! taken, and the shell resumes from what was saved last.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -245,7 +245,9 @@ struct Work {
     tries: u32,
     /// When something is tried again.
     wake: Option<Duration>,
-    /// The end of the probation.
+    /// By when all must have been well once: models take their time to load.
+    patience: Option<Duration>,
+    /// The end of the probation, which begins when all is well for the first time.
     until: Option<Duration>,
     looks: Looks,
 }
@@ -276,7 +278,8 @@ impl Record {
         }
     }
 
-    /// Who is trusted: those who came in a bundle, for as long as the configuration names those whom they followed.
+    /// Who is trusted: those who came in a bundle, for as long as the configuration names those whom they
+    /// followed.
     pub fn trusted<'a>(&'a self, configured: Option<&'a KeySet>) -> Option<&'a KeySet> {
         let configured = configured?;
         let follows = |rotated: &&Rotated| rotated.from == configured.digest();
@@ -300,6 +303,16 @@ impl Machine {
     /// When a [`Event::Tick`] is wanted, in the agent's time.
     pub fn wake(&self) -> Option<Duration> {
         self.work.wake
+    }
+
+    /// When the probation ends, in the agent's time; `None` before all was well once.
+    pub fn probation_ends(&self) -> Option<Duration> {
+        self.work.until
+    }
+
+    /// Whether nothing is under way.
+    pub fn is_idle(&self) -> bool {
+        self.record.step == Step::Idle
     }
 
     /// Whether it wants to be told how the models do.
@@ -576,7 +589,7 @@ impl Machine {
             return self.roll_back(why);
         }
         let mut next = self.enter(Step::Probation { bundle, placed, before, starts });
-        next.work.until = Some(with.up + with.probation);
+        next.work.patience = Some(with.up + limits::FLEET_PATIENCE);
         (next.clone(), vec![next.save()])
     }
 
@@ -585,10 +598,18 @@ impl Machine {
             return self.nothing();
         };
         let verdict = self.work.looks.take(&self.artifacts(), &before, health);
-        let over = self.work.until.is_none_or(|until| with.up >= until);
+        if verdict == Verdict::Well {
+            self.work.until.get_or_insert(with.up + with.probation);
+        }
+        let end = self.work.until.or(self.work.patience);
+        let over = end.is_none_or(|end| with.up >= end);
         match verdict {
             Verdict::Sick(why) => self.roll_back(why),
-            Verdict::Waits(why) if over => self.roll_back(format!("{why} at its probation's end")),
+            Verdict::Waits(why) if over => {
+                let waited =
+                    if self.work.until.is_some() { "at its probation's end" } else { "in time" };
+                self.roll_back(format!("{why} {waited}"))
+            }
             Verdict::Well if over => self.commit(with),
             Verdict::Waits(_) | Verdict::Well => self.nothing(),
         }

@@ -11,8 +11,8 @@
 //! ```
 //!
 //! `cat document.yaml alice.minisig bob.minisig > bundle` makes one, and
-//! `sed '/^untrusted comment: /,$d' bundle` gives the document back, which stock `minisign -V` verifies. No line
-//! of a document can begin like that: it would be a key that there is not.
+//! `sed '/^untrusted comment: /,$d' bundle` gives the document back, which stock `minisign -V` verifies. No
+//! line of a document can begin like that: it would be a key that there is not.
 
 use crate::limits::{FLEET_BUNDLE_BYTES, FLEET_SIGNATURE_BYTES, FLEET_SIGNATURES};
 use crate::units::ByteSize;

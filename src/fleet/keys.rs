@@ -23,7 +23,8 @@ pub struct Key {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NoKeys {
     #[error(
-        "this is no public key of minisign: write the file that `minisign -G` made, or its second line"
+        "this is no public key of minisign: write the file that `minisign -G` made, or its second \
+         line"
     )]
     NotAKey,
     #[error("key {0} stands twice")]

@@ -33,7 +33,7 @@ mod simulation;
 mod tests;
 
 pub use admit::{Seen, Standing, Verified, admit, verify};
-pub use apply::{Machine, Record};
+pub use apply::{Kept, Machine, Record};
 pub use document::{Artifact, Document, Sha256, Source};
 pub use envelope::Envelope;
 pub use keys::{Key, KeySet, NoKeys, Tally};

@@ -10,9 +10,7 @@ use super::time::Timestamp;
 /// Why a bundle is refused. A refused bundle changes nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
-    #[error(
-        "the bundle has {size}, more than {}: send weights as artifacts", ByteSize(FLEET_BUNDLE_BYTES as u64)
-    )]
+    #[error("the bundle has {size}, more than {}: send weights as artifacts", largest())]
     TooLarge { size: ByteSize },
     #[error("line {line}: {what}; make the bundle with `blochd fleet sign`")]
     Malformed { line: usize, what: String },
@@ -25,19 +23,21 @@ pub enum Refused {
     #[error("{0}")]
     Document(ConfigErrors),
     #[error(
-        "the keys that are to follow cannot be trusted yet: {}; have {threshold} of them sign this bundle too, \
-         so that no box waits for signatures that nobody can make", signatures(tally, *threshold)
+        "the keys that are to follow cannot be trusted yet: {}; have {threshold} of them sign this \
+         bundle too, so that no box waits for signatures that nobody can make",
+        signatures(tally, *threshold)
     )]
     NextKeys { tally: Box<Tally>, threshold: usize },
     #[error("it expired at {expires}, and now it is {now}: sign it anew with a later `expires`")]
     Expired { expires: Timestamp, now: Timestamp },
     #[error(
-        "it has revision {revision}, and this node has seen {seen}: send it again with a revision above that"
+        "it has revision {revision}, and this node has seen {seen}: send it again with a revision \
+         above that"
     )]
     Old { revision: u64, seen: u64 },
     #[error(
-        "it has revision {revision}, as one that this node has seen, and other contents: give every change a \
-         revision of its own"
+        "it has revision {revision}, as one that this node has seen, and other contents: give \
+         every change a revision of its own"
     )]
     OtherContents { revision: u64 },
     #[error("revision {revision} is in force already")]
@@ -47,8 +47,9 @@ pub enum Refused {
     #[error("it is not for this node, {node}: {why}")]
     NotForThisNode { node: String, why: String },
     #[error(
-        "it is for {} % of the nodes, and {node} is at {} %: raise `percent` in a new revision with the same \
-         `salt`", hundredths(*percent), hundredths(*place)
+        "it is for {} % of the nodes, and {node} is at {} %: raise `percent` in a new revision \
+         with the same `salt`",
+        hundredths(*percent), hundredths(*place)
     )]
     NotChosen { node: String, percent: u64, place: u64 },
     #[error("revision {revision} is being brought into force; this one is looked at after that")]
@@ -98,6 +99,10 @@ impl Refused {
             | Self::GivenUp { .. } => true,
         }
     }
+}
+
+fn largest() -> ByteSize {
+    ByteSize(FLEET_BUNDLE_BYTES as u64)
 }
 
 /// What the signatures come to.

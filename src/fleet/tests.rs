@@ -160,8 +160,9 @@ fn parse(text: &str) -> Result<Document, Vec<String>> {
 
 #[test]
 fn every_error_of_a_document_is_told_at_once_with_its_place() {
-    let text = "fleet: 1\nrevision: 0\nexpires: tomorrow\nfor: {nods: [a], percent: 10}\nmodles: []\n\
-                config: {state_dir: /x, defaults: {budget: fast}}\nmodels:\n- {name: ../a, size: 1}\n\
+    let text = "fleet: 1\nrevision: 0\nexpires: tomorrow\nfor: {nods: [a], percent: 10}\n\
+                modles: []\nconfig: {state_dir: /x, defaults: {budget: fast}}\nmodels:\n\
+                - {name: ../a, size: 1}\n\
                 revision: 2\n";
     let said = parse(text).unwrap_err();
     let begins =
@@ -280,14 +281,16 @@ proptest! {
             prop_assert_eq!(verified.digest, Digest::of(DOCUMENT.as_bytes()));
             let line = bytes[..at].iter().filter(|byte| **byte == b'\n').count();
             let of_signature = (line - DOCUMENT.lines().count()) % 4;
-            prop_assert!(of_signature == 0 || bytes[at].is_ascii_whitespace() || at + 1 == bytes.len());
+            let blank = bytes[at].is_ascii_whitespace() || at + 1 == bytes.len();
+            prop_assert!(of_signature == 0 || blank);
         }
     }
 
     #[test]
     fn no_text_breaks_the_reader(parts in prop::collection::vec(0..16usize, 0..40)) {
         let words = [
-            "fleet: 1\n", "revision: 3\n", "for: ", "all\n", "{", "}", "models:\n", "- name: a\n", "  size: 1\n",
+            "fleet: 1\n", "revision: 3\n", "for: ", "all\n", "{", "}", "models:\n",
+            "- name: a\n", "  size: 1\n",
             "keys: ", "[", "]", "config:\n", "  defaults: ", "percent: 1", "\n",
         ];
         let text: String = parts.into_iter().map(|part| words[part]).collect();

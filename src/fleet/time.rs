@@ -65,8 +65,8 @@ impl fmt::Display for Timestamp {
     }
 }
 
-/// Days from 1970 to a day of the Gregorian calendar. Years are counted from March on, so that the day that only
-/// some of them have is the last.
+/// Days from 1970 to a day of the Gregorian calendar. Years are counted from March on, so that the day that
+/// only some of them have is the last.
 fn days(year: u64, month: u64, day: u64) -> u64 {
     let year = if month <= 2 { year - 1 } else { year };
     let (era, of_era) = (year / 400, year % 400);

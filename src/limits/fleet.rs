@@ -39,8 +39,8 @@ pub const FLEET_URL_BYTES: usize = 2048;
 /// Largest artifact: a model and its weights in one file, which the format bounds to 2 GiB.
 pub const FLEET_ARTIFACT_BYTES: u64 = 2 << 30;
 
-/// How often an artifact is fetched again, each time later, before its bundle is left alone until it comes again: with
-/// the waits between, a day.
+/// How often an artifact is fetched again, each time later, before its bundle is left alone until it comes
+/// again: with the waits between, a day.
 pub const FLEET_FETCH_TRIES: u32 = 30;
 
 /// Waits before that: the first, doubled each time, and the longest.
@@ -50,15 +50,17 @@ pub const FLEET_FETCH_LONGEST: std::time::Duration = std::time::Duration::from_s
 /// Wait before what could not be undone or written is tried again.
 pub const FLEET_AGAIN: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// Starts of the agent that a bundle may cause or see before it has served its probation: one that keeps the agent
-/// from running for that long is taken back. Operators restart agents too, seldom three times in ten minutes.
+/// Starts of the agent that a bundle may cause or see before it has served its probation: one that keeps the
+/// agent from running for that long is taken back. Operators restart agents too, seldom three times in ten
+/// minutes.
 pub const FLEET_STARTS: u32 = 3;
 
 /// Requests of a model from which on its share of failures says something, and the share that is too large.
 pub const FLEET_REQUESTS: u64 = 20;
 pub const FLEET_FAILURES: f64 = 0.05;
 
-/// Looks at a model's budget, a second apart, from which on they say something; it must be kept in half of them.
+/// Looks at a model's budget, a second apart, from which on they say something; it must be kept in half of
+/// them.
 pub const FLEET_LOOKS: u32 = 20;
 
 /// How long a server of artifacts may be silent.
@@ -72,3 +74,7 @@ pub const FLEET_INBOX_FILES: usize = 256;
 
 /// How often models are looked at while a bundle is on probation.
 pub const FLEET_LOOK: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// How long the models of a bundle may take to be in service: as long as a trial and a load of the largest on a
+/// box that is busy with another.
+pub const FLEET_PATIENCE: std::time::Duration = std::time::Duration::from_secs(900);

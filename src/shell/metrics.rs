@@ -66,11 +66,15 @@ impl BuildOutcome {
     }
 }
 
+/// Bundles of a fleet since the start, by what became of them and why.
+pub type Bundles = BTreeMap<(&'static str, &'static str), u64>;
+
 /// Everything that the page shows.
 pub struct Metrics {
     repository: Arc<Repository>,
     told: Mutex<BTreeMap<Key, Told>>,
     accelerators: Mutex<Accelerators>,
+    bundles: Mutex<Bundles>,
     /// Where spans are sent.
     tracer: Option<Arc<Tracer>>,
 }
@@ -78,7 +82,13 @@ pub struct Metrics {
 impl Metrics {
     /// The page of `repository`.
     pub fn new(repository: Arc<Repository>) -> Self {
-        Self { repository, told: Mutex::default(), accelerators: Mutex::default(), tracer: None }
+        Self {
+            repository,
+            told: Mutex::default(),
+            accelerators: Mutex::default(),
+            bundles: Mutex::default(),
+            tracer: None,
+        }
     }
 
     /// With the counts of spans, where some are made.
@@ -179,6 +189,11 @@ impl Metrics {
         *told = Accelerators { vendors, devices };
     }
 
+    /// What became of a fleet's bundles so far.
+    pub fn fleet(&self, bundles: Bundles) {
+        *self.bundles.lock().unwrap_or_else(PoisonError::into_inner) = bundles;
+    }
+
     /// Drops all series of a version that is gone.
     pub fn forget(&self, model: &str, version: Version) {
         self.lock().remove(&(model.to_owned(), version));
@@ -201,6 +216,13 @@ impl Metrics {
         let accelerators = self.accelerators.lock().unwrap_or_else(PoisonError::into_inner);
         accelerators.show(&mut page);
         drop(accelerators);
+        let help =
+            "Bundles of the fleet, by what became of them and, where they were refused, why.";
+        page.family("blochd_fleet_bundles_total", Kind::Counter, help);
+        let bundles = self.bundles.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for ((outcome, why), count) in bundles {
+            page.sample(&[("outcome", outcome), ("why", why)], count as f64);
+        }
         if let Some(tracer) = &self.tracer {
             spans(&mut page, tracer.tally());
         }

@@ -20,9 +20,9 @@ use super::{Code, Failure, OrFail};
 
 /// Make, check and look at the bundles that a fleet sends to its boxes.
 ///
-/// A bundle is one file: a YAML document and behind it signatures as minisign writes them. `cat` puts one together,
-/// `sed '/^untrusted comment: /,$d'` takes the document out again, and stock minisign makes and verifies the
-/// signatures as well.
+/// A bundle is one file: a YAML document and behind it signatures as minisign writes them. `cat` puts one
+/// together, `sed '/^untrusted comment: /,$d'` takes the document out again, and stock minisign makes and
+/// verifies the signatures as well.
 #[derive(Debug, Args)]
 pub struct FleetCommand {
     #[command(subcommand)]
@@ -67,8 +67,8 @@ fn read(path: &Path) -> Result<String, Failure> {
     read.with_context(|| format!("cannot read {}", path.display())).code(Code::Io)
 }
 
-/// The exit code of a bundle that is refused: one that is not what it should be, or one that is and may not come
-/// into force.
+/// The exit code of a bundle that is refused: one that is not what it should be, or one that is and may not
+/// come into force.
 fn code(refused: &Refused) -> Code {
     match refused {
         Refused::TooLarge { .. } | Refused::Malformed { .. } | Refused::Document(_) => Code::Data,

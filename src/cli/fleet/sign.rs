@@ -20,8 +20,8 @@ const CHECKSUM_BYTES: usize = 32;
 
 /// Sign a document, or a bundle that others have signed already.
 ///
-/// The document is checked first: one that no box would take is not signed. Exit code 65 where it is wrong or a key
-/// is none, 74 where a file cannot be read or written.
+/// The document is checked first: one that no box would take is not signed. Exit code 65 where it is wrong or a
+/// key is none, 74 where a file cannot be read or written.
 #[derive(Debug, Args)]
 pub struct Sign {
     /// The document, or a bundle.
@@ -138,8 +138,8 @@ fn secret(path: &Path, password_file: Option<&Path>) -> Result<SecretKey, Failur
     opened.with_context(|| format!("cannot open the key {}", path.display())).code(Code::Data)
 }
 
-/// A key without a password as minisign 0.11 writes it: without the checksum by which a wrong password is told, too.
-/// What is signed with a damaged one does not verify.
+/// A key without a password as minisign 0.11 writes it: without the checksum by which a wrong password is told,
+/// too. What is signed with a damaged one does not verify.
 fn without_checksum(text: &str) -> Option<SecretKey> {
     let bytes = base64(text.lines().nth(1)?)?;
     let (checked, checksum) = bytes.split_at_checked(SECRET_KEY_BYTES)?;

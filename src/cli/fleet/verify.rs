@@ -16,8 +16,8 @@ use super::{Code, Failure, OrFail, code, read};
 
 /// Say whether a bundle holds: its signatures, what it says, whom it is for, and until when.
 ///
-/// Exit code 1 where it is sound and would be refused all the same, 65 where it is no bundle, 78 where no key is
-/// trusted. What a box has seen before it only knows itself.
+/// Exit code 1 where it is sound and would be refused all the same, 65 where it is no bundle, 78 where no key
+/// is trusted. What a box has seen before it only knows itself.
 #[derive(Debug, Args)]
 pub struct Verify {
     bundle: PathBuf,

@@ -1,6 +1,7 @@
 //! `blochd status`: what the agent on this box does now.
 
 mod devices;
+mod fleet;
 mod live;
 mod terminal;
 
@@ -207,6 +208,9 @@ fn head(status: &Value) -> String {
     }
     for line in devices::lines(&status["hardware"], &status["accelerators"]) {
         let _ = writeln!(text, "{}", line.text);
+    }
+    for line in fleet::lines(&status["fleet"]) {
+        let _ = writeln!(text, "{line}");
     }
     text
 }

@@ -136,7 +136,7 @@ impl Agent {
     }
 
     fn read_configuration(&mut self) {
-        let new = match (self.reread)() {
+        let new = match (self.reread)(None) {
             Ok(new) => new,
             Err(errors) => {
                 if self.config_error.as_ref() != Some(&errors) {

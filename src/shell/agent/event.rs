@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::devices::VendorEvent;
 use crate::arrivals::VersionKey;
+use crate::fleet::apply::Outcome;
 use crate::hardware::Vendor;
 use crate::ladder::Manifest;
 use crate::protocol::Signature;
@@ -59,6 +60,8 @@ pub enum Event {
         task: u64,
         event: VendorEvent,
     },
+    /// A task for a fleet's bundle has ended.
+    Fleet { job: u64, outcome: Outcome },
     /// SIGHUP.
     Reload,
 }

@@ -17,6 +17,7 @@ mod convict;
 mod devices;
 mod doors;
 mod event;
+mod fleet;
 mod lifecycle;
 mod linked;
 mod loads;
@@ -50,6 +51,7 @@ pub use self::config_file::ConfigFile;
 use self::confined::Seen;
 use self::devices::Devices;
 use self::event::Event;
+use self::fleet::Fleet;
 use self::linked::Linked;
 use self::loads::Loads;
 use self::prepare::{Loader, chain};
@@ -71,11 +73,12 @@ use crate::shell::serve::{self, App};
 use crate::shell::shadow::Shadow;
 use crate::shell::slot::{Command, Commands, IndexEntry, ModelState, Notice, Repository};
 use crate::shell::spans::Tracer;
-use crate::shell::store::{LadderId, Store, StoreError};
+use crate::shell::store::{KeptBundle, LadderId, Store, StoreError};
 use crate::shell::watch::{self, Listing};
 
-/// Reads the configuration anew; an error leaves the one in force.
-pub type Reread = Box<dyn Fn() -> Result<Config, String> + Send>;
+/// Reads the configuration anew, with this bundle's part or with that of the one in force; an error leaves what
+/// holds.
+pub type Reread = Box<dyn Fn(Option<&KeptBundle>) -> Result<Config, String> + Send>;
 
 /// What the agent starts with.
 pub struct Setup {
@@ -168,6 +171,8 @@ struct Agent {
     devices: Devices,
     /// The link to its fleet's broker, where it has one.
     linked: Option<Linked>,
+    /// What it is in its fleet; `None` where it belongs to none.
+    fleet: Option<Fleet>,
 }
 
 /// Serves until SIGTERM or SIGINT, then drains.
@@ -319,6 +324,7 @@ impl Agent {
             recording: Recording::new(now),
             devices: Devices::default(),
             linked: None,
+            fleet: None,
         }
     }
 
@@ -340,6 +346,8 @@ impl Agent {
         self.link_fleet();
         let changed = Arc::new(Notify::new());
         let _config_watcher = self.watch_config(&changed);
+        let came = Arc::new(Notify::new());
+        self.join_fleet(&came);
         self.tick();
         let mut rescan = tokio::time::interval(self.config.arrivals.rescan.into());
         let look = Arc::clone(&self.look);
@@ -359,7 +367,9 @@ impl Agent {
                 _ = rescan.tick() => {
                     self.look_after(Duration::ZERO);
                     self.look_at_config();
+                    self.look_at_inbox();
                 }
+                () = came.notified() => self.look_at_inbox(),
                 () = look.notified() => self.look_after(limits::LOOK_DELAY),
                 () = due(self.look_at), if !self.listing => self.list(),
                 () = changed.notified() => self.look_at_config(),
@@ -429,6 +439,7 @@ impl Agent {
             Event::Notice(notice) => self.notice(&notice),
             Event::Command(command) => self.command(command),
             Event::Vendor { vendor, task, event } => self.vendor(vendor, task, event),
+            Event::Fleet { job, outcome } => self.fleet_done(job, outcome),
             Event::Reload => self.reload(),
         }
     }

@@ -109,6 +109,17 @@ impl Loader {
         Err(Unfit { reason, fate: Fate::WhenChanged, ..unfit })
     }
 
+    /// Tries a model of which nothing is served yet.
+    pub async fn only_try(self, path: PathBuf) -> Result<(), Unfit> {
+        let (file, loader) = (path.clone(), self.clone());
+        let digest = blocking(move || loader.digest(&file)).await?;
+        if let Some(reason) = self.quarantined.get(&digest) {
+            let reason = format!("it is quarantined: {reason}");
+            return Err(Unfit { digest: Some(digest), reason, fate: Fate::WhenChanged });
+        }
+        self.trial(&path, digest).await.map(drop)
+    }
+
     /// The external data files that a model names; `None` where it cannot be read.
     pub async fn external(&self, path: PathBuf) -> Option<BTreeSet<String>> {
         // Why not is for `prepare` to say.

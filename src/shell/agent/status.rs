@@ -46,6 +46,7 @@ impl Agent {
             frugal::give_back_program();
         }
         self.end_probations(now);
+        self.turn_fleet(now);
         self.tell_status(now);
         self.tell_link(now);
         let states =
@@ -170,6 +171,7 @@ impl Agent {
             "sandbox": self.loader.confined.status(self.config.sandbox),
             "hardware": hardware, "accelerators": self.devices.status(),
             "broker": self.linked.as_ref().map(Linked::status),
+            "fleet": self.fleet_status(),
         });
         self.status.store(Arc::new(status));
     }

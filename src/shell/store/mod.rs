@@ -7,6 +7,9 @@
 //! builds/<dense>-<conditions>   how a ladder's build stands, its trials
 //! ladders/<dense>-<conditions>/ manifest, rungs, and a seal with the hash of each file
 //! reservoirs/<name>/<hash>.npz  samples of live requests
+//! fleet/record                  what bundle is in force, and how the next one comes to be
+//! fleet/bundles/<hash>.bundle   these bundles
+//! fleet/artifacts/              models of the next one, while they are fetched and tried
 //! damaged/                      what was found broken, moved aside
 //! children/                     folders of the children that run, for as long as they do
 //! ```
@@ -19,6 +22,7 @@
 mod disk;
 #[cfg(test)]
 mod faulty;
+mod fleet;
 mod ladders;
 mod records;
 pub(super) mod seal;
@@ -40,6 +44,7 @@ use crate::limits;
 use crate::units::Digest;
 
 pub use disk::{Disk, RealDisk};
+pub use fleet::{KeptBundle, in_force};
 pub use records::{
     BuildState, Drawn, InService, Ladder, LadderId, LadderRecord, ModelRecord, Quarantined,
     Reservoir, Trial,

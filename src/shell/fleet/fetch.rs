@@ -1,0 +1,439 @@
+//! Fetching artifacts: room first, on from where it stopped, no faster than is allowed, and never more than
+//! what the signed bundle says. Nothing takes an artifact's name before its hash holds.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
+use nix::sys::statvfs::statvfs;
+use sha2::{Digest as _, Sha256 as Hasher};
+
+use crate::fleet::apply::Failure;
+use crate::fleet::{Artifact, KeySet, Sha256, Source};
+use crate::limits;
+use crate::shell::files;
+use crate::units::ByteSize;
+
+/// Bytes that are read at a time.
+const CHUNK: usize = 64 << 10;
+
+/// Where an artifact lies once it is whole.
+pub fn whole(dir: &Path, artifact: &Artifact) -> PathBuf {
+    dir.join(format!("{}.onnx", artifact.sha256))
+}
+
+/// Where it lies while it is fetched.
+fn part(dir: &Path, artifact: &Artifact) -> PathBuf {
+    dir.join(format!(".{}.part", artifact.sha256))
+}
+
+/// Sets room aside for what is still to fetch, below `dir`, and looks whether there is some in the directory of
+/// the models, where what was tried is put.
+///
+/// # Errors
+/// With how much is missing where.
+pub fn reserve(artifacts: &[Artifact], dir: &Path, models: &Path) -> Result<(), String> {
+    let failed = |doing: &str, path: &Path, error: &dyn std::fmt::Display| {
+        format!("cannot {doing} {}: {error}", path.display())
+    };
+    fs::create_dir_all(dir).map_err(|error| failed("make", dir, &error))?;
+    // What was set aside before takes its blocks already.
+    let taken = |path: PathBuf| fs::metadata(path).map_or(0, |meta| meta.blocks() * 512);
+    let missing = |one: &Artifact| {
+        let taken = taken(whole(dir, one)).max(taken(part(dir, one)));
+        one.size.saturating_sub(taken)
+    };
+    room(dir, artifacts.iter().map(missing).sum())?;
+    // On another file system they are copied, on the same one linked.
+    if !on_one_disk(dir, models) {
+        room(models, artifacts.iter().map(|one| one.size).sum())?;
+    }
+    for artifact in artifacts.iter().filter(|one| !whole(dir, one).exists()) {
+        let path = part(dir, artifact);
+        let file = File::options().write(true).create(true).truncate(false).open(&path);
+        let file = file.map_err(|error| failed("write", &path, &error))?;
+        // The blocks are the file's from now on, and its size stays. A file system that has no such thing is
+        // taken at its word of what is free.
+        let size = i64::try_from(artifact.size).unwrap_or(i64::MAX);
+        match fallocate(&file, FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, size) {
+            Err(Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG) => {
+                let why = "there is no room for all of it";
+                return Err(failed("write", &path, &why));
+            }
+            Ok(()) | Err(_) => {}
+        }
+    }
+    Ok(())
+}
+
+fn on_one_disk(a: &Path, b: &Path) -> bool {
+    let device = |path: &Path| fs::metadata(path).map(|meta| meta.dev()).ok();
+    device(a).is_some() && device(a) == device(b)
+}
+
+fn room(dir: &Path, wanted: u64) -> Result<(), String> {
+    let found =
+        statvfs(dir).map_err(|error| format!("cannot look at {}: {error}", dir.display()))?;
+    let free = found.blocks_available().saturating_mul(found.fragment_size());
+    let wanted = wanted.saturating_add(limits::DISK_RESERVE);
+    if free >= wanted {
+        return Ok(());
+    }
+    let (wanted, free) = (ByteSize(wanted), ByteSize(free));
+    Err(format!("{} has {free} left of the {wanted} that are needed", dir.display()))
+}
+
+/// Fetches one artifact after another.
+pub struct Fetcher {
+    client: ureq::Agent,
+    dir: PathBuf,
+    inbox: Option<PathBuf>,
+    /// Bytes a second.
+    bandwidth: Option<u64>,
+    /// Set where it is no longer wanted.
+    stop: Arc<AtomicBool>,
+}
+
+/// Where bytes come from, and how many of them are known already.
+struct Stream {
+    from: Box<dyn Read>,
+    /// Bytes that were not sent again.
+    skipped: u64,
+}
+
+impl Fetcher {
+    pub fn new(
+        dir: PathBuf,
+        inbox: Option<PathBuf>,
+        bandwidth: Option<u64>,
+        stop: Arc<AtomicBool>,
+    ) -> Self {
+        let config = ureq::Agent::config_builder()
+            .timeout_connect(Some(limits::FLEET_SILENCE))
+            .timeout_recv_response(Some(limits::FLEET_SILENCE))
+            // A slow server may take its time, a silent one may not.
+            .timeout_per_read(Some(limits::FLEET_SILENCE))
+            .max_redirects(limits::FLEET_REDIRECTS)
+            .build();
+        let client = ureq::Agent::new_with_config(config);
+        Self { client, dir, inbox, bandwidth, stop }
+    }
+
+    /// Fetches an artifact, or what is missing of it, and checks it against what the bundle says.
+    ///
+    /// # Errors
+    /// Whether it may go well later.
+    pub fn fetch(&self, artifact: &Artifact, trusted: Option<&KeySet>) -> Result<(), Failure> {
+        let (whole, part) = (whole(&self.dir, artifact), part(&self.dir, artifact));
+        if hash(&whole, &self.stop).is_ok_and(|found| found == (artifact.sha256, artifact.size)) {
+            return check_signature(&whole, artifact, trusted);
+        }
+        let later = |error: io::Error| Failure::Later(format!("{}: {error}", part.display()));
+        let mut file = File::options();
+        let file = file.read(true).write(true).create(true).truncate(false);
+        let mut file = file.open(&part).map_err(later)?;
+        let resumed = self.fill(&mut file, artifact).map_err(|failure| name(artifact, failure))?;
+        let found = hash(&part, &self.stop).map_err(later)?;
+        if found != (artifact.sha256, artifact.size) {
+            // From here on there is nothing to go on from.
+            fs::remove_file(&part).map_err(later)?;
+            let why = format!("its SHA-256 is {} and not what the bundle says", found.0);
+            // What was held from before may have been to blame.
+            let failure = if resumed { Failure::Later(why) } else { Failure::ForGood(why) };
+            return Err(name(artifact, failure));
+        }
+        if let Err(failure) = check_signature(&part, artifact, trusted) {
+            fs::remove_file(&part).map_err(later)?;
+            return Err(failure);
+        }
+        file.sync_all().map_err(later)?;
+        fs::rename(&part, &whole).map_err(later)?;
+        files::sync_dir(&self.dir).map_err(later)
+    }
+
+    /// Brings a file to the artifact's size. Says whether it went on from what was held.
+    fn fill(&self, file: &mut File, artifact: &Artifact) -> Result<bool, Failure> {
+        let later = |error: io::Error| Failure::Later(error.to_string());
+        let mut held = file.metadata().map_err(later)?.len();
+        if held > artifact.size {
+            file.set_len(0).map_err(later)?;
+            held = 0;
+        }
+        if held == artifact.size {
+            return Ok(true);
+        }
+        let Stream { from, skipped } = self.open(artifact, held)?;
+        if skipped < held {
+            file.set_len(skipped).map_err(later)?;
+        }
+        file.seek(SeekFrom::Start(skipped)).map_err(later)?;
+        self.copy(from, file, artifact.size - skipped)?;
+        Ok(skipped > 0)
+    }
+
+    fn open(&self, artifact: &Artifact, held: u64) -> Result<Stream, Failure> {
+        match &artifact.from {
+            Source::File(name) => self.open_file(name, artifact, held),
+            Source::Url(url) => self.open_url(url, held),
+        }
+    }
+
+    fn open_file(&self, name: &str, artifact: &Artifact, held: u64) -> Result<Stream, Failure> {
+        let Some(inbox) = &self.inbox else {
+            return Err(Failure::ForGood("it lies in an inbox, and there is none".to_owned()));
+        };
+        // It may still be on its way, as the bundle was.
+        let later = |error: io::Error| Failure::Later(error.to_string());
+        let inbox = inbox.canonicalize().map_err(later)?;
+        let path = inbox.join(name).canonicalize().map_err(later)?;
+        if !path.starts_with(&inbox) {
+            return Err(Failure::ForGood("it leads out of the inbox".to_owned()));
+        }
+        let mut file = File::open(&path).map_err(later)?;
+        let meta = file.metadata().map_err(later)?;
+        if !meta.is_file() || meta.len() != artifact.size {
+            let (size, wanted) = (meta.len(), artifact.size);
+            return Err(Failure::Later(format!("it has {size} bytes and not {wanted}")));
+        }
+        file.seek(SeekFrom::Start(held)).map_err(later)?;
+        Ok(Stream { from: Box::new(file), skipped: held })
+    }
+
+    fn open_url(&self, url: &str, held: u64) -> Result<Stream, Failure> {
+        let mut request = self.client.get(url);
+        if held > 0 {
+            request = request.header("Range", format!("bytes={held}-"));
+        }
+        let answer = match request.call() {
+            Ok(answer) => answer,
+            // What is held is not a beginning of what is there: all of it once more.
+            Err(ureq::Error::StatusCode(416)) => return self.open_url(url, 0),
+            Err(ureq::Error::StatusCode(status)) if is_final(status) => {
+                return Err(Failure::ForGood(format!("{url} answers {status}")));
+            }
+            Err(error) => return Err(Failure::Later(format!("{url}: {error}"))),
+        };
+        let range = answer.headers().get("content-range").and_then(|value| value.to_str().ok());
+        let goes_on = range.is_some_and(|range| range.starts_with(&format!("bytes {held}-")));
+        let skipped = match answer.status().as_u16() {
+            206 if goes_on => held,
+            206 => {
+                return Err(Failure::Later(format!("{url} sends another part than was asked for")));
+            }
+            _ => 0,
+        };
+        Ok(Stream { from: Box::new(answer.into_body().into_reader()), skipped })
+    }
+
+    /// Copies exactly so many bytes, no faster than is allowed.
+    fn copy(&self, mut from: Box<dyn Read>, to: &mut File, wanted: u64) -> Result<(), Failure> {
+        let begin = Instant::now();
+        let mut buffer = vec![0; CHUNK];
+        let mut done = 0u64;
+        while done < wanted {
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(Failure::Later("it is no longer wanted".to_owned()));
+            }
+            let most = usize::try_from(wanted - done).unwrap_or(CHUNK).min(CHUNK);
+            let read = from.read(&mut buffer[..most]);
+            let read =
+                read.map_err(|error| Failure::Later(format!("{error}, after {done} bytes")))?;
+            if read == 0 {
+                return Err(Failure::Later(format!("it ended after {done} bytes")));
+            }
+            let written = to.write_all(&buffer[..read]);
+            written.map_err(|error| Failure::Later(error.to_string()))?;
+            done += read as u64;
+            self.wait(done, begin);
+        }
+        // One byte more is another file than the one that was signed.
+        match from.read(&mut buffer[..1]) {
+            Ok(0) | Err(_) => Ok(()),
+            Ok(_) => Err(Failure::ForGood("it is larger than the bundle says".to_owned())),
+        }
+    }
+
+    fn wait(&self, done: u64, begin: Instant) {
+        let Some(bandwidth) = self.bandwidth else { return };
+        let due = Duration::from_secs_f64(done as f64 / bandwidth as f64);
+        while let Some(left) = due.checked_sub(begin.elapsed()).filter(|left| !left.is_zero()) {
+            if self.stop.load(Ordering::Relaxed) {
+                return;
+            }
+            thread::sleep(left.min(limits::TICK));
+        }
+    }
+}
+
+/// Whether a server that answers so will answer so again.
+fn is_final(status: u16) -> bool {
+    (400..500).contains(&status) && !matches!(status, 408 | 425 | 429)
+}
+
+fn name(artifact: &Artifact, failure: Failure) -> Failure {
+    let of = |why: String| format!("{} version {}: {why}", artifact.name, artifact.version);
+    match failure {
+        Failure::Later(why) => Failure::Later(of(why)),
+        Failure::ForGood(why) => Failure::ForGood(of(why)),
+    }
+}
+
+/// SHA-256 and size of a file.
+pub fn hash(path: &Path, stop: &AtomicBool) -> io::Result<(Sha256, u64)> {
+    let mut file = File::open(path)?;
+    let mut hasher = Hasher::new();
+    let mut buffer = vec![0; CHUNK];
+    let mut size = 0;
+    loop {
+        if stop.load(Ordering::Relaxed) {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
+        match file.read(&mut buffer)? {
+            0 => return Ok((Sha256(hasher.finalize().into()), size)),
+            read => {
+                hasher.update(&buffer[..read]);
+                size += read as u64;
+            }
+        }
+    }
+}
+
+/// A signature of the file itself, where the bundle has one, must be that of a key that is trusted.
+fn check_signature(
+    path: &Path,
+    artifact: &Artifact,
+    trusted: Option<&KeySet>,
+) -> Result<(), Failure> {
+    let Some(signature) = &artifact.signature else { return Ok(()) };
+    let keys = trusted.map(KeySet::keys).unwrap_or_default();
+    for key in keys {
+        let mut file = File::open(path).map_err(|error| Failure::Later(error.to_string()))?;
+        let mut whole = true;
+        let holds = key.signed(signature, |take| {
+            let mut buffer = vec![0; CHUNK];
+            loop {
+                match file.read(&mut buffer) {
+                    Ok(0) => break,
+                    Ok(read) => take(&buffer[..read]),
+                    Err(_) => {
+                        whole = false;
+                        break;
+                    }
+                }
+            }
+        });
+        if holds && whole {
+            return Ok(());
+        }
+    }
+    let why = "its own signature is by nobody who is trusted".to_owned();
+    Err(name(artifact, Failure::ForGood(why)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::units::Version;
+
+    fn artifact(bytes: &[u8], from: &str) -> Artifact {
+        Artifact {
+            name: "m".into(),
+            version: Version(1),
+            from: Source::File(from.into()),
+            size: bytes.len() as u64,
+            sha256: Sha256(Hasher::digest(bytes).into()),
+            signature: None,
+        }
+    }
+
+    /// A fetcher with an inbox, and the directories of both.
+    fn fetcher(bandwidth: Option<u64>) -> (tempfile::TempDir, PathBuf, PathBuf, Fetcher) {
+        let dir = tempfile::tempdir().unwrap();
+        let (inbox, to) = (dir.path().join("inbox"), dir.path().join("to"));
+        fs::create_dir(&inbox).unwrap();
+        fs::create_dir(&to).unwrap();
+        let fetcher = Fetcher::new(to.clone(), Some(inbox.clone()), bandwidth, Arc::default());
+        (dir, inbox, to, fetcher)
+    }
+
+    #[test]
+    fn an_artifact_that_is_there_half_is_completed_and_one_that_is_whole_is_not_asked_for() {
+        let (_dir, inbox, to, fetcher) = fetcher(None);
+        let bytes: Vec<u8> = (0..200_000u32).map(|n| n as u8).collect();
+        let one = artifact(&bytes, "f");
+        reserve(std::slice::from_ref(&one), &to, &to).unwrap();
+        fs::write(part(&to, &one), &bytes[..70_000]).unwrap();
+        // It may come later than the bundle.
+        assert!(matches!(fetcher.fetch(&one, None), Err(Failure::Later(_))));
+        fs::write(inbox.join("f"), &bytes).unwrap();
+        assert_eq!(fetcher.fetch(&one, None), Ok(()));
+        assert_eq!(fs::read(whole(&to, &one)).unwrap(), bytes);
+        fs::remove_file(inbox.join("f")).unwrap();
+        assert_eq!(fetcher.fetch(&one, None), Ok(()));
+        assert_eq!(fs::read_dir(&to).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_is_not_what_was_signed_never_takes_the_artifacts_name() {
+        let (dir, inbox, to, fetcher) = fetcher(None);
+        let one = artifact(b"right", "f");
+        fs::write(inbox.join("f"), "wrong").unwrap();
+        assert!(matches!(fetcher.fetch(&one, None), Err(Failure::ForGood(_))));
+        fs::write(inbox.join("f"), "right and more").unwrap();
+        assert!(fetcher.fetch(&one, None).is_err());
+        // What was held is wrong: it is fetched anew.
+        fs::write(inbox.join("f"), "right").unwrap();
+        fs::write(part(&to, &one), "wro").unwrap();
+        assert!(matches!(fetcher.fetch(&one, None), Err(Failure::Later(_))));
+        assert_eq!(fs::read_dir(&to).unwrap().count(), 0);
+        assert_eq!(fetcher.fetch(&one, None), Ok(()));
+        fs::write(dir.path().join("secret"), "other").unwrap();
+        std::os::unix::fs::symlink("../secret", inbox.join("link")).unwrap();
+        let leads_out = artifact(b"other", "link");
+        assert!(matches!(fetcher.fetch(&leads_out, None), Err(Failure::ForGood(_))));
+    }
+
+    #[test]
+    fn an_artifacts_own_signature_must_be_by_somebody_who_is_trusted() {
+        let (_dir, inbox, _to, fetcher) = fetcher(None);
+        let [vendor, other] =
+            [(); 2].map(|()| minisign::KeyPair::generate_unencrypted_keypair().unwrap());
+        let key = crate::fleet::Key::parse(&vendor.pk.to_base64()).unwrap();
+        let trusted = KeySet::new(vec![key], 1).unwrap();
+        fs::write(inbox.join("f"), "model").unwrap();
+        let signed = |pair: &minisign::KeyPair| {
+            let signature = minisign::sign(None, &pair.sk, &b"model"[..], None, None).unwrap();
+            Artifact { signature: Some(signature.into_string()), ..artifact(b"model", "f") }
+        };
+        let fetch = |one: &Artifact| fetcher.fetch(one, Some(&trusted));
+        assert!(matches!(fetch(&signed(&other)), Err(Failure::ForGood(_))));
+        assert_eq!(fetch(&signed(&vendor)), Ok(()));
+        assert!(fetcher.fetch(&signed(&vendor), None).is_err());
+    }
+
+    #[test]
+    fn room_that_is_not_there_is_told_before_anything_is_fetched() {
+        let dir = tempfile::tempdir().unwrap();
+        let large = Artifact { size: 1 << 55, ..artifact(b"x", "f") };
+        let said = reserve(&[large], dir.path(), dir.path()).unwrap_err();
+        assert!(said.contains("that are needed"), "{said}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn no_more_is_taken_of_the_network_than_is_allowed() {
+        let (_dir, inbox, _to, fetcher) = fetcher(Some(1 << 20));
+        let bytes = vec![7; 300 << 10];
+        fs::write(inbox.join("f"), &bytes).unwrap();
+        let begin = Instant::now();
+        assert_eq!(fetcher.fetch(&artifact(&bytes, "f"), None), Ok(()));
+        assert!(begin.elapsed() >= Duration::from_millis(290), "{:?}", begin.elapsed());
+    }
+}
