@@ -1,21 +1,31 @@
-//! A real agent, a real broker and the operator's commands: a bundle that is pushed lies in the agent's inbox,
-//! byte for byte, and what the agent serves is seen from afar.
+//! A real agent, a real broker and the operator's commands: a bundle that is pushed comes into force or is refused,
+//! which the operator is told, and what the agent serves is seen from afar.
 
 mod broker;
 mod running;
 
 use std::fs;
-use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Instant;
 
+use blochd::fleet::Envelope;
 use broker::{Broker, FLEET, OPERATOR, PATIENCE, SignIn, secret};
+use minisign::KeyPair;
 use nix::sys::signal::Signal;
 use running::{Home, model, without_settings};
 use serde_json::Value;
 
-fn fixture(name: &str) -> std::path::PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/fleet").join(name)
+/// A bundle for all, and beside it its document.
+fn bundle(home: &Home, revision: u64, by: &KeyPair) -> String {
+    let text = format!(
+        "fleet: 1\nrevision: {revision}\nexpires: 2096-01-01T00:00:00Z\nfor: all\nconfig:\n  \
+         models: {{digits: {{priority: {revision}}}}}\n"
+    );
+    let signed = minisign::sign(None, &by.sk, text.as_bytes(), None, None).unwrap();
+    let path = home.dir.path().join(format!("{revision}.bundle"));
+    fs::write(&path, Envelope::seal(&text, &[&signed.into_string()]).unwrap()).unwrap();
+    fs::write(path.with_extension("yaml"), text).unwrap();
+    path.display().to_string()
 }
 
 /// One of the operator's commands.
@@ -42,15 +52,16 @@ fn node(broker: &Broker, id: &str) -> Value {
 }
 
 #[test]
-fn a_pushed_bundle_lies_in_the_inbox_and_the_agent_is_seen_from_afar() {
+fn a_pushed_bundle_comes_into_force_and_the_agent_is_seen_from_afar() {
     let broker = Broker::start(SignIn::Passwords, &["box-1"]);
     let home = Home::new();
+    let signer = KeyPair::generate_unencrypted_keypair().unwrap();
+    fs::write(home.dir.path().join("ops.pub"), signer.pk.to_base64()).unwrap();
     home.drop_model(&model("digits_resnet.onnx"), "digits/1/model.onnx");
     home.configure(&format!(
         "defaults: {{ladder: {{enabled: false}}}}\nfleet:\n  node_id: box-1\n  labels: {{site: berlin}}\n  \
-         keys: [{}]\n  inbox: inbox\n  mqtt:\n    url: mqtts://localhost:{}\n    fleet: {FLEET}\n    \
+         keys: [ops.pub]\n  inbox: inbox\n  probation: 2s\n  mqtt:\n    url: mqtts://localhost:{}\n    fleet: {FLEET}\n    \
          ca: {}\n    username: box-1\n    password_file: {}",
-        fixture("alice.pub").display(),
         broker.port,
         broker.path("ca.pem").display(),
         broker.path("box-1.password").display(),
@@ -58,19 +69,28 @@ fn a_pushed_bundle_lies_in_the_inbox_and_the_agent_is_seen_from_afar() {
     let mut agent = home.start_ready();
     agent.eventually("it is linked", |agent| agent.status()["broker"]["connected"] == true);
     agent.eventually("it serves", |agent| agent.serves("digits", 1));
-    // A push to its group.
-    let bundle = fixture("document.bundle");
-    let text = bundle.display().to_string();
-    let pushed = fleet(&broker, &["push", &text, "--to", "group:site=berlin"]);
-    assert!(pushed.status.success(), "{}", String::from_utf8_lossy(&pushed.stderr));
+    // A push to its group is followed until it is in force for good.
+    let bundle = bundle(&home, 5, &signer);
+    let pushed = fleet(&broker, &["push", &bundle, "--to", "group:site=berlin", "--wait", "120s"]);
+    let said = String::from_utf8_lossy(&pushed.stdout).into_owned();
+    assert!(pushed.status.success(), "{said} {}", String::from_utf8_lossy(&pushed.stderr));
+    assert!(said.contains("revision 5: 1 applied, 0 refused"), "{said}");
     let place = home.dir.path().join("inbox/broker-group-site=berlin.bundle");
-    agent.eventually("the bundle", |_| fs::read(&place).is_ok());
     assert_eq!(fs::read(&place).unwrap(), fs::read(&bundle).unwrap());
+    assert_eq!(agent.status()["fleet"]["revision"], 5);
+    // One that somebody else signed is refused, and changes nothing.
+    let other = KeyPair::generate_unencrypted_keypair().unwrap();
+    let foreign = self::bundle(&home, 6, &other);
+    let refused = fleet(&broker, &["push", &foreign, "--to", "node:box-1", "--wait", "120s"]);
+    let said = String::from_utf8_lossy(&refused.stdout).into_owned();
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(said.contains("box-1 refused it") && said.contains("signatures"), "{said}");
+    assert_eq!(agent.status()["fleet"]["revision"], 5);
     // What no node could read is not published.
-    let document = fixture("document.yaml").display().to_string();
+    let document = home.dir.path().join("6.yaml").display().to_string();
     let refused = fleet(&broker, &["push", &document, "--to", "all"]);
-    assert!(!refused.status.success());
-    assert!(String::from_utf8_lossy(&refused.stderr).contains("signed"), "{refused:?}");
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("nobody signed it"), "{refused:?}");
     // What it is.
     let begun = Instant::now();
     let seen = loop {

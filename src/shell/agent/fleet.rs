@@ -17,7 +17,7 @@ use crate::fleet::apply::{
     Context, Effect, Event as Happened, Failure, Outcome, Report, Stepped, Survey, Task,
 };
 use crate::fleet::health::{Health, Seen, baseline};
-use crate::fleet::{KeySet, Machine, Node, Refused, Timestamp};
+use crate::fleet::{KeySet, Machine, Node, Record, Refused, Timestamp};
 use crate::limits;
 use crate::shell::fleet::fetch::{self, Fetcher};
 use crate::shell::fleet::inbox::{self, Bundles};
@@ -57,7 +57,7 @@ impl Agent {
         let record = self.store.fleet();
         let config = self.config.fleet.clone();
         let alone = config.keys.0.is_empty() && config.inbox.is_none();
-        if alone && record == crate::fleet::Record::default() {
+        if alone && record == Record::default() {
             return;
         }
         let node = match node(&config) {
@@ -161,6 +161,9 @@ impl Agent {
     }
 
     fn fleet_reports(&mut self, report: Report) {
+        if let Some(linked) = &mut self.linked {
+            linked.hear(&report);
+        }
         let Some(fleet) = &mut self.fleet else { return };
         let (outcome, kind) = match &report {
             Report::Refused { name, why } if why.is_wrong() => {
@@ -383,6 +386,11 @@ impl Agent {
 }
 
 impl Fleet {
+    /// What is written down of bundles.
+    pub fn record(&self) -> &Record {
+        self.machine.record()
+    }
+
     fn context(&self, up: Duration) -> Context<'_> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         Context {

@@ -16,12 +16,13 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::Agent;
+use super::fleet::Fleet;
 use crate::config::{self, FleetName, Inbox};
-use crate::fleet::Node;
-use crate::fleet::reported::{
-    Applied, Figures, Hardware, Health, Model, RefusedBundle, Reported, Underway,
-};
+use crate::fleet::apply::Report;
+use crate::fleet::reported::{Figures, Hardware, Health, Model, Reported};
+use crate::fleet::telling::Told;
 use crate::fleet::topics::TopicError;
+use crate::fleet::{Node, Record};
 use crate::limits;
 use crate::shell::files;
 use crate::shell::fleet::node;
@@ -38,6 +39,7 @@ pub struct Linked {
     link: Shared,
     stop: CancellationToken,
     task: tokio::task::JoinHandle<()>,
+    told: Told,
     met: BTreeMap<String, Met>,
     looked: Instant,
 }
@@ -79,12 +81,13 @@ impl Linked {
         tokio::spawn(deliver(bundles, inbox.clone()));
         let broker = url.to_string();
         tracing::info!(node = node.id, broker, "the fleet's broker is looked for");
-        let (inbox, met, looked) = (inbox.clone(), BTreeMap::new(), Instant::now());
-        Ok(Some(Self { broker, inbox, base, state, link, stop, task, met, looked }))
+        let (inbox, told) = (inbox.clone(), Told::default());
+        let (met, looked) = (BTreeMap::new(), Instant::now());
+        Ok(Some(Self { broker, inbox, base, state, link, stop, task, told, met, looked }))
     }
 
     /// Leaves the node's state to the link.
-    pub fn tell(&mut self, status: &Value, now: Instant) {
+    pub fn tell(&mut self, status: &Value, record: &Record, now: Instant) {
         let elapsed = now.saturating_duration_since(std::mem::replace(&mut self.looked, now));
         let mut reported = self.base.clone();
         for model in array(&status["models"]) {
@@ -99,7 +102,7 @@ impl Linked {
         self.met.retain(|name, _| reported.models.contains_key(name));
         reported.hardware = hardware(&status["hardware"]);
         reported.health = health(status);
-        self.of_fleet(&status["fleet"], &mut reported);
+        self.told.tell(record, &mut reported);
         reported.received = self.link.get().received;
         let reported = reported.bounded();
         self.state.send_if_modified(|old| {
@@ -111,35 +114,18 @@ impl Linked {
         });
     }
 
-    /// What the machine says of bundles.
-    fn of_fleet(&self, fleet: &Value, reported: &mut Reported) {
-        let bundle = &fleet["step"]["bundle"];
-        if let Some(revision) = fleet["good"].as_u64() {
-            // The digest is known of what was seen last, which is this one once it is in force for good.
-            let seen = Some(&fleet["seen"]).filter(|seen| seen["revision"] == revision);
-            let digest = seen.and_then(|seen| seen["digest"].as_str()).unwrap_or_default();
-            reported.applied = Some(Applied { revision, digest: digest.to_owned() });
-        }
-        if let Some(revision) = bundle["revision"].as_u64() {
-            let stage = fleet["step"]["step"].as_str().unwrap_or_default().to_owned();
-            reported.underway = Some(Underway { revision, stage });
-        }
-        let standing = &fleet["seen"]["standing"];
-        if standing["state"] == "given_up" {
-            let why = standing["why"].as_str().unwrap_or_default().to_owned();
-            let revision = fleet["seen"]["revision"].as_u64();
-            reported.refused = Some(RefusedBundle { revision, bundle: None, why });
-        }
-        // One that a later one has overtaken stays in its topic, and is offered again at every start.
-        let refused = &fleet["last_refused"];
-        let overtaken = refused["why"] == "old_revision";
-        if let Some(why) = refused["reason"].as_str().filter(|_| !overtaken) {
-            let bundle = refused["bundle"].as_str().and_then(|name| self.digest(Path::new(name)));
-            let bundle = bundle.map(|digest| digest.to_string());
-            reported.refused = Some(RefusedBundle { revision: None, bundle, why: why.to_owned() });
-        }
-        let refusals = array(&fleet["counts"]).filter(|one| one["outcome"] == "refused");
-        reported.refusals = refusals.filter_map(|one| one["count"].as_u64()).sum();
+    /// What the machine reports of a bundle.
+    pub fn hear(&mut self, report: &Report) {
+        let name = match report {
+            Report::Refused { name, .. } => Some(Path::new(name)),
+            Report::Begun { .. }
+            | Report::Abandoned { .. }
+            | Report::Committed { .. }
+            | Report::RolledBack { .. } => None,
+        };
+        // What lies in the inbox is offered again at every start, overtaken or not.
+        let bundle = name.and_then(|name| self.digest(name));
+        self.told.hear(report, bundle, bundle.is_some());
     }
 
     /// The digest of a bundle that lies in the inbox, by which whoever sent it knows it again.
@@ -180,8 +166,10 @@ impl Agent {
 
     /// Leaves the state of the box to the link.
     pub(super) fn tell_link(&mut self, now: Instant) {
+        let none = Record::default();
+        let record = self.fleet.as_ref().map_or(&none, Fleet::record);
         if let Some(linked) = &mut self.linked {
-            linked.tell(&self.status.load(), now);
+            linked.tell(&self.status.load(), record, now);
         }
     }
 }
