@@ -2,7 +2,7 @@
 //! force by a machine that ends in the new state or in the old one.
 //!
 //! [`envelope`] takes a bundle apart; [`keys`] say whether enough of those who are trusted signed it;
-//! [`document`] is what it says; [`select`] whom it is for; [`admit`] puts these together into one answer, a
+//! [`document`] is what it says; [`select`] whom it is for; [`mod@admit`] puts these together into one answer, a
 //! typed [`Refused`] where it is no. [`apply`] is the machine that brings a bundle into force, and [`health`]
 //! says whether it does the box good. Time and identity are arguments.
 //!
