@@ -4,6 +4,7 @@
 use super::checked::Config;
 use super::error::{Origin, Problem};
 use super::layers::merge;
+use super::plugins::Part;
 use super::raw::Node;
 use super::schema::{Set, read_fleet};
 
@@ -76,8 +77,9 @@ pub(super) fn read(part: &FleetPart) -> (Vec<Set>, Vec<Problem>) {
 fn refuse(set: &Set) -> Option<Problem> {
     let (path, why, origin) = match set {
         Set::Agent(setting, _, origin) => (setting.path, reserved(setting.path)?, origin),
-        Set::Plugin(said) => ("plugins", LOADS_CODE, &said.origin),
-        Set::Defaults(_) | Set::Model(..) => return None,
+        // Told once for each, and not for all that is said of it.
+        Set::Plugin(said) if said.part == Part::Itself => ("plugins", LOADS_CODE, &said.origin),
+        Set::Plugin(_) | Set::Defaults(_) | Set::Model(..) => return None,
     };
     let what = format!("a bundle may not set `{path}`: {why}");
     Some(Problem { origin: Origin::clone(origin), what, right: "leave it out".to_owned() })

@@ -90,11 +90,6 @@ pub fn enter(library: &str, call: &str) -> Option<c_int> {
     value(library, &format!("error.{call}")).and_then(|code| code.parse().ok())
 }
 
-/// A text that the library is given.
-pub fn text(library: &str, key: &str) -> Option<String> {
-    value(library, key)
-}
-
 /// A number that the library tells.
 pub fn number(library: &str, key: &str, otherwise: i64) -> i64 {
     let parsed = |key: &str| value(library, key).and_then(|text| text.parse::<i64>().ok());
