@@ -20,7 +20,7 @@ use blochd::spectra::{Augment, NoStore, Store};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{Code, Failure, OrFail};
+use super::{Code, Failure, OrFail, without_runtime};
 
 /// Show the spectrum and the redundancy of every layer of a model.
 ///
@@ -171,7 +171,7 @@ impl Analyze {
                 checked.code(Code::Provider)?;
                 Ok(Some(engine))
             }
-            Err(error) if asked => Err(error).code(Code::Unavailable),
+            Err(error) if asked => Err(without_runtime(error)),
             Err(error) => {
                 tracing::debug!("what is frozen is not known: {error}");
                 Ok(None)

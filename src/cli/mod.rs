@@ -22,6 +22,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use blochd::onnx::Tensor;
+use blochd::shell::engine::RuntimeError;
 use blochd::shell::npz;
 use clap::{Parser, Subcommand};
 use nix::sys::signal::{SigHandler, Signal, signal};
@@ -88,6 +89,12 @@ pub struct Failure {
     pub code: Code,
     /// What happened and what to do.
     pub error: anyhow::Error,
+}
+
+/// There is no ONNX Runtime, or none with the execution provider that is asked for.
+pub fn without_runtime(error: RuntimeError) -> Failure {
+    let code = if error.lacks_provider() { Code::Provider } else { Code::Unavailable };
+    Failure { code, error: error.into() }
 }
 
 /// Attaches an exit code to any error: `read(path).code(Code::Io)?`.

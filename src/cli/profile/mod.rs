@@ -15,7 +15,7 @@ use blochd::shell::probe::{HostProbe, roofline};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{Code, Failure, OrFail, configured};
+use super::{Code, Failure, OrFail, configured, without_runtime};
 
 /// Show the processors, memory, heat and accelerators of this box, and ONNX Runtime with its execution
 /// providers.
@@ -114,7 +114,7 @@ impl Profile {
         if !self.roofline && kept.is_empty() {
             return Ok(Value::Null);
         }
-        let runtime = engine::init(search).code(Code::Unavailable)?;
+        let runtime = engine::init(search).map_err(without_runtime)?;
         let engine = |threads: usize| {
             let options = EngineOptions {
                 provider: self.provider.clone(),

@@ -28,7 +28,7 @@ use blochd::units::{Digest, is_latency_ratio};
 use clap::{Args, ValueEnum};
 
 use super::sandbox::SandboxArgs;
-use super::{Code, Failure, OrFail};
+use super::{Code, Failure, OrFail, without_runtime};
 use keeping::Keeping;
 use shown::{Shown, print_table};
 
@@ -196,7 +196,7 @@ impl Prune {
         let model = models::load(&self.model)
             .map_err(|error| (if error.is_bad_data() { Code::Data } else { Code::Io }, error))
             .map_err(|(code, error)| Failure { code, error: error.into() })?;
-        let runtime = engine::init(&search).code(Code::Unavailable)?;
+        let runtime = engine::init(&search).map_err(without_runtime)?;
         let options = EngineOptions {
             provider: self.provider.clone(),
             intra_op_threads: self.threads.max(1),

@@ -25,7 +25,7 @@ use blochd::units::Digest;
 use clap::Args;
 
 use super::sandbox::SandboxArgs;
-use super::{Code, Failure, OrFail};
+use super::{Code, Failure, OrFail, without_runtime};
 use provider::Found;
 use shown::Shown;
 
@@ -141,7 +141,7 @@ impl Trial {
             code: if error.is_bad_data() { Code::Data } else { Code::Io },
             error: error.into(),
         })?;
-        let runtime = engine::init(&search).code(Code::Unavailable)?;
+        let runtime = engine::init(&search).map_err(without_runtime)?;
         let engine = OrtEngine::new(&runtime, self.options());
         let tried = match &self.provider {
             Provider::Cpu => self.on_cpu(&engine, &model)?,

@@ -84,6 +84,20 @@ pub enum RuntimeError {
     Start { path: PathBuf, reason: String },
 }
 
+impl RuntimeError {
+    /// Whether there is an ONNX Runtime, and it was built without the provider that is wanted.
+    pub fn lacks_provider(&self) -> bool {
+        let lacks = |why: &Unusable| why.lacks().is_some();
+        match self {
+            Self::Named { why, .. } => lacks(why),
+            Self::NotFound { looked, .. } => {
+                looked.iter().any(|place| place.why.as_ref().is_some_and(lacks))
+            }
+            Self::AlreadyLoaded { .. } | Self::Start { .. } => false,
+        }
+    }
+}
+
 /// Why a library with an execution provider is not used. None of it speaks against a model.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PluginError {
