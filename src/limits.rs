@@ -50,6 +50,31 @@ pub const LEAST_RATIO: f64 = 0.05;
 /// Most rungs of a ladder: each takes minutes to make and has to be told apart by measurement.
 pub const LADDER_RATIOS: usize = 16;
 
+/// Most plugins: each is a vendor's library in the process, and a box has one or two vendors' accelerators.
+pub const PLUGINS: usize = 8;
+
+/// Longest name of a plugin: it stands in metrics and in tables.
+pub const PLUGIN_NAME_BYTES: usize = 64;
+
+/// Longest name of an execution provider's option, and longest value. Paths are the longest of them.
+pub const OPTION_NAME_BYTES: usize = 128;
+pub const OPTION_BYTES: usize = 4096;
+
+/// Longest name of a type of operators.
+pub const OPERATOR_TYPE_BYTES: usize = 128;
+
+/// Highest number of an accelerator plus one: the largest boxes have 16.
+pub const DEVICE_NUMBERS: usize = 256;
+
+// ---- shell: slot ----
+
+/// Failures in a row by which sessions on a device count as lost, where nothing is known that they run on.
+pub const DEVICE_FAULTS: u32 = 3;
+
+/// Combinations of input shapes that a model is served in where each is compiled on its own: that takes 5 to
+/// 100 seconds on an Ascend, in the request that brings it, and is kept as long as the session.
+pub const SERVED_SHAPES: usize = 8;
+
 // ---- hardware, shell: probe ----
 
 /// Highest processor number plus one: Linux is built for at most 8,192.
@@ -190,7 +215,25 @@ pub const DAMAGED_KEPT: usize = 16;
 /// Ladders that are kept on disk; those in use always are. Each is about as large as three dense models.
 pub const LADDERS_KEPT: usize = 32;
 
+/// Bytes of compiled graphs that are kept of variants which serve no longer; an Ascend's are about as large as
+/// their models. Those of variants that serve always are.
+pub const COMPILED_BYTES: u64 = 2 << 30;
+
+/// Failures of models on execution providers that are remembered, and for how long: the next day there may be
+/// another driver, and the versions of all of them are not known.
+pub const PROVIDER_FAILURES: usize = 256;
+pub const PROVIDER_FORGIVEN: std::time::Duration = std::time::Duration::from_secs(86_400);
+
 // ---- shell: watch, agent ----
+
+/// Waits before a model that does not run on the provider that is wanted first is tried there again: each trial
+/// takes a core, and a device that came back is told by its library.
+pub const PROVIDER_AGAIN_FIRST: std::time::Duration = std::time::Duration::from_secs(60);
+pub const PROVIDER_AGAIN_LONGEST: std::time::Duration = std::time::Duration::from_secs(3600);
+
+/// Wait before another provider is looked for where a model's sessions are lost and none was found: its
+/// requests wait meanwhile.
+pub const PROVIDER_LOST_AGAIN: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// Most files of a model directory that are looked at.
 pub const REPOSITORY_FILES: usize = 100_000;
@@ -198,12 +241,11 @@ pub const REPOSITORY_FILES: usize = 100_000;
 /// Levels of folders below the model directory: model, version, and two for external data.
 pub const REPOSITORY_DEPTH: usize = 4;
 
-/// The agent's turn: governor, status, watchdog. Four a second meet a budget again well within a second
+/// The agent's turn: governor and status. Four a second meet a budget again well within a second
 /// of two requests that broke it.
 pub const TICK: std::time::Duration = std::time::Duration::from_millis(250);
 
-/// The same while there is nothing to serve, load or build: what is left to tell are the watchdog, for which
-/// systemd waits thirty seconds, and the status.
+/// The same while there is nothing to serve, load or build: what is left to tell is the status.
 pub const IDLE_TICK: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// How long the configuration's file must have rested before it is read again: programs that write a file in
@@ -216,6 +258,37 @@ pub const CONFIG_REST_EMPTY: std::time::Duration = std::time::Duration::from_sec
 
 /// How long after the first file event the directory is listed: a copy raises many events.
 pub const LOOK_DELAY: std::time::Duration = std::time::Duration::from_millis(50);
+
+/// Most sockets that the service manager may hand over: one an endpoint, what was kept for it, and some that a
+/// socket unit has too many.
+pub const HANDED_SOCKETS: usize = 32;
+
+/// How long the event loop may show no life. It turns at least every [`IDLE_TICK`]; what it waits for are small
+/// writes, which a worn-out flash card may hold up for many seconds.
+pub const EVENT_LOOP_SILENCE: std::time::Duration = std::time::Duration::from_secs(20);
+
+/// How often a listener shows that it still takes connections, and how long it may not.
+pub const LISTENER_PULSE: std::time::Duration = std::time::Duration::from_secs(5);
+pub const LISTENER_SILENCE: std::time::Duration = std::time::Duration::from_secs(20);
+
+/// How long one listing of the model directory may take: it may lie on a network's disk that comes back. A
+/// thread that hangs in the kernel for longer is only got rid of with its process.
+pub const LISTING_SILENCE: std::time::Duration = std::time::Duration::from_secs(600);
+
+/// How long one run of a session may take: the longest that are known, of speech and of large images on one
+/// slow core, take a minute. A session that hangs is only got rid of with its process.
+pub const RUN_SILENCE: std::time::Duration = std::time::Duration::from_secs(600);
+
+/// How often the watchdog is fed at least, and at most.
+pub const WATCHDOG_INTERVAL: std::time::Duration = std::time::Duration::from_secs(5);
+pub const WATCHDOG_LEAST: std::time::Duration = std::time::Duration::from_millis(10);
+
+/// Stack of the watchdog's thread: it formats some lines.
+pub const WATCHDOG_STACK_BYTES: usize = 256 << 10;
+
+/// How long requests that came while the agent was restarted wait for their model. Trials of some models in a
+/// row take that long; nobody waits longer for an answer.
+pub const START_WAIT: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// Events that may wait for the agent. Each stands for work that it started itself.
 pub const AGENT_EVENTS: usize = 256;
@@ -299,3 +372,14 @@ pub const SHADOW_RETRY: std::time::Duration = std::time::Duration::from_secs(60)
 
 /// Largest library that is taken out of a wheel; providers for accelerators reach some hundred MB.
 pub const LIBRARY_BYTES: u64 = 1 << 30;
+
+/// Most libraries and notices that are taken out of a wheel; the build for CANN has five, one with several
+/// providers a few more.
+pub const RUNTIME_FILES: usize = 16;
+
+/// Most characters that are kept of what CANN's provider logs of an error: it writes 1,024 at most.
+pub const CANN_WORDS: usize = 1024;
+
+/// How long a command that only looks waits for a provider's library to be loaded in a child, in wall and in
+/// processor time: a vendor's runtime opens its device then, and compiles nothing.
+pub const PROVIDER_LOAD: std::time::Duration = std::time::Duration::from_secs(30);

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use running::{Home, model};
+use running::{Agent, Home, Load, model};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -55,18 +55,33 @@ fn fields(mut entry: &[u8]) -> BTreeMap<String, String> {
 
 /// Waits for an entry whose message begins like this.
 fn entry(journal: &UnixDatagram, start: &str) -> BTreeMap<String, String> {
+    let [found] = entries(PATIENCE, journal, [start]);
+    found
+}
+
+/// Waits for entries whose messages begin like these, in whatever order they come.
+fn entries<const N: usize>(
+    patience: Duration,
+    journal: &UnixDatagram,
+    starts: [&str; N],
+) -> [BTreeMap<String, String>; N] {
     let begun = Instant::now();
     let mut seen = Vec::new();
     let mut buffer = vec![0; 1 << 16];
-    while begun.elapsed() < PATIENCE {
+    let mut found = starts.map(|_| BTreeMap::new());
+    while begun.elapsed() < patience {
         let Ok(length) = journal.recv(&mut buffer) else { continue };
-        let found = fields(&buffer[..length]);
-        if found.get("MESSAGE").is_some_and(|message| message.starts_with(start)) {
+        let entry = fields(&buffer[..length]);
+        let message = entry.get("MESSAGE").cloned().unwrap_or_default();
+        match starts.iter().position(|start| message.starts_with(start)) {
+            Some(place) if found[place].is_empty() => found[place] = entry,
+            Some(_) | None => seen.push(entry),
+        }
+        if found.iter().all(|entry| !entry.is_empty()) {
             return found;
         }
-        seen.push(found);
     }
-    panic!("never: {start}\n{seen:#?}");
+    panic!("never all of {starts:?}\n{seen:#?}");
 }
 
 #[test]
@@ -118,4 +133,65 @@ fn a_service_logs_to_the_journal_with_fields_and_everybody_else_to_standard_erro
         assert!(begun.elapsed() < PATIENCE, "{}", said());
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// One that logs to the journal, whatever its standard error is.
+fn start<'a>(home: &'a Home, place: &Path) -> Agent<'a> {
+    let mut command = namespaced(place);
+    running::without_settings(&mut command);
+    command.arg(env!("CARGO_BIN_EXE_blochd")).args(["run", "--log-format", "journald"]);
+    command.arg("--config").arg(home.dir.path().join("agent.yaml"));
+    command.arg("--runtime-library").arg(running::onnx_runtime()).env_remove("RUST_LOG");
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    home.started(command.spawn().unwrap())
+}
+
+#[test]
+fn what_became_of_a_model_is_found_by_fields() {
+    let home = Home::new();
+    let configure = |budget: &str| {
+        home.configure(&format!(
+            "defaults: {{budget: {budget}, quality_floor: 0, ladder: {{ratios: [0.7]}}}}"
+        ));
+    };
+    // A build makes place for a model that misses its budget.
+    configure("none");
+    home.drop_model(&model("digits_mobile.onnx"), "digits/1/model.onnx");
+    let bad = home.dir.path().join("bad.onnx");
+    std::fs::write(&bad, "no model").unwrap();
+    home.drop_model(&bad, "bad/1/model.onnx");
+    let place = tempfile::tempdir().unwrap();
+    let journal = UnixDatagram::bind(place.path().join("socket")).unwrap();
+    journal.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    let can = namespaced(place.path()).arg("true").output();
+    if !can.is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: nobody may have a mount namespace here");
+        return;
+    }
+    let agent = start(&home, place.path());
+    let has = |entry: &BTreeMap<String, String>, fields: &[(&str, &str)]| {
+        for (name, value) in fields {
+            assert_eq!(entry.get(*name).map(String::as_str), Some(*value), "{name}: {entry:#?}");
+        }
+    };
+    let [refused, serves] = entries(PATIENCE, &journal, ["not served: ", "in service"]);
+    has(&refused, &[("MODEL", "bad"), ("VERSION", "1"), ("PRIORITY", "3")]);
+    // The words say it, too.
+    assert_eq!(refused["MESSAGE"], format!("not served: {}", refused["REASON"]));
+    has(&serves, &[("MODEL", "digits"), ("VARIANT", "dense"), ("PRIORITY", "6")]);
+    assert!(serves["P99"].starts_with("Some("), "{serves:#?}");
+    let [built] = entries(10 * PATIENCE, &journal, ["its ladder is built"]);
+    has(&built, &[("MODEL", "digits"), ("RUNGS", "1")]);
+    // Dense is above this whatever it does.
+    configure("{p99: 20us}");
+    let load = Load::start(home.http, "digits", agent.input("digits").unwrap());
+    let [swapped] = entries(2 * PATIENCE, &journal, ["swapped dense for "]);
+    let (answered, failed) = load.finish();
+    assert!(answered > 0 && failed.is_empty(), "{failed:?}");
+    has(
+        &swapped,
+        &[("MODEL", "digits"), ("VERSION", "1"), ("FROM", "dense"), ("REASON", "budget")],
+    );
+    assert_eq!(swapped["VARIANT"], swapped["TO"]);
+    assert!(swapped.contains_key("PROMISED_P99"), "{swapped:#?}");
 }

@@ -340,11 +340,35 @@ fn a_stopping_server_answers_what_it_has_begun_and_takes_nothing_new() {
     served.stop.cancel();
     let mut rest = Vec::new();
     idle.0.read_to_end(&mut rest).unwrap();
-    assert!(rest.is_empty(), "idle connections end at once");
+    assert!(rest.is_empty(), "idle connections end soon");
     go.send(()).unwrap();
     assert_eq!(busy.receive().status, 200);
     assert_eq!(served.finish(), 0, "no connection was cut off");
     assert!(TcpStream::connect(served.http).is_err());
+}
+
+/// What was sent before the end of the connection was known is answered: by one that was never used, and by
+/// one that was.
+#[test]
+fn a_request_that_meets_the_servers_end_is_answered_and_told_that_it_was_the_last() {
+    for asked_before in [false, true] {
+        let mut served = Served::start(4096);
+        let mut client = Client::to(served.http);
+        if asked_before {
+            assert_eq!(client.get("/v2/health/live").status, 200);
+        } else {
+            // So that the connection was accepted: they are in their order.
+            assert_eq!(Client::to(served.http).get("/v2/health/live").status, 200);
+        }
+        served.stop.cancel();
+        let answer = client.get("/v2/health/live");
+        assert_eq!(answer.status, 200);
+        assert_eq!(answer.header("connection"), Some("close"));
+        let mut rest = Vec::new();
+        client.0.read_to_end(&mut rest).unwrap();
+        assert!(rest.is_empty());
+        assert_eq!(served.finish(), 0);
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
+use blochd::config::Provider;
 use blochd::ladder::calibration::{self, Samples, free_sizes};
 use blochd::ladder::manifest::CalibrationSource;
 use blochd::onnx::{Engine, Model, Shapes};
@@ -19,13 +20,14 @@ use blochd::spectra::{Augment, NoStore, Store};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::{Code, Failure, OrFail};
+use super::{Code, Failure, OrFail, without_runtime};
 
 /// Show the spectrum and the redundancy of every layer of a model.
 ///
 /// Spectra need the file alone. With --calibration, channels are compared by what they say on real samples,
 /// which is what they can be replaced by. Exit code 65 when the model or the samples are not usable, 69 when
-/// samples are given and ONNX Runtime is missing, 74 where a file cannot be read or written.
+/// samples are given and ONNX Runtime is missing, 74 where a file cannot be read or written, 76 where the
+/// execution provider is not to be had.
 #[derive(Debug, Args)]
 pub struct Analyze {
     /// The ONNX model.
@@ -50,6 +52,10 @@ pub struct Analyze {
     /// Write a page with plots and the graph to this file; it needs nothing but a browser.
     #[arg(long)]
     html: Option<PathBuf>,
+    /// What runs the model on samples: cpu, cann, or an execution provider in the words of `providers` in the
+    /// configuration, as JSON.
+    #[arg(long, default_value = "cpu")]
+    provider: Provider,
     /// ONNX Runtime library, instead of the one that is found.
     #[arg(long)]
     runtime: Option<PathBuf>,
@@ -152,12 +158,20 @@ impl Analyze {
     /// With samples a runtime must be there. Without, it only serves to say what is frozen, and its absence is
     /// no failure.
     fn engine(&self, state: &Path) -> Result<Option<OrtEngine>, Failure> {
-        let options =
-            EngineOptions { intra_op_threads: self.threads.max(1), ..EngineOptions::default() };
+        let options = EngineOptions {
+            provider: self.provider.clone(),
+            intra_op_threads: self.threads.max(1),
+            ..EngineOptions::default()
+        };
         let asked = self.calibration.is_some() || self.runtime.is_some();
-        match engine::init(&Search::new(self.runtime.clone(), state)) {
-            Ok(runtime) => Ok(Some(OrtEngine::new(&runtime, options))),
-            Err(error) if asked => Err(error).code(Code::Unavailable),
+        match engine::init(&Search::new(self.runtime.clone(), state).wanting(&self.provider)) {
+            Ok(runtime) => {
+                let engine = OrtEngine::new(&runtime, options);
+                let checked = engine.check().with_context(|| self.provider.to_string());
+                checked.code(Code::Provider)?;
+                Ok(Some(engine))
+            }
+            Err(error) if asked => Err(without_runtime(error)),
             Err(error) => {
                 tracing::debug!("what is frozen is not known: {error}");
                 Ok(None)

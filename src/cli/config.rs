@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
 use blochd::config::{
-    Config, ConfigErrors, Loaded, Origin, Policy, json_schema, model_settings, settings,
+    Config, ConfigErrors, Loaded, Origin, Policy, json_schema, model_settings, plugin_settings,
+    settings,
 };
 use blochd::units::check_model_name;
 use clap::{Args, Subcommand};
@@ -92,6 +93,10 @@ impl ConfigCommand {
 
 fn of_agent(loaded: &Loaded) -> Vec<Held> {
     let mut all = settings(&loaded.config);
+    for (name, plugin) in &loaded.config.plugins {
+        let own = plugin_settings(plugin).into_iter();
+        all.extend(own.map(|(path, text)| (format!("plugins.{name}.{path}"), text)));
+    }
     // Of single models only what was written for them.
     for model in loaded.config.named_models() {
         let Ok(own) = loaded.config.model(model, None) else { continue };
@@ -157,7 +162,10 @@ fn check(file: Option<&Path>, as_json: bool) -> Result<(), Failure> {
     let mut wrong: Vec<ConfigErrors> = Vec::new();
     let mut policies = 0;
     match configured::load_and_warn(file, &[]) {
-        Ok(loaded) => policies = check_policies(&loaded.config, &mut wrong)?,
+        Ok(loaded) => {
+            loaded.exposed.iter().for_each(|port| eprintln!("blochd: {port}"));
+            policies = check_policies(&loaded.config, &mut wrong)?;
+        }
         Err(error) => match error.downcast::<ConfigErrors>() {
             Ok(errors) => wrong.push(errors),
             Err(error) => return Err(Failure { code: Code::Io, error }),

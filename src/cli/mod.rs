@@ -22,6 +22,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use blochd::onnx::Tensor;
+use blochd::shell::engine::RuntimeError;
 use blochd::shell::npz;
 use clap::{Parser, Subcommand};
 use nix::sys::signal::{SigHandler, Signal, signal};
@@ -72,6 +73,9 @@ pub enum Code {
     Unavailable = 69,
     /// A failure of the program or of a library that it calls (`EX_SOFTWARE`).
     Software = 70,
+    /// The execution provider fails where the CPU does not, or is not to be had. The next one may do
+    /// (`EX_PROTOCOL`: what is at the other end does not keep to what was agreed).
+    Provider = 76,
     /// A file could not be read or written (`EX_IOERR`).
     Io = 74,
     /// The configuration is wrong (`EX_CONFIG`).
@@ -85,6 +89,12 @@ pub struct Failure {
     pub code: Code,
     /// What happened and what to do.
     pub error: anyhow::Error,
+}
+
+/// There is no ONNX Runtime, or none with the execution provider that is asked for.
+pub fn without_runtime(error: RuntimeError) -> Failure {
+    let code = if error.lacks_provider() { Code::Provider } else { Code::Unavailable };
+    Failure { code, error: error.into() }
 }
 
 /// Attaches an exit code to any error: `read(path).code(Code::Io)?`.

@@ -10,6 +10,7 @@ use blochd::shell::agent::{self, AgentError, ConfigFile, Setup};
 use blochd::shell::cpus;
 use blochd::shell::probe::HostProbe;
 use blochd::shell::store::KeptBundle;
+use blochd::shell::systemd;
 use clap::Args;
 use serde_json::Value;
 
@@ -65,19 +66,24 @@ const HOST_AGE: Duration = Duration::from_secs(1);
 
 impl Run {
     pub fn run(self) -> Result<(), Failure> {
+        // Before anything else is opened: the sockets are known by their numbers.
+        let handed = systemd::take();
         let file = configured::file(self.config.clone());
         let flags = self.flags().code(Code::Config)?;
         // Looked at before it is read: what is written meanwhile is read again.
         let config_file = file.clone().map(ConfigFile::new);
         let loaded = configured::load(file.as_deref(), &flags).code(Code::Config)?;
-        let Loaded { config, warnings, .. } = loaded;
+        let Loaded { config, mut warnings, exposed, .. } = loaded;
+        warnings.extend(exposed);
         cpus::check(&config).code(Code::Config)?;
         let log_level = log::begin(&config);
         warn(&warnings);
         let told = RefCell::new(warnings);
         let reread = Box::new(move |bundle: Option<&KeptBundle>| {
             let loaded = configured::load_with(file.as_deref(), &flags, bundle);
-            let Loaded { config, warnings, .. } = loaded.map_err(|error| format!("{error:#}"))?;
+            let loaded = loaded.map_err(|error| format!("{error:#}"))?;
+            let Loaded { config, mut warnings, exposed, .. } = loaded;
+            warnings.extend(exposed);
             cpus::check(&config).map_err(|error| error.to_string())?;
             // What was told before is known.
             if *told.borrow() != warnings {
@@ -87,7 +93,7 @@ impl Run {
             Ok(config)
         });
         let hardware = Box::new(hardware());
-        let setup = Setup { config, config_file, reread, log_level, hardware };
+        let setup = Setup { config, config_file, reread, log_level, hardware, handed };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()
@@ -102,6 +108,7 @@ impl Run {
                 AgentError::Runtime(_) | AgentError::Listen { .. } | AgentError::Socket { .. } => {
                     Code::Unavailable
                 }
+                AgentError::Handed { .. } | AgentError::Watchdog(_) => Code::Software,
                 AgentError::Store(_) | AgentError::ModelDir { .. } => Code::Io,
                 AgentError::Signals(_) | AgentError::Spans(_) => Code::Software,
             };
@@ -114,6 +121,8 @@ impl Run {
                 AgentError::Runtime(_)
                 | AgentError::Listen { .. }
                 | AgentError::Socket { .. }
+                | AgentError::Handed { .. }
+                | AgentError::Watchdog(_)
                 | AgentError::Signals(_)
                 | AgentError::Spans(_) => "",
             };

@@ -11,7 +11,9 @@ use crate::units::{ByteSize, Percentile, Span};
 use super::error::{ConfigErrors, Origin, Problem};
 use super::layers::{Assigned, Origins};
 use super::mqtt::Mqtt;
+use super::providers::{Cann, Plugin};
 use super::schema;
+use super::wanted::{self, ExecutionProviders};
 
 /// What the agent is asked to be.
 ///
@@ -32,6 +34,8 @@ pub struct Config {
     pub shared_memory: bool,
     /// Where Prometheus metrics are served.
     pub metrics_address: SocketAddr,
+    /// Whether ports that other machines reach are meant so, without TLS and without a login.
+    pub allow_plaintext: bool,
     /// ONNX Runtime's shared library; `None` searches `ORT_DYLIB_PATH`, the state directory, the
     /// system.
     pub runtime_library: Option<PathBuf>,
@@ -51,6 +55,10 @@ pub struct Config {
     pub trial: Trial,
     pub build: Build,
     pub devices: Devices,
+    /// What is asked of the provider for CANN, wherever it runs a model.
+    pub cann: Cann,
+    /// Libraries with further execution providers, by name.
+    pub plugins: BTreeMap<String, Plugin>,
     pub fleet: Fleet,
     /// What holds for each model where nothing else is said of it.
     pub defaults: ModelConfig,
@@ -178,6 +186,8 @@ pub struct Bandwidth(pub ByteSize);
 /// What one model is asked to be.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
+    /// What may run it.
+    pub execution_providers: ExecutionProviders,
     /// `None`: dense is served, whatever it takes.
     pub budget: Option<Budget>,
     /// Least agreement with dense (0 to 1) of a variant that may be served.
@@ -374,6 +384,7 @@ impl Default for Config {
             unix_socket: Socket::Auto,
             shared_memory: false,
             metrics_address: SocketAddr::from((Ipv4Addr::LOCALHOST, 8002)),
+            allow_plaintext: false,
             runtime_library: None,
             log_level: LogLevel::Info,
             log_format: LogFormat::Auto,
@@ -392,6 +403,8 @@ impl Default for Config {
                 cambricon: Accelerator::Auto,
                 kunlunxin: Accelerator::Auto,
             },
+            cann: Cann::default(),
+            plugins: BTreeMap::new(),
             fleet: Fleet {
                 node_id: None,
                 labels: Labels::default(),
@@ -411,6 +424,7 @@ impl Default for Config {
 impl Default for ModelConfig {
     fn default() -> Self {
         Self {
+            execution_providers: ExecutionProviders::default(),
             budget: None,
             quality_floor: 0.9,
             quality: Quality { shadow: None },
@@ -505,14 +519,21 @@ impl Config {
             let item = own.iter().rev().chain(policy.iter().rev()).find(of_path);
             item.map_or(Origin::Default, |item| item.origin.clone())
         };
-        config.check(origin, &mut problems);
+        config.check(&self.plugins, origin, &mut problems);
         if problems.is_empty() { Ok(config) } else { Err(ConfigErrors(problems)) }
     }
 }
 
 impl ModelConfig {
     /// What no single value can be blamed for. `origin` tells where a setting was written.
-    pub(super) fn check(&self, origin: impl Fn(&str) -> Origin, problems: &mut Vec<Problem>) {
+    pub(super) fn check(
+        &self,
+        plugins: &BTreeMap<String, Plugin>,
+        origin: impl Fn(&str) -> Origin,
+        problems: &mut Vec<Problem>,
+    ) {
+        let at = origin("execution_providers");
+        wanted::check_known(&self.execution_providers, plugins, &at, problems);
         let first_written = |paths: [&str; 2]| {
             paths
                 .map(&origin)

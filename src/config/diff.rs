@@ -1,8 +1,9 @@
 //! What a new configuration changes.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::checked::Config;
+use super::plugins::plugin_settings;
 use super::schema::{AGENT, MODEL};
 
 /// One setting's old and new value, as text.
@@ -23,7 +24,7 @@ pub struct Diff {
     pub changes: Vec<Change>,
     /// Models whose own part under `models:` changed, came or went.
     pub models: BTreeSet<String>,
-    /// Whether `defaults` changed: every model is touched then.
+    /// Whether `defaults`, or what is said of execution providers, changed: every model is touched then.
     pub defaults: bool,
 }
 
@@ -36,6 +37,26 @@ impl Diff {
     /// The changes that need a restart.
     pub fn restart(&self) -> impl Iterator<Item = &Change> {
         self.changes.iter().filter(|change| change.restart)
+    }
+
+    fn compare_plugins(&mut self, old: &Config, new: &Config) {
+        let names: BTreeSet<&String> = old.plugins.keys().chain(new.plugins.keys()).collect();
+        let of = |config: &Config, name: &String| -> BTreeMap<String, String> {
+            let plugin = config.plugins.get(name);
+            plugin.map(plugin_settings).unwrap_or_default().into_iter().collect()
+        };
+        for name in names {
+            let (before, after) = (of(old, name), of(new, name));
+            let paths: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
+            for path in paths.into_iter().filter(|path| before.get(*path) != after.get(*path)) {
+                let text = |all: &BTreeMap<String, String>| {
+                    all.get(path).cloned().unwrap_or_else(|| "none".to_owned())
+                };
+                let (from, to) = (text(&before), text(&after));
+                let path = format!("plugins.{name}.{path}");
+                self.changes.push(Change { path, from, to, restart: false });
+            }
+        }
     }
 
     /// Whether `model` may have another policy now.
@@ -63,6 +84,9 @@ impl Config {
                 diff.defaults = true;
             }
         }
+        diff.compare_plugins(old, new);
+        // What runs a model may be another one now.
+        diff.defaults |= old.cann != new.cann || old.plugins != new.plugins;
         let named = old.models.keys().chain(new.models.keys());
         diff.models =
             named.filter(|name| old.models.get(*name) != new.models.get(*name)).cloned().collect();

@@ -4,6 +4,7 @@
 use super::checked::Config;
 use super::error::{Origin, Problem};
 use super::layers::merge;
+use super::plugins::Part;
 use super::raw::Node;
 use super::schema::{Set, read_fleet};
 
@@ -37,6 +38,7 @@ pub static RESERVED: &[(&str, &str)] = &[
     ("grpc_address", CUTS_OFF),
     ("unix_socket", CUTS_OFF),
     ("metrics_address", CUTS_OFF),
+    ("allow_plaintext", "that a network is trusted is said on the box alone"),
     ("shared_memory", "it opens memory of the box to every client on it"),
     ("sandbox", "it opens the box to what models do"),
     ("runtime_library", LOADS_CODE),
@@ -44,6 +46,7 @@ pub static RESERVED: &[(&str, &str)] = &[
     ("devices.cambricon", LOADS_CODE),
     ("devices.kunlunxin", LOADS_CODE),
     ("trace", WRITES),
+    ("cann.dump_graphs", WRITES),
     ("otlp_endpoint", SENDS),
     ("otlp_share", RESTARTS),
     ("log_format", RESTARTS),
@@ -72,8 +75,12 @@ pub(super) fn read(part: &FleetPart) -> (Vec<Set>, Vec<Problem>) {
 }
 
 fn refuse(set: &Set) -> Option<Problem> {
-    let Set::Agent(setting, _, origin) = set else { return None };
-    let why = reserved(setting.path)?;
-    let what = format!("a bundle may not set `{}`: {why}", setting.path);
+    let (path, why, origin) = match set {
+        Set::Agent(setting, _, origin) => (setting.path, reserved(setting.path)?, origin),
+        // Told once for each, and not for all that is said of it.
+        Set::Plugin(said) if said.part == Part::Itself => ("plugins", LOADS_CODE, &said.origin),
+        Set::Plugin(_) | Set::Defaults(_) | Set::Model(..) => return None,
+    };
+    let what = format!("a bundle may not set `{path}`: {why}");
     Some(Problem { origin: Origin::clone(origin), what, right: "leave it out".to_owned() })
 }

@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use super::checked::{Config, ModelConfig};
-use super::schema::{AGENT, MODEL, Setting, Shape};
+use super::providers::Plugin;
+use super::schema::{AGENT, MODEL, PLUGIN, Setting, Shape};
 
 const DIALECT: &str = "https://json-schema.org/draft/2020-12/schema";
 
@@ -27,9 +28,37 @@ pub fn agent() -> Value {
     schema["properties"]["defaults"] = described("defaults", reference.clone());
     let models = json!({ "type": ["object", "null"], "additionalProperties": reference });
     schema["properties"]["models"] = described("models", models);
+    let plugin = json!({ "$ref": "#/$defs/plugin" });
+    let plugins = json!({ "type": ["object", "null"], "additionalProperties": plugin });
+    schema["properties"]["plugins"] = described("plugins", plugins);
     schema["$schema"] = json!(DIALECT);
     schema["title"] = json!("blochd: the agent's configuration");
-    schema["$defs"] = json!({ "model": model });
+    schema["$defs"] = json!({ "model": model, "plugin": plugin_object() });
+    schema
+}
+
+/// What the documented file says of plugins stands in one comment: here the parts of it.
+const PLUGIN_WORDS: &[(&str, &str)] = &[
+    ("library", "The vendor's library. A relative path starts from this file's folder."),
+    ("sha256", "What `sha256sum` says of the library: another file is not loaded."),
+    ("provider", "Name of the provider that is wanted of those in the library; auto: its first."),
+    ("device", "Which of its devices, from 0 in the library's own order."),
+];
+
+/// The schema of one plugin. What it must have may stand in another part of the configuration.
+fn plugin_object() -> Value {
+    let words = PLUGIN_WORDS.iter().map(|(key, words)| ((*key).to_owned(), (*words).to_owned()));
+    let mut schema = object(&words.collect(), "", PLUGIN, &Plugin::default());
+    for required in ["library", "sha256"] {
+        if let Some(own) = schema["properties"][required].as_object_mut() {
+            own.remove("default");
+        }
+    }
+    schema["properties"]["options"] = json!({
+        "description": "The provider's own options.",
+        "type": ["object", "null"],
+        "additionalProperties": { "type": ["string", "number", "boolean"] },
+    });
     schema
 }
 
@@ -90,7 +119,9 @@ fn value<T>(setting: &Setting<T>, described: &str, default: &str) -> Value {
         Shape::Scalar if default.parse::<f64>().is_ok() => json!({ "type": "number" }),
         // `auto` or a number, a time or a size.
         Shape::Scalar => json!({ "type": ["string", "number"] }),
+        Shape::Flag => json!({ "type": ["boolean", "string"] }),
         Shape::List => json!({ "type": "array", "items": { "type": "number" } }),
+        Shape::Names => json!({ "type": ["array", "string"], "items": { "type": "string" } }),
         Shape::Paths => json!({ "type": "array", "items": { "type": "string" } }),
         Shape::Map => {
             json!({ "type": "object", "additionalProperties": { "type": ["string", "number"] } })

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use super::checked::{Config, Inbox, ModelConfig, apply};
 use super::error::{ConfigErrors, Origin, Problem};
 use super::fleet::{self, FleetPart};
+use super::plugins;
 use super::schema::{AGENT, MODEL, Set, Setting, find, read_agent};
 
 /// What all variables of the agent begin with.
@@ -81,6 +82,9 @@ pub struct Loaded {
     /// Variables with our prefix that name no setting. No error: Kubernetes alone sets seven of
     /// them (`BLOCHD_PORT`, …) for a service that is called blochd.
     pub warnings: Vec<Problem>,
+    /// Ports that other machines reach, where nothing says that this is meant: for those who start an agent or
+    /// check its configuration.
+    pub exposed: Vec<Problem>,
     /// Where each setting was written last, by its full path; those that are not there have their defaults.
     pub origins: Origins,
 }
@@ -133,15 +137,22 @@ impl Layers<'_> {
             check(&config, &origins, &mut problems);
         }
         if problems.is_empty() {
-            Ok(Loaded { config, warnings, origins })
+            let exposed = exposed(&config, &origins);
+            Ok(Loaded { config, warnings, exposed, origins })
         } else {
             Err(ConfigErrors(problems))
         }
     }
 }
 
-/// `DEFAULTS__QUEUE_LENGTH` → `defaults.queue_length`; a model's name keeps its letters.
+/// `DEFAULTS__QUEUE_LENGTH` → `defaults.queue_length`; a model's name and a provider's own option keep their
+/// letters.
 fn path_of_variable(rest: &str) -> String {
+    let lower = rest.to_ascii_lowercase();
+    if let Some(at) = lower.find("__options__").filter(|_| lower.starts_with("plugins__")) {
+        let key = &rest[at + "__options__".len()..];
+        return format!("{}.options.{key}", lower[..at].replace("__", "."));
+    }
     let mut parts: Vec<String> = rest.split("__").map(str::to_lowercase).collect();
     if parts[0] == "models" && parts.len() > 2 {
         // The name may itself hold `__`: the setting is what remains after it.
@@ -189,10 +200,37 @@ pub(super) fn merge(config: &mut Config, sets: Vec<Set>, problems: &mut Vec<Prob
                 origins.insert(format!("models.{name}.{}", item.setting.path), item.origin.clone());
                 config.models.entry(name).or_default().push(item);
             }
+            Set::Plugin(said) => problems.extend(said.merge(config, &mut origins).err()),
         }
     }
     problems.sort();
     origins
+}
+
+/// Ports that other machines reach, where nobody said that this is meant.
+fn exposed(config: &Config, origins: &Origins) -> Vec<Problem> {
+    if config.allow_plaintext {
+        return Vec::new();
+    }
+    let ports = [
+        ("http_address", Some(config.http_address)),
+        ("grpc_address", config.grpc_address),
+        ("metrics_address", Some(config.metrics_address)),
+    ];
+    let open = ports.into_iter().filter_map(|(setting, address)| Some((setting, address?)));
+    let open = open.filter(|(_, address)| !address.ip().to_canonical().is_loopback());
+    open.map(|(setting, address)| Problem {
+        origin: origins.get(setting).cloned().unwrap_or(Origin::Default),
+        what: format!(
+            "{setting} {address} is reached from other machines, and there is neither TLS nor \
+             a login: whoever gets there reads what goes over it, and by REST or gRPC asks, loads \
+             and unloads as they like"
+        ),
+        right: "listen on 127.0.0.1 behind a proxy that has both, or say by allow_plaintext: \
+                true that the network is trusted"
+            .to_owned(),
+    })
+    .collect()
 }
 
 /// What no single value can be blamed for.
@@ -225,8 +263,10 @@ fn check(config: &Config, origins: &Origins, problems: &mut Vec<Problem>) {
             right: "write a rescan of at least the settle time".to_owned(),
         });
     }
+    plugins::check(config, origins, problems);
     check_fleet(config, &origin, problems);
     config.defaults.check(
+        &config.plugins,
         |path| origins.get(&format!("defaults.{path}")).cloned().unwrap_or(Origin::Default),
         problems,
     );
@@ -310,8 +350,8 @@ fn check_fleet(
     }
 }
 
-/// Every setting's path and the text of its value, in the order of the table: what
-/// `configs/agent.yaml` documents and a person may ask for.
+/// Every setting's path and the text of its value, in the order of the table, those of single models and
+/// plugins left out: what `configs/agent.yaml` documents and a person may ask for.
 pub fn settings(config: &Config) -> Vec<(String, String)> {
     let agent = AGENT.iter().map(|s| (s.path.to_owned(), (s.get)(config)));
     let model = model_settings(&config.defaults);

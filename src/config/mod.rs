@@ -14,10 +14,12 @@ pub mod fleet;
 pub mod json_schema;
 pub mod layers;
 pub mod mqtt;
+mod plugins;
 pub mod providers;
 pub mod raw;
 pub mod schema;
 mod values;
+mod wanted;
 
 #[cfg(test)]
 mod tests;
@@ -33,4 +35,6 @@ pub use error::{ConfigErrors, Origin, Problem};
 pub use fleet::{FleetPart, fleet_problems};
 pub use layers::{Flag, Layers, Loaded, Origins, Text, model_settings, settings};
 pub use mqtt::{BrokerUrl, BrokerUrlError, FleetName, Mqtt, SecretFile, UserName};
+pub use plugins::plugin_settings;
 pub use providers::{Cann, NoProvider, Plugin, Provider};
+pub use wanted::{ExecutionProviders, Wanted};

@@ -1,5 +1,5 @@
-//! What may run the operators of a model: ONNX Runtime's own kernels on the CPU, its provider for Huawei's CANN,
-//! and libraries of vendors that speak its plugin interface.
+//! What may run the operators of a model: ONNX Runtime's own kernels on the CPU, its provider for Huawei's
+//! CANN, and libraries of vendors that speak its plugin interface.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -54,6 +54,21 @@ pub struct Plugin {
 }
 
 impl Provider {
+    /// The text from which it is read again, with all of its options.
+    pub fn text(&self) -> String {
+        // Strings, numbers and paths, which come out of text themselves: none of them fails.
+        serde_json::to_string(self).unwrap_or_else(|_| self.name().to_owned())
+    }
+
+    /// ONNX Runtime's name of it, as far as it is known before a plugin is loaded.
+    pub fn execution_provider(&self) -> &str {
+        match self {
+            Self::Cpu => "CPUExecutionProvider",
+            Self::Cann(_) => "CANNExecutionProvider",
+            Self::Plugin(plugin) => plugin.provider.as_deref().unwrap_or(&plugin.name),
+        }
+    }
+
     /// What the configuration calls it: `cpu`, `cann`, or the plugin's name.
     pub fn name(&self) -> &str {
         match self {
@@ -106,8 +121,7 @@ mod tests {
             options: [("cores".to_owned(), "4".to_owned())].into(),
         };
         for provider in [Provider::Cpu, Provider::Cann(Cann::default()), Provider::Plugin(plugin)] {
-            let json = serde_json::to_string(&provider).unwrap();
-            assert_eq!(json.parse(), Ok(provider));
+            assert_eq!(provider.text().parse(), Ok(provider));
         }
         assert_eq!("cann".parse(), Ok(Provider::Cann(Cann::default())));
         let error = "tpu".parse::<Provider>().unwrap_err().to_string();

@@ -10,8 +10,11 @@ use super::checked::{Config, ModelConfig};
 use super::error::{Origin, Problem, Wrong, did_you_mean};
 use super::layers::Assigned;
 use super::mqtt::SecretFile;
+use super::plugins::{self, Part, Said};
+use super::providers::Plugin;
 use super::raw::{At, Key, Node, Value, parse};
 use super::values::{self as read, Show};
+use super::wanted;
 
 /// A setting of `T`.
 #[derive(Debug)]
@@ -33,7 +36,11 @@ pub enum Shape {
     /// A path: relative ones in a file start from the file's folder.
     Path,
     Scalar,
+    /// Yes or no, or a word.
+    Flag,
     List,
+    /// A list of names.
+    Names,
     /// A scalar, or a map of one entry.
     Pair,
     /// A list of paths, or one.
@@ -69,6 +76,22 @@ macro_rules! model {
     };
 }
 
+/// An option of the provider for CANN, by its name there.
+macro_rules! cann {
+    ($option:ident, $shape:ident, $read:expr, $show:expr) => {
+        Setting {
+            path: concat!("cann.", stringify!($option)),
+            shape: Shape::$shape,
+            restart: false,
+            set: |config: &mut Config, text: &str| {
+                wanted::set_option(&mut config.cann, stringify!($option), $read(text)?);
+                Ok(())
+            },
+            get: |config: &Config| wanted::shown_option(&config.cann, stringify!($option), $show),
+        }
+    };
+}
+
 /// Settings of the agent as a whole.
 pub static AGENT: &[Setting<Config>] = &[
     agent!("model_dir", Path, true, read::path, model_dir),
@@ -78,6 +101,7 @@ pub static AGENT: &[Setting<Config>] = &[
     agent!("unix_socket", Path, true, read::socket, unix_socket),
     agent!("shared_memory", Scalar, true, read::flag, shared_memory),
     agent!("metrics_address", Scalar, true, read::address, metrics_address),
+    agent!("allow_plaintext", Scalar, false, read::flag, allow_plaintext),
     agent!("runtime_library", Path, true, read::path_or_auto, runtime_library),
     agent!("log_level", Scalar, false, read::log_level, log_level),
     agent!("log_format", Scalar, true, read::log_format, log_format),
@@ -98,6 +122,16 @@ pub static AGENT: &[Setting<Config>] = &[
     agent!("devices.ascend", Path, false, read::accelerator, devices.ascend),
     agent!("devices.cambricon", Path, false, read::accelerator, devices.cambricon),
     agent!("devices.kunlunxin", Path, false, read::accelerator, devices.kunlunxin),
+    agent!("cann.device_id", Scalar, false, |t| read::device(t).map(|n| n as u32), cann.device_id),
+    cann!(npu_mem_limit, Scalar, wanted::size, wanted::shown_size),
+    cann!(arena_extend_strategy, Scalar, wanted::arena_extend_strategy, wanted::shown_as_is),
+    cann!(enable_cann_graph, Flag, wanted::switch, wanted::shown_switch),
+    cann!(enable_cann_subgraph, Flag, wanted::switch, wanted::shown_switch),
+    cann!(precision_mode, Scalar, wanted::precision_mode, wanted::shown_as_is),
+    cann!(op_select_impl_mode, Scalar, wanted::implementation_mode, wanted::shown_as_is),
+    cann!(optypelist_for_implmode, Names, wanted::operator_types, wanted::shown_as_is),
+    cann!(dump_graphs, Flag, wanted::switch, wanted::shown_switch),
+    cann!(dump_om_model, Flag, wanted::switch, wanted::shown_switch),
     agent!("fleet.node_id", Scalar, true, read::node_id, fleet.node_id),
     agent!("fleet.labels", Map, true, read::labels, fleet.labels),
     agent!("fleet.keys", Paths, true, read::key_files, fleet.keys),
@@ -127,9 +161,18 @@ pub static AGENT: &[Setting<Config>] = &[
     agent!("fleet.mqtt.plaintext", Scalar, true, read::flag, fleet.mqtt.plaintext),
 ];
 
+/// Settings of one plugin, below `plugins: <name>:`, beside the `options` that are its provider's own.
+pub static PLUGIN: &[Setting<Plugin>] = &[
+    setting!(Plugin, "library", Path, false, read::path, library),
+    setting!(Plugin, "sha256", Scalar, false, plugins::sha256, sha256),
+    setting!(Plugin, "provider", Scalar, false, plugins::provider, provider),
+    setting!(Plugin, "device", Scalar, false, read::device, device),
+];
+
 /// Settings of one model: under `defaults:`, under `models: <model>:`, and in
 /// `<model>/policy.yaml`.
 pub static MODEL: &[Setting<ModelConfig>] = &[
+    model!("execution_providers", Names, wanted::execution_providers, execution_providers),
     model!("budget", Pair, read::budget, budget),
     model!("quality_floor", Scalar, |t| read::number(t, 0.0, 1.0), quality_floor),
     model!("quality.shadow", Scalar, read::share, quality.shadow),
@@ -174,6 +217,7 @@ pub(super) enum Set {
     Agent(&'static Setting<Config>, String, Origin),
     Defaults(Assigned),
     Model(String, Assigned),
+    Plugin(Said),
 }
 
 impl<T> PartialEq for Setting<T> {
@@ -304,10 +348,20 @@ impl Reader {
                     }
                     None
                 }
+                "plugins" => {
+                    for (name, node) in self.entries(node, "plugins") {
+                        if let Err(wrong) = plugins::check_name(&name.text) {
+                            self.problem(name.at, wrong.what, wrong.right);
+                            continue;
+                        }
+                        sets.extend(self.plugin(&name, node).into_iter().map(Set::Plugin));
+                    }
+                    None
+                }
                 _ => Some((key, node)),
             })
             .collect();
-        let found = self.map(AGENT, own, "", &["defaults", "models"]);
+        let found = self.map(AGENT, own, "", &["defaults", "models", "plugins"]);
         sets.extend(found.into_iter().map(|(setting, text, at)| Set::Agent(setting, text, at)));
     }
 
@@ -319,6 +373,31 @@ impl Reader {
     ) -> Vec<Assigned> {
         let entries = self.entries(node, name);
         self.map(table, entries, "", &[]).into_iter().map(Assigned::from).collect()
+    }
+
+    /// All that is said of one plugin.
+    fn plugin(&mut self, name: &Key, node: Node) -> Vec<Said> {
+        let said = |part, text, origin| Said { name: name.text.clone(), part, text, origin };
+        let mut all = vec![said(Part::Itself, String::new(), self.origin(name.at))];
+        let entries = self.entries(node, &format!("plugins.{}", name.text));
+        let (options, own): (Vec<_>, Vec<_>) =
+            entries.into_iter().partition(|(key, _)| key.text == "options");
+        for (setting, text, origin) in self.map(PLUGIN, own, "", &["options"]) {
+            all.push(said(Part::Setting(setting), text, origin));
+        }
+        for (_, node) in options {
+            for (key, node) in self.entries(node, "options") {
+                let origin = self.origin(node.at);
+                match node.value {
+                    Value::Scalar(text) => all.push(said(Part::Option(key.text), text, origin)),
+                    Value::Null | Value::List(_) | Value::Map(_) => {
+                        let what = format!("the option `{}` has no single value", key.text);
+                        self.problem(node.at, what, "write a single value".to_owned());
+                    }
+                }
+            }
+        }
+        all
     }
 
     /// Settings below `prefix`; `also` are keys that the caller understands itself.
@@ -363,20 +442,22 @@ impl Reader {
             }
             (Shape::Path, Value::Scalar(text)) => self.beside_the_file(&text),
             (Shape::Paths, Value::Scalar(text)) => self.paths(&text),
-            (Shape::Scalar | Shape::List | Shape::Pair, Value::Scalar(text)) => text,
-            (Shape::List, Value::List(items)) => self.list(setting, items)?,
+            (
+                Shape::Scalar | Shape::Flag | Shape::List | Shape::Names | Shape::Pair,
+                Value::Scalar(text),
+            ) => text,
+            (Shape::List | Shape::Names, Value::List(items)) => self.list(setting, items)?,
             (Shape::Paths, Value::List(items)) => {
                 let text = self.list(setting, items)?;
                 self.paths(&text)
             }
             (Shape::Pair, Value::Map(entries)) => self.pair(setting.path, at, entries)?,
             (Shape::Map, Value::Map(entries)) => self.scalars(setting.path, entries)?,
-            (Shape::Path | Shape::Scalar | Shape::Pair | Shape::Map, Value::List(_))
-            | (Shape::Path | Shape::Paths | Shape::Scalar | Shape::List, Value::Map(_))
-            | (Shape::Map, Value::Scalar(_)) => {
+            (_, Value::List(_) | Value::Map(_)) | (Shape::Map, Value::Scalar(_)) => {
                 let right = match setting.shape {
-                    Shape::Path | Shape::Scalar => "write a single value",
+                    Shape::Path | Shape::Scalar | Shape::Flag => "write a single value",
                     Shape::List => "write a list, such as [2, 3]",
+                    Shape::Names => "write a list, such as [a, b]",
                     Shape::Pair => "write it as {p99: 40ms}",
                     Shape::Paths => "write a list of paths, such as [a.pub, b.pub]",
                     Shape::Map => "write it as {site: berlin}",
@@ -395,7 +476,7 @@ impl Reader {
         for item in items {
             let Value::Scalar(text) = item.value else {
                 let what = format!("an item of `{}` is not a single value", setting.path);
-                self.problem(item.at, what, "write a list, such as [2, 3]".to_owned());
+                self.problem(item.at, what, "write a list of single values".to_owned());
                 return None;
             };
             if let Err(wrong) = (setting.set)(&mut T::default(), &text) {
@@ -472,11 +553,14 @@ pub(super) fn find(path: &str, text: &str, origin: &Origin) -> Result<Set, Wrong
         check_model_name(name).map_err(|e| Wrong::new(e.to_string(), "rename the model"))?;
         return assigned(rest).map(|item| Set::Model(name.to_owned(), item));
     }
+    if let Some(rest) = path.strip_prefix("plugins.") {
+        return plugins::find(rest, text, origin).map(Set::Plugin);
+    }
     let (setting, text) = lookup(AGENT, path, text)?;
     Ok(Set::Agent(setting, text, origin.clone()))
 }
 
-fn lookup<T>(
+pub(super) fn lookup<T>(
     table: &'static [Setting<T>],
     path: &str,
     text: &str,

@@ -45,7 +45,7 @@ fn the_documented_file_is_complete_and_parses_to_exactly_the_defaults() {
     let node = raw::parse(text).unwrap();
     let mut written = Vec::new();
     leaves(&node, "", &mut written);
-    written.retain(|path| path != "models");
+    written.retain(|path| path != "models" && path != "plugins");
     let mut known: Vec<String> =
         settings(&Config::default()).into_iter().map(|(path, _)| path).collect();
     known.sort();
@@ -537,7 +537,14 @@ fn a_bundle_comes_over_files_and_under_whoever_starts_the_agent() {
 
 #[test]
 fn a_bundle_may_not_set_what_cuts_a_box_off_widens_trust_or_waits_for_a_restart() {
-    let texts = [("state_dir", "/s"), ("fleet.keys", "[k]"), ("sandbox", "off"), ("trace", "/t")];
+    let plugin = "{x: {library: /l}}";
+    let texts = [
+        ("state_dir", "/s"),
+        ("fleet.keys", "[k]"),
+        ("sandbox", "off"),
+        ("trace", "/t"),
+        ("plugins", plugin),
+    ];
     for (path, text) in texts {
         let yaml = match path.split_once('.') {
             Some((above, below)) => format!("{above}: {{{below}: {text}}}"),
@@ -549,8 +556,9 @@ fn a_bundle_may_not_set_what_cuts_a_box_off_widens_trust_or_waits_for_a_restart(
         assert_eq!(problems.len(), 1, "{problems:?}");
     }
     for setting in schema::AGENT {
-        let risky = setting.restart || matches!(setting.shape, schema::Shape::Path);
-        assert_eq!(fleet::reserved(setting.path).is_some(), risky || setting.path == "sandbox");
+        let also = ["sandbox", "allow_plaintext", "cann.dump_graphs"].contains(&setting.path);
+        let risky = also || setting.restart || matches!(setting.shape, schema::Shape::Path);
+        assert_eq!(fleet::reserved(setting.path).is_some(), risky, "{}", setting.path);
     }
     // Every reason names settings that there are.
     for (name, _) in fleet::RESERVED {
@@ -739,4 +747,27 @@ fn threads_are_bound_in_the_order_of_the_list_or_from_the_last_cpu_down() {
     assert_eq!(Cpus::Auto.assign(&usable, 2, 0), [5, 4]);
     assert_eq!(Cpus::Auto.assign(&usable, 3, 3), [0, 5, 4], "after three threads of another model");
     assert_eq!(Cpus::Auto.assign(&[], 3, 0), [0; 0]);
+}
+
+#[test]
+fn a_port_that_other_machines_reach_is_told_unless_that_is_meant() {
+    let told = |text: &str| -> Vec<String> {
+        let loaded = load_all(text, &[], &[]).unwrap();
+        loaded.exposed.iter().map(ToString::to_string).collect()
+    };
+    assert_eq!(told(""), [""; 0]);
+    assert_eq!(told("http_address: '[::1]:80'\ngrpc_address: 127.9.9.9:81\n"), [""; 0]);
+    assert_eq!(told("http_address: '[::ffff:127.0.0.1]:80'\n"), [""; 0]);
+    let open = "metrics_address: '[::]:9'\nhttp_address: 0.0.0.0:80\ngrpc_address: 10.0.0.7:81\n";
+    let words = told(open);
+    for (words, start) in words.iter().zip([
+        "agent.yaml:2:15: http_address 0.0.0.0:80 is reached from other machines",
+        "agent.yaml:3:15: grpc_address 10.0.0.7:81 is reached from other machines",
+        "agent.yaml:1:18: metrics_address [::]:9 is reached from other machines",
+    ]) {
+        assert!(words.contains(start), "{words}");
+        assert!(words.ends_with("allow_plaintext: true that the network is trusted"), "{words}");
+    }
+    assert_eq!(words.len(), 3);
+    assert_eq!(told(&format!("{open}allow_plaintext: true\n")), [""; 0]);
 }

@@ -31,7 +31,9 @@ macro_rules! show_by_display {
     )*};
 }
 
-show_by_display!(SocketAddr, Span, ByteSize, Budget, Threads, Cpus, bool, usize, i32, u64, f64);
+show_by_display!(
+    SocketAddr, Span, ByteSize, Budget, Threads, Cpus, String, bool, usize, i32, u32, u64, f64
+);
 
 impl Show for PathBuf {
     fn show(&self) -> String {
@@ -453,6 +455,11 @@ pub(super) fn whole(text: &str, least: usize, most: usize) -> Result<usize, Wron
         return Ok(value);
     }
     Err(Wrong::new(format!("{text} is out of range"), right))
+}
+
+/// Which of several devices, from 0.
+pub(super) fn device(text: &str) -> Result<usize, Wrong> {
+    whole(text, 0, limits::DEVICE_NUMBERS - 1)
 }
 
 pub(super) fn seed(text: &str) -> Result<u64, Wrong> {

@@ -194,7 +194,7 @@ impl<'de> Deserialize<'de> for KeySet {
 pub fn base64(text: &str) -> Option<Vec<u8>> {
     let text = text.trim().as_bytes();
     let padding = text.iter().rev().take_while(|byte| **byte == b'=').count();
-    if text.len() % 4 != 0 || padding > 2 {
+    if !text.len().is_multiple_of(4) || padding > 2 {
         return None;
     }
     let mut bytes = Vec::with_capacity(text.len() / 4 * 3);

@@ -2,8 +2,8 @@
 //! force by a machine that ends in the new state or in the old one.
 //!
 //! [`envelope`] takes a bundle apart; [`keys`] say whether enough of those who are trusted signed it;
-//! [`document`] is what it says; [`select`] whom it is for; [`admit`] puts these together into one answer, a
-//! typed [`Refused`] where it is no. [`apply`] is the machine that brings a bundle into force, and [`health`]
+//! [`document`] is what it says; [`select`] whom it is for; [`mod@admit`] puts these together into one answer,
+//! a typed [`Refused`] where it is no. [`apply`] is the machine that brings a bundle into force, and [`health`]
 //! says whether it does the box good. Time and identity are arguments.
 //!
 //! What a fleet and its nodes tell each other goes over the [`topics`] of a broker: bundles one way, the state

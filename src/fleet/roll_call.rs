@@ -210,7 +210,7 @@ mod tests {
     fn a_revision_is_followed_on_every_node_that_it_is_for() {
         let topics = Topics::new("plant").unwrap();
         let mut roll = RollCall::new(topics.clone());
-        let mut states = vec![node("a"), node("b"), node("c"), node("d"), node("e")];
+        let mut states = [node("a"), node("b"), node("c"), node("d"), node("e")];
         states[0].applied = Some(Applied { revision: 7, digest: String::new() });
         states[1].refused = Some(RefusedBundle {
             revision: None,

@@ -382,7 +382,9 @@ impl Simulated {
             }
             let action = match (&self.running, &self.saved.step) {
                 (Some(_), _) => Action::Finish(0),
-                (None, Step::Probation { .. }) if self.up % 2 == 0 => Action::Pass(PROBATION + 1),
+                (None, Step::Probation { .. }) if self.up.is_multiple_of(2) => {
+                    Action::Pass(PROBATION + 1)
+                }
                 (None, Step::Probation { .. }) => {
                     self.up += 1;
                     Action::Look(0)

@@ -6,10 +6,12 @@
 
 mod alignment;
 mod cgroup;
+mod choice;
 mod detect;
 mod device;
 mod host;
 mod kernel;
+pub mod placement;
 mod roster;
 #[cfg(test)]
 mod tests;
@@ -17,10 +19,12 @@ mod trouble;
 
 pub use alignment::alignment;
 pub use cgroup::{Groups, Throttling};
+pub use choice::{Choice, Offer, Passed, PassedOver, choose, label, unusable, ways};
 pub use detect::{PciCard, Seen};
 pub use device::{Complaint, Device, EccErrors, Health, Missing, Quantity, Vendor, Why, complete};
 pub use host::{Cpu, Host, Limits, Load, Memory, ThermalZone};
 pub use kernel::Pressure;
+pub use placement::{Placed, Placement};
 pub use roster::{Change, Known, Presence, Roster};
 pub use trouble::Trouble;
 

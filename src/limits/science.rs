@@ -29,6 +29,46 @@ pub const LENT_BYTES: usize = 32 << 10;
 /// has some five thousand.
 pub const DIRECTORY_ENTRIES: usize = 100_000;
 
+/// Largest library of an execution provider: those of vendors have some hundred megabytes, kernels included.
+pub const PLUGIN_BYTES: u64 = 2 << 30;
+
+/// Most segments of a library's file that are looked at; linkers make some ten.
+pub const ELF_SEGMENTS: usize = 256;
+
+/// Most bytes of its dynamic section: 16 for each library that it needs, and some tens beside.
+pub const ELF_DYNAMIC_BYTES: usize = 64 << 10;
+
+/// Longest list of folders in it: four paths of the longest kind that the kernel takes.
+pub const ELF_PATHS_BYTES: usize = 16 << 10;
+
+/// Most devices of one library that are looked at: more than a box has slots.
+pub const PLUGIN_DEVICES: usize = 256;
+
+/// Most kinds of operators that a report of where they run names for one provider: networks have some tens.
+pub const PLACED_KINDS: usize = 64;
+
+/// Most providers in it: one is asked for, and the CPU's is always there.
+pub const PLACED_PROVIDERS: usize = 8;
+
+/// Runs of a model that are profiled for it, after the first.
+pub const PROFILED_RUNS: usize = 5;
+
+/// Largest profile that is read: some 300 bytes for every operator and run.
+pub const PROFILE_BYTES: u64 = 64 << 20;
+
+/// Most shapes that a trial lets a provider compile: each may take minutes, and stays in the device's memory.
+pub const COMPILED_SHAPES: usize = 32;
+
+/// Deepest folder of compiled graphs that is looked into.
+pub const COMPILED_DEPTH: usize = 8;
+
+/// Largest distance of a provider's answers from the CPU's, as a share of those: beyond it they have no more to
+/// do with each other than answers of nothing but zeros. Half precision stays below a hundredth.
+pub const PROVIDER_DIFFERENCE: f64 = 1.0;
+
+/// Longest name of an execution provider: the binding of ONNX Runtime keeps it in 128 bytes, a dot included.
+pub const PROVIDER_NAME_BYTES: usize = 127;
+
 /// Constants with more elements than this are not given to the runtime when it infers shapes: shapes,
 /// axes, pads and sizes are small, weights are not.
 pub const SHAPE_CONSTANT_ELEMENTS: u64 = 1024;

@@ -81,6 +81,10 @@ pub const HTTP_CONNECTIONS: usize = 512;
 /// How long a connection may stay idle, or take to send a request's head.
 pub const HTTP_IDLE_SECS: u64 = 300;
 
+/// How long a connection that waits for a request is kept open once the server stops: one that is on its way
+/// already is answered, and told that it was the last. As long as a request takes over a slow link.
+pub const HTTP_LINGER: std::time::Duration = std::time::Duration::from_millis(500);
+
 /// How long a client may take none of an answer that waits for it. One that reads at all, over however slow a
 /// link, takes some within this; one that never does holds a connection's place no longer.
 pub const HTTP_WRITE_SECS: u64 = 60;

@@ -179,6 +179,11 @@ impl<T> Queue<T> {
         self.running.iter().map(|running| running.requests).sum()
     }
 
+    /// How long the oldest run has been under way.
+    pub fn longest(&self, now: Duration) -> Option<Duration> {
+        self.running.iter().map(|running| now.saturating_sub(running.begun)).max()
+    }
+
     /// Takes a request in; gives back those of lower priority that make way for it and are to be refused.
     ///
     /// # Errors
@@ -213,12 +218,22 @@ impl<T> Queue<T> {
             self.make_way((place, own), ahead, server, now, &mut making_way)?;
         }
         let out = making_way.iter().filter_map(|place| self.pull(place)).collect();
+        self.put(asked, job, now);
+        Ok(out)
+    }
+
+    /// Takes back a request that was taken out and is not answered: it has been let in before, and is not asked
+    /// for its place or its chances again.
+    pub fn put_back(&mut self, asked: Asked, job: T, now: Duration) {
+        self.put(asked, job, now);
+    }
+
+    fn put(&mut self, asked: Asked, job: T, now: Duration) {
         let (has_deadline, since) = (asked.deadline.is_some(), now);
         let (kind, rows) = (asked.kind, asked.rows);
         self.unhurried += usize::from(!has_deadline);
         *self.sizes.entry(rows).or_default() += 1;
-        self.waiting.insert(place, Waiting { has_deadline, since, kind, rows, job });
-        Ok(out)
+        self.waiting.insert(asked.place(), Waiting { has_deadline, since, kind, rows, job });
     }
 
     /// How long what runs still takes.

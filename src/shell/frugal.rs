@@ -36,10 +36,14 @@ pub fn give_back_program() {
     }
 }
 
-/// Addresses and lengths of the mappings of `program` that cannot be written to and hold nothing but the file.
+/// Addresses and lengths of the mappings of `program` that cannot be written to, have pages in memory, and hold
+/// nothing but the file.
 fn unchanged(smaps: &str, program: &str) -> Vec<(NonZeroUsize, usize)> {
     let mut found = Vec::new();
     let mut current = None;
+    // An emulated kernel, as QEMU's, says of every mapping that nothing of it is in memory, nor changed. Pages
+    // that relocation wrote to would be lost there.
+    let mut resident = false;
     for line in smaps.lines().take(limits::SMAPS_LINES) {
         let mut words = line.split_whitespace();
         let (Some(first), Some(second)) = (words.next(), words.next()) else { continue };
@@ -53,7 +57,10 @@ fn unchanged(smaps: &str, program: &str) -> Vec<(NonZeroUsize, usize)> {
                 .split_once('/')
                 .is_some_and(|(_, rest)| program.strip_prefix('/') == Some(rest));
             current = range.filter(|_| is_ours && named);
-        } else if first == "Anonymous:" && second == "0" {
+            resident = false;
+        } else if first == "Rss:" {
+            resident = second != "0";
+        } else if first == "Anonymous:" && second == "0" && resident {
             // Pages that relocation wrote to, now protected, are the process's own.
             found.extend(current.take());
         }
@@ -86,6 +93,10 @@ mod tests {
         let found = unchanged(&smaps.concat(), "/usr/bin/blochd");
         assert_eq!(found, [of(0x1000, 0x2000), of(0x3000, 0x6000)]);
         assert_eq!(unchanged("1000-", "/x"), []);
+        // What QEMU's user emulation says.
+        let emulated =
+            part("1000-3000", "r--p", "/usr/bin/blochd", 0).replace("Rss: 8 kB", "Rss: 0 kB");
+        assert_eq!(unchanged(&emulated, "/usr/bin/blochd"), []);
     }
 
     #[test]

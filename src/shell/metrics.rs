@@ -9,6 +9,7 @@
 
 mod devices;
 mod page;
+mod providers;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,6 +23,7 @@ use crate::units::Version;
 use devices::Accelerators;
 pub use devices::VendorState;
 use page::{Kind, Page};
+pub use providers::Runs;
 
 type Key = (String, Version);
 
@@ -44,6 +46,7 @@ struct Told {
     /// Agreement on live requests, by variant.
     agreement: BTreeMap<String, f64>,
     withdrawals: u64,
+    runs: Option<Runs>,
 }
 
 /// How a ladder that was wanted came about, or did not.
@@ -187,6 +190,11 @@ impl Metrics {
     pub fn devices(&self, vendors: BTreeMap<Vendor, VendorState>, devices: Vec<Known>) {
         let mut told = self.accelerators.lock().unwrap_or_else(PoisonError::into_inner);
         *told = Accelerators { vendors, devices };
+    }
+
+    /// On which execution provider it runs.
+    pub fn provider(&self, model: &str, version: Version, runs: Runs) {
+        self.tell(model, version, |told| told.runs = Some(runs));
     }
 
     /// What became of a fleet's bundles so far.
@@ -426,6 +434,7 @@ fn agent(page: &mut Page, told: &BTreeMap<Key, Told>) {
         }
     }
     ladders(page, told);
+    providers::show(page, told);
 }
 
 /// How variants agree with dense on live requests.

@@ -23,5 +23,6 @@ pub mod spans;
 pub mod spectra_cache;
 pub mod store;
 pub mod supply;
+pub mod systemd;
 pub mod unfinished;
 pub mod watch;

@@ -134,6 +134,11 @@ impl Home {
         agent
     }
 
+    /// An agent of this home that somebody else has started.
+    pub fn started(&self, child: Child) -> Agent<'_> {
+        Agent { child, home: self }
+    }
+
     /// Starts it and waits until it is ready.
     pub fn start_ready(&self) -> Agent<'_> {
         let mut agent = self.start();

@@ -17,6 +17,7 @@ use blochd::shell::slot::{
     Command, CommandError, Commands, Entry, ModelState, Repository, Runner, Slot, SlotOptions,
     VariantInfo,
 };
+use blochd::shell::systemd::Life;
 use blochd::units::{Digest, Version};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -73,7 +74,10 @@ impl Served {
         let app = Arc::new(app.sharing_memory(true));
         let grace = tokio::sync::watch::channel(Duration::from_secs(30)).1;
         let ended = runtime.spawn(serve(doors, app, stop.clone(), grace));
-        runtime.spawn(serve_metrics(metrics_listener, Arc::clone(&metrics), stop.clone()));
+        let (counters, stopped) = (Arc::clone(&metrics), stop.clone());
+        runtime.spawn(async move {
+            serve_metrics(metrics_listener, counters, stopped, &Life::default()).await
+        });
         runtime.spawn(agent(Arc::clone(&repository), commands));
         let ended = Some(ended);
         let _folder = folder;

@@ -1,7 +1,12 @@
-//! Stands in for Ascend's `libascendcl.so`, as far as telemetry asks it.
+//! Stands in for Ascend's `libascendcl.so`, as far as telemetry asks it; with `--cfg provider`, as far as ONNX
+//! Runtime's provider for CANN does, the graph engine of other libraries included.
 
 #[path = "scenario.rs"]
 mod scenario;
+
+#[cfg(provider)]
+#[path = "cann.rs"]
+mod cann;
 
 use std::ffi::{c_char, c_int};
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -33,7 +38,9 @@ pub unsafe extern "C" fn aclrtGetVersion(a: *mut i32, b: *mut i32, c: *mut i32) 
 
 #[unsafe(no_mangle)]
 pub extern "C" fn aclrtGetSocName() -> *const c_char {
-    c"Ascend310P3".as_ptr()
+    let soc = scenario::text("acl", "soc").unwrap_or_else(|| "Ascend310P3".to_owned());
+    // Kept for good: the caller does.
+    std::ffi::CString::new(soc).unwrap().into_raw()
 }
 
 #[unsafe(no_mangle)]

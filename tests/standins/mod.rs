@@ -1,8 +1,10 @@
-//! Vendors' libraries that stand in for the real ones: built from `tests/standin` by the compiler that built the
-//! tests, with the same symbols and layouts, and played by a scenario.
+//! Vendors' libraries that stand in for the real ones: built from `tests/standin` by the compiler that
+//! built the tests, with the same symbols and layouts, and played by a scenario.
 
 // Each test program uses its own part of it.
 #![allow(dead_code)]
+
+pub mod npu;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -16,6 +18,15 @@ use tempfile::TempDir;
 /// The variable by which a library finds its scenario.
 pub const SCENARIO: &str = "STANDIN_SCENARIO";
 
+/// Libraries of CANN from which ONNX Runtime's provider takes nothing that a stand-in does not have elsewhere.
+const EMPTY: [&str; 2] = ["acl_op_compiler", "fmk_onnx_parser"];
+
+/// The name of the file of a library.
+fn file(library: &str) -> String {
+    let name = if library == "acl" { "ascendcl" } else { library };
+    format!("lib{name}.so")
+}
+
 static BUILT: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
 /// Builds a stand-in, once a test program. `form` is a `--cfg` of its source, or nothing.
@@ -25,15 +36,22 @@ fn built(library: &str, form: &str) -> PathBuf {
     if built.contains(&out) {
         return out;
     }
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/standin/{library}.rs"));
+    let source = if EMPTY.contains(&library) { "empty" } else { library };
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/standin/{source}.rs"));
     let dir = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let new = dir.path().join("new.so");
     let compiler = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let mut command = Command::new(compiler);
     command.args(["--edition", "2024", "--crate-type", "cdylib", "-C", "panic=abort", "-o"]);
     command.arg(&new).arg(&source).args(["-A", "unexpected_cfgs", "-A", "dead_code"]);
+    // By which others are linked to it.
+    command.arg("-C").arg(format!("link-arg=-Wl,-soname,{}", file(library)));
     if !form.is_empty() {
         command.args(["--cfg", form]);
+    }
+    if library == "npu" {
+        // It computes, and must be quicker at it than what it claims to take.
+        command.args(["-C", "opt-level=3"]);
     }
     let done = command.output().unwrap();
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
@@ -52,12 +70,32 @@ impl Bench {
     pub fn with(libraries: &[(&str, &str)]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         for (library, form) in libraries {
-            let name = if *library == "acl" { "ascendcl" } else { library };
-            fs::copy(built(library, form), dir.path().join(format!("lib{name}.so"))).unwrap();
+            fs::copy(built(library, form), dir.path().join(file(library))).unwrap();
         }
         let new = Self { dir };
         new.play("");
         new
+    }
+
+    /// With all that ONNX Runtime's provider for CANN is linked to, two cards, and models with one input
+    /// and one output of these dimensions.
+    pub fn cann(dims: &str) -> Self {
+        let new = Self::with(&[("acl", "provider"), (EMPTY[0], ""), (EMPTY[1], "")]);
+        new.play_cann(dims, "");
+        new
+    }
+
+    /// The same with more lines.
+    pub fn play_cann(&self, dims: &str, more: &str) {
+        self.play(&format!("cards = 2\ndims = {dims}\n{more}"));
+    }
+
+    /// What CANN was asked for since the last call: lines of `tests/standin/cann.rs`.
+    pub fn asked(&self) -> Vec<String> {
+        let path = self.dir.path().join("scenario.log");
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        let _ = fs::remove_file(path);
+        text.lines().map(str::to_owned).collect()
     }
 
     /// The folder, as `devices` in the configuration names it.

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use blochd::shell::probe::HostProbe;
-use blochd::shell::supply::{self, RUNTIME_VERSION};
+use blochd::shell::supply::{self, Build};
 use blochd::shell::{files, places};
 use clap::Args;
 use serde_json::Value;
@@ -116,7 +116,7 @@ impl Demo {
             );
         }
         say("ONNX Runtime");
-        let installed = supply::fetch(&places::state_dir(), RUNTIME_VERSION, None)?;
+        let installed = supply::fetch(&places::state_dir(), Build::Cpu, None, None)?;
         println!("  {} in {}", installed.version, installed.dir.display());
         let folder = tempfile::Builder::new().prefix("blochd-demo-").tempdir()?;
         let dir = folder.path().to_owned();

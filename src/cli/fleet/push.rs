@@ -337,8 +337,8 @@ fn told(revision: u64, progress: Progress, refused: &[(&String, String)]) -> Val
 fn words(progress: Progress) -> String {
     let Progress { applied, refused, underway, pending, offline } = progress;
     format!(
-        "{applied} applied, {refused} refused, {underway} underway, {pending} pending, \
-         {offline} offline"
+        "{applied} applied, {refused} refused, {underway} underway, {pending} pending, {offline} \
+         offline"
     )
 }
 

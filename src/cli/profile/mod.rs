@@ -1,12 +1,13 @@
 //! `blochd profile`: what this box is and what works on it.
 
 mod kept;
+mod runtimes;
 mod table;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
-use blochd::config::Config;
+use blochd::config::{Config, Provider};
 use blochd::hardware::{Health, Host};
 use blochd::shell::children::{looks, this_program};
 use blochd::shell::engine::{self, EngineOptions, Located, OrtEngine, Search, locate};
@@ -14,7 +15,7 @@ use blochd::shell::probe::{HostProbe, roofline};
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{Code, Failure, OrFail, configured};
+use super::{Code, Failure, OrFail, configured, without_runtime};
 
 /// Show the processors, memory, heat and accelerators of this box, and ONNX Runtime with its execution
 /// providers.
@@ -22,7 +23,8 @@ use super::{Code, Failure, OrFail, configured};
 /// Configuration and environment are read as `blochd run` reads them: `devices` says which vendors' libraries
 /// are asked. Exit code 0 where all that was found works; 1 where accelerators are there, or are named, that
 /// cannot be read or used; 69 without ONNX Runtime; 70 where it fails to measure; 74 where measurements cannot
-/// be kept; 78 for a wrong configuration. What could be found is printed in every case but the last.
+/// be kept; 76 where the execution provider that is to be measured is not to be had; 78 for a wrong
+/// configuration. What could be found is printed in every case but the last.
 #[derive(Debug, Args)]
 pub struct Profile {
     /// The configuration. Without: `/etc/blochd/agent.yaml` where it is there, else the defaults.
@@ -43,6 +45,10 @@ pub struct Profile {
     #[arg(long, default_value_t = 1, requires = "roofline",
           value_parser = clap::value_parser!(u16).range(1..=256))]
     threads: u16,
+    /// What is measured: cpu, cann, or an execution provider in the words of `providers` in the configuration,
+    /// as JSON. Without --roofline: of which the measurements that are kept are shown.
+    #[arg(long, default_value = "cpu")]
+    provider: Provider,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -76,6 +82,7 @@ impl Profile {
         let loaded = configured::load_and_warn(file.as_deref(), &flags).code(Code::Config)?;
         let config = loaded.config;
         let search = Search::new(config.runtime_library.clone(), &config.state_dir);
+        let search = search.wanting(&self.provider);
         let located = locate(&search);
         let (host, accelerators) = host(&config)?;
         let measured = match &located {
@@ -87,6 +94,7 @@ impl Profile {
             "host": host,
             "accelerators": accelerators,
             "runtime": located.as_ref().ok().map(runtime),
+            "runtimes": runtimes::all(&search, located.as_ref().ok().map(|l| l.path.as_path())),
             "runtime_error": located.as_ref().err().map(ToString::to_string),
             "roofline": measured.as_ref().unwrap_or(&Value::Null),
         });
@@ -106,14 +114,19 @@ impl Profile {
         if !self.roofline && kept.is_empty() {
             return Ok(Value::Null);
         }
-        let runtime = engine::init(search).code(Code::Unavailable)?;
+        let runtime = engine::init(search).map_err(without_runtime)?;
         let engine = |threads: usize| {
-            let options = EngineOptions { intra_op_threads: threads, ..EngineOptions::default() };
+            let options = EngineOptions {
+                provider: self.provider.clone(),
+                intra_op_threads: threads,
+                ..EngineOptions::default()
+            };
             OrtEngine::new(&runtime, options)
         };
         if self.roofline {
             let threads = usize::from(self.threads);
             let engine = engine(threads);
+            engine.check().with_context(|| self.provider.to_string()).code(Code::Provider)?;
             let identity = blochd::onnx::Engine::identity(&engine);
             let measured = roofline::measure(&engine, threads)
                 .context("ONNX Runtime does not run what is measured")

@@ -35,6 +35,7 @@ pub fn render(profile: &Value) -> String {
     }
     text.push_str(&libraries(&profile["accelerators"]));
     text.push_str(&runtime(profile));
+    text.push_str(&runtimes(profile));
     text.push_str(&roofline(&profile["roofline"]));
     text
 }
@@ -102,6 +103,30 @@ fn runtime(profile: &Value) -> String {
             Some(false) => format!("not usable: there is no {}", word(&library["path"])),
         };
         let _ = writeln!(text, "  {}: {state}", word(&provider["name"]));
+    }
+    text
+}
+
+/// The other ones that are installed, and whether CANN can be used by those that have it.
+fn runtimes(profile: &Value) -> String {
+    let mut text = String::new();
+    for one in array(&profile["runtimes"]) {
+        if one["in_use"] != true {
+            let version = one["version"].as_str().map_or_else(|| "-".to_owned(), printable);
+            let _ = writeln!(text, "  {version}  {}  (not used)", word(&one["path"]));
+        }
+        let cann = &one["cann"];
+        let version = word(&one["version"]);
+        match (cann["loads"].as_bool(), cann["why"].as_str()) {
+            (Some(true), _) => {
+                let _ = writeln!(text, "  CANN loads with {version}");
+            }
+            (Some(false), why) => {
+                let why = printable(why.unwrap_or_default());
+                let _ = writeln!(text, "  CANN does not load with {version}: {why}");
+            }
+            (None, _) => {}
+        }
     }
     text
 }

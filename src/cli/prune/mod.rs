@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
+use blochd::config::Provider;
 use blochd::ladder::calibration::{self, Samples, free_sizes};
 use blochd::ladder::importance::Importances;
 use blochd::ladder::manifest::{Calibration, CalibrationSource, MANIFEST_FORMAT, Source};
@@ -18,7 +19,7 @@ use blochd::limits;
 use blochd::onnx::{DType, Engine, Model};
 use blochd::redundancy::selection::Method;
 use blochd::shell::children::confine::Needs;
-use blochd::shell::engine::{self, EngineOptions, OrtEngine, Provider, Search};
+use blochd::shell::engine::{self, EngineOptions, OrtEngine, Search};
 use blochd::shell::probe::HostProbe;
 use blochd::shell::unfinished::{self, Unfinished};
 use blochd::shell::{models, places};
@@ -27,7 +28,7 @@ use blochd::units::{Digest, is_latency_ratio};
 use clap::{Args, ValueEnum};
 
 use super::sandbox::SandboxArgs;
-use super::{Code, Failure, OrFail};
+use super::{Code, Failure, OrFail, without_runtime};
 use keeping::Keeping;
 use shown::{Shown, print_table};
 
@@ -41,7 +42,8 @@ const LATENCY_TABLE: &str = "table.json";
 /// Writes one ONNX file a rung and `manifest.json` into the output folder. Where it was interrupted, the
 /// same command goes on with the rungs that are finished there. Exit code 0 when the manifest is
 /// written (it says which rungs could not be built, and why), 65 when the model or the samples are not
-/// usable, 69 without ONNX Runtime, 74 when a file cannot be read or written.
+/// usable, 69 without ONNX Runtime, 74 when a file cannot be read or written, 76 where the execution provider
+/// is not to be had.
 #[derive(Debug, Args)]
 pub struct Prune {
     /// The dense ONNX model.
@@ -116,6 +118,10 @@ pub struct Prune {
     /// Seconds for which a variant is compared with dense.
     #[arg(long, default_value_t = 1.5)]
     seconds: f64,
+    /// What runs the operators whose latencies are measured, and the rungs: cpu, cann, or an execution
+    /// provider in the words of `providers` in the configuration, as JSON.
+    #[arg(long, default_value = "cpu")]
+    provider: Provider,
     /// ONNX Runtime library, instead of the one that is found.
     #[arg(long)]
     runtime: Option<PathBuf>,
@@ -185,18 +191,22 @@ impl Prune {
         let state = self.state_dir.clone().unwrap_or_else(places::state_dir);
         let importances = self.importances()?;
         let latencies = state.join(LATENCIES);
-        let search = Search::new(self.runtime.clone(), &state);
+        let search = Search::new(self.runtime.clone(), &state).wanting(&self.provider);
         self.confine(&search, &latencies)?;
         let model = models::load(&self.model)
             .map_err(|error| (if error.is_bad_data() { Code::Data } else { Code::Io }, error))
             .map_err(|(code, error)| Failure { code, error: error.into() })?;
-        let runtime = engine::init(&search).code(Code::Unavailable)?;
-        let options =
-            EngineOptions { intra_op_threads: self.threads.max(1), ..EngineOptions::default() };
+        let runtime = engine::init(&search).map_err(without_runtime)?;
+        let options = EngineOptions {
+            provider: self.provider.clone(),
+            intra_op_threads: self.threads.max(1),
+            ..EngineOptions::default()
+        };
         let engine = OrtEngine::new(&runtime, options);
+        engine.check().with_context(|| self.provider.to_string()).code(Code::Provider)?;
         let eval = self.eval(&model)?;
         let given = self.samples(&model, self.samples)?;
-        let options = self.options(engine.provider(), importances);
+        let options = self.options(&engine, importances);
         if let Some(file) = &self.groups {
             return given::write_groups(file, &engine, &model, &given);
         }
@@ -254,6 +264,7 @@ impl Prune {
         needs.read.extend(self.eval.clone());
         needs.read.extend(self.scores.clone());
         needs.runtime(search);
+        needs.provider(&self.provider);
         needs.write = vec![self.out().to_owned(), latencies.to_owned()];
         self.sandbox.begin(needs, self.progress == ProgressArg::Json)
     }
@@ -288,7 +299,7 @@ impl Prune {
         }
     }
 
-    fn options(&self, provider: Provider, importances: Importances) -> Options {
+    fn options(&self, engine: &OrtEngine, importances: Importances) -> Options {
         let align = self.align.map(|align| align as usize);
         Options {
             ratios: self.ratios.clone(),
@@ -309,7 +320,7 @@ impl Prune {
             },
             depth: !self.no_depth,
             low_rank: !self.no_low_rank,
-            align: align.or_else(|| provider.alignment()),
+            align: align.or_else(|| engine.alignment()),
             seed: self.seed,
             floor: self.floor,
             trials: self.trials.unwrap_or(limits::PLAN_TRIALS),

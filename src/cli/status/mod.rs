@@ -3,6 +3,7 @@
 mod devices;
 mod fleet;
 mod live;
+mod provider;
 mod terminal;
 
 use std::fmt::Write as _;
@@ -185,6 +186,7 @@ fn render(status: &Value) -> String {
         text.push_str(&table(&models));
     }
     for model in models {
+        text.push_str(&provider::lines(model));
         text.push_str(&ladder(model));
     }
     for refused in array(&status["refused"]) {
@@ -284,16 +286,16 @@ pub fn device_lines(host: &Value, accelerators: &Value) -> Vec<String> {
     devices::lines(host, accelerators).into_iter().map(|line| line.text).collect()
 }
 
-const COLUMNS: [&str; 9] =
-    ["MODEL", "VER", "VARIANT", "BUDGET", "P99", "MET", "SLOW", "OK/FAILED", "LADDER"];
+const COLUMNS: [&str; 10] =
+    ["MODEL", "VER", "VARIANT", "ON", "BUDGET", "P99", "MET", "SLOW", "OK/FAILED", "LADDER"];
 
 fn table(models: &[&Value]) -> String {
     let mut rows = vec![COLUMNS.map(str::to_owned)];
     rows.extend(models.iter().map(|model| row(model)));
-    aligned(&rows, &[0, 2, 8])
+    aligned(&rows, &[0, 2, 3, 9])
 }
 
-fn row(model: &Value) -> [String; 9] {
+fn row(model: &Value) -> [String; 10] {
     let budget = &model["budget"];
     let limit = budget["limit_ms"]
         .as_f64()
@@ -310,6 +312,7 @@ fn row(model: &Value) -> [String; 9] {
         word(&model["model"]),
         word(&model["version"]),
         word(&model["variant"]),
+        or_dash(model["provider"]["name"].as_str().map(printable)),
         or_dash(limit),
         or_dash(model["observed"]["p99_ms"].as_f64().map(millis)),
         met.to_owned(),
@@ -456,6 +459,7 @@ mod tests {
             },
             "models": [{
                 "model": "digits", "version": 1, "variant": "r0.75",
+                "provider": {"name": "cpu", "passed": [], "moving": false, "trial": null},
                 "budget": {"percentile": "p99", "limit_ms": 40.0},
                 "observed": {"requests": 9, "p50_ms": 20.0, "p99_ms": 31.25},
                 "met": true, "slowdown": 1.5, "answered": 900, "failed": 0,
@@ -478,8 +482,8 @@ mod tests {
 blochd 0.1.0  ready  up 1 h 2 min  /etc/blochd/agent.yaml, revision 2
 Some CPU, 4 cores, limited to 2.0, load 0.50, 3.0 of 8.0 GiB free, 63 °C
 
-MODEL   VER  VARIANT       BUDGET      P99  MET   SLOW  OK/FAILED  LADDER
-digits    1  r0.75    p99 ≤ 40.0 ms  31.2 ms  yes  ×1.50      900/0  done
+MODEL   VER  VARIANT  ON       BUDGET      P99  MET   SLOW  OK/FAILED  LADDER
+digits    1  r0.75    cpu p99 ≤ 40.0 ms  31.2 ms  yes  ×1.50      900/0  done
 
 digits ladder  RATIO  QUALITY     P50      P99  STATE
   dense         1.00  100.0 %  500 µs  30.0 ms  ready

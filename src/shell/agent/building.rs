@@ -170,6 +170,7 @@ impl Agent {
                 model: served.path.clone(),
                 out,
                 runtime: self.loader.library.clone(),
+                provider: loader.provider.clone(),
                 state_dir: self.config.state_dir.clone(),
                 samples,
                 most_samples: served.config.calibration.samples,
@@ -270,6 +271,7 @@ impl Agent {
                 }
                 let ids: Vec<_> = self.served.values().map(|s| self.ladder_id(s)).collect();
                 self.store.drop_old_ladders(&ids);
+                self.evict_compiled();
             }
             Err(reason) => {
                 let due = self.build_due(key, id, fate);
@@ -304,6 +306,15 @@ impl Agent {
             // A rung of the ladder before serves: the model is loaded anew behind it, with this one.
             self.arrivals.forget(model);
             self.look.notify_one();
+            return;
+        }
+        let on = served.standing.provider.execution_provider();
+        if !manifest.engine.contains(on) {
+            // Its latencies would promise what nobody measured here.
+            let reason =
+                format!("its ladder was measured on {}, and it runs on {on}", manifest.engine);
+            tracing::error!(model, "no ladder: {reason}");
+            served.build = Build::Failed(reason);
             return;
         }
         let micros = |us: f64| Duration::from_secs_f64((us / 1e6).clamp(0.0, 3600.0));

@@ -1,5 +1,6 @@
 //! The configuration's files while the agent runs: when they are read again, and what is taken over of them.
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -7,9 +8,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-use super::{Agent, systemd};
+use super::Agent;
 use crate::config::Config;
 use crate::limits;
+use crate::shell::systemd::tell;
 use crate::shell::{config_parts, watch};
 
 /// What tells one state of the files from another.
@@ -128,11 +130,11 @@ impl Agent {
 
     pub(super) fn reload(&mut self) {
         match sd_notify::NotifyState::monotonic_usec_now() {
-            Ok(now) => systemd(&[sd_notify::NotifyState::Reloading, now]),
-            Err(_) => systemd(&[sd_notify::NotifyState::Reloading]),
+            Ok(now) => tell(&[sd_notify::NotifyState::Reloading, now]),
+            Err(_) => tell(&[sd_notify::NotifyState::Reloading]),
         }
         self.read_configuration();
-        systemd(&[sd_notify::NotifyState::Ready]);
+        tell(&[sd_notify::NotifyState::Ready]);
     }
 
     fn read_configuration(&mut self) {
@@ -173,6 +175,11 @@ impl Agent {
                 self.reconfigure(&model);
             }
         }
+        // What nothing was there to run before may be let run by something now.
+        let waits = |model: &String| diff.touches(model) && !self.served.contains_key(model);
+        let refused: BTreeSet<String> =
+            self.refused.keys().map(|key| key.model.clone()).filter(waits).collect();
+        refused.iter().for_each(|model| self.arrivals.forget(model));
     }
 }
 

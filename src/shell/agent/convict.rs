@@ -24,7 +24,7 @@ impl Agent {
             // Freeing a large model takes a while.
             tokio::task::spawn_blocking(move || drop(sessions));
         }
-        tracing::error!(model, variant = name, "withdrawn: {reason}");
+        tracing::error!(model, variant = name, reason, "withdrawn: {reason}");
         self.put_into_quarantine(digest, format!("{model} {name}"), reason);
     }
 }

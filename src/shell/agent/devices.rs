@@ -2,7 +2,7 @@
 //! library read in a child; what that tells comes back as events, and what changed goes to the log, the status,
 //! the metrics and the recorded trace. Nothing of it holds serving up.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -13,7 +13,9 @@ use tokio::sync::{mpsc, watch};
 use super::Agent;
 use super::event::Event;
 use crate::config::{self, Accelerator};
-use crate::hardware::{Change, Device, Known, Roster, Seen, Trouble, Vendor, complete};
+use crate::hardware::{
+    Change, Device, Health, Known, Presence, Roster, Seen, Trouble, Vendor, complete,
+};
 use crate::limits;
 use crate::shell::children::{Wish, telemetry, this_program};
 use crate::shell::metrics::VendorState;
@@ -92,6 +94,29 @@ enum State {
 impl Devices {
     pub fn hottest(&self) -> Option<f64> {
         self.roster.hottest()
+    }
+
+    /// What the vendors' libraries tell.
+    pub fn roster(&self) -> &Roster {
+        &self.roster
+    }
+
+    /// The devices that can be worked with as far as their libraries tell, by number, and the vendors of which
+    /// anything is seen.
+    pub fn usable(&self) -> BTreeSet<(Vendor, Option<u32>)> {
+        let works = |known: &&Known| {
+            known.presence == Presence::Answers
+                && !matches!(known.device.health, Health::Unusable(_))
+        };
+        let told = self.roster.devices().filter(works);
+        let told = told.map(|known| (known.device.vendor, Some(known.device.index)));
+        let seen = self.vendors.iter().filter(|(_, watched)| watched.seen.is_any());
+        told.chain(seen.map(|(vendor, _)| (*vendor, None))).collect()
+    }
+
+    /// Whether anything of a vendor's is seen without its library.
+    pub fn sees(&self, vendor: Vendor) -> bool {
+        self.vendors.get(&vendor).is_some_and(|watched| watched.seen.is_any())
     }
 
     pub fn devices(&self) -> Value {

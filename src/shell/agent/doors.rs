@@ -1,5 +1,9 @@
-//! Where clients come in: two ports and a Unix socket.
+//! Where clients come in: two ports, a Unix socket and the metrics page's port. A socket that the service
+//! manager hands over is used instead of making one; one that is made is given to it to keep, so that the next
+//! agent takes over the queue of those who connect in between.
 
+use std::collections::BTreeMap;
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -8,32 +12,172 @@ use tokio::net::TcpListener;
 use super::AgentError;
 use crate::config::{Config, Socket};
 use crate::shell::serve::{Door, UnixSocket};
+use crate::shell::systemd::{
+    self, Endpoint, Handed, Listening, Place, Refusal, Taken, Verdict, Wanted,
+};
 
 /// Name of the socket in the runtime directory.
 const SOCKET: &str = "blochd.sock";
 
-/// Listens wherever the configuration says.
-pub(super) async fn open(config: &Config) -> Result<Vec<Door>, AgentError> {
-    let mut doors = vec![Door::Rest(listen(config.http_address, "requests").await?)];
-    if let Some(address) = config.grpc_address {
-        doors.push(Door::Grpc(listen(address, "gRPC").await?));
-        tracing::info!(grpc = %address, "gRPC is served");
-    }
-    if let Some(path) = socket(&config.unix_socket) {
-        let bound = UnixSocket::bind(&path).await;
-        let socket = bound.map_err(|source| AgentError::Socket { path: path.clone(), source })?;
-        doors.push(Door::Unix(socket));
-        tracing::info!(socket = %path.display(), "REST and gRPC are served at a Unix socket");
-    }
-    Ok(doors)
+/// All that is open.
+pub(super) struct Doors {
+    pub doors: Vec<Door>,
+    pub metrics: TcpListener,
+    /// Whether any of them was handed over: clients may have been waiting.
+    pub handed: bool,
 }
 
-pub(super) async fn listen(
+/// Listens wherever the configuration, or the service manager, says.
+pub(super) async fn open(config: &Config, handed: Taken) -> Result<Doors, AgentError> {
+    let mut sockets = take_over(config, handed);
+    let was_handed = !sockets.is_empty();
+    let mut doors = Vec::new();
+    let http = port(config.http_address, Endpoint::Http, "requests", &mut sockets).await?;
+    doors.push(Door::Rest(http));
+    if let Some(address) = config.grpc_address {
+        let listener = port(address, Endpoint::Grpc, "gRPC", &mut sockets).await?;
+        let at = listener.local_addr().unwrap_or(address);
+        doors.push(Door::Grpc(listener));
+        tracing::info!(grpc = %at, "gRPC is served");
+    }
+    if let Some(socket) = unix(config, &mut sockets).await? {
+        let path = socket.path().display().to_string();
+        doors.push(Door::Unix(socket));
+        tracing::info!(socket = path, "REST and gRPC are served at a Unix socket");
+    }
+    let metrics = port(config.metrics_address, Endpoint::Metrics, "metrics", &mut sockets).await?;
+    Ok(Doors { doors, metrics, handed: was_handed })
+}
+
+/// The sockets that were handed over and are of use, by what they serve. What becomes of the others is told.
+fn take_over(config: &Config, handed: Taken) -> BTreeMap<Endpoint, Handed> {
+    for (name, why) in &handed.unfit {
+        tracing::warn!(socket = name, "a socket that was handed over is closed: {why}");
+        forget_stored(name);
+    }
+    let offers: Vec<_> = handed.sockets.iter().map(|one| (one.name.as_str(), &one.at)).collect();
+    let verdicts = systemd::assign(&offers, &wanted(config));
+    let mut sockets = BTreeMap::new();
+    for (one, verdict) in handed.sockets.into_iter().zip(verdicts) {
+        let (name, at) = (&one.name, &one.at);
+        match verdict {
+            Verdict::Serves { endpoint, instead_of } => {
+                match instead_of {
+                    Some(wanted) => differs(config, (name, at), endpoint, &wanted),
+                    None => {
+                        let words = "a socket was handed over";
+                        tracing::info!(socket = name, at = %at, "{endpoint}: {words}");
+                    }
+                }
+                sockets.insert(endpoint, one);
+            }
+            Verdict::Closed(why) => {
+                match why {
+                    // The configuration was changed on purpose.
+                    Refusal::Moved(_) => {
+                        tracing::info!(socket = name, at = %at, "is given up: {why}");
+                    }
+                    Refusal::Off(_) | Refusal::Kind(_) | Refusal::Taken(_) | Refusal::Unknown => {
+                        let words = "a socket that was handed over is closed";
+                        tracing::warn!(socket = name, at = %at, "{words}: {why}");
+                    }
+                }
+                forget_stored(name);
+            }
+        }
+    }
+    sockets
+}
+
+/// A socket unit has an endpoint elsewhere than the configuration, which was not asked about that place.
+fn differs(config: &Config, (name, at): (&str, &Place), endpoint: Endpoint, wanted: &Place) {
+    let setting = endpoint.setting();
+    tracing::warn!(
+        socket = name, at = %at,
+        "{endpoint} is served at {at}, as the socket unit says, and not at {wanted}, \
+         as {setting} says: make one say what the other does"
+    );
+    let reached = matches!(at, Place::Port(port) if !port.ip().to_canonical().is_loopback());
+    if reached && !config.allow_plaintext {
+        tracing::warn!(
+            socket = name, at = %at,
+            "{endpoint} is reached from other machines, without TLS and without a login; \
+             allow_plaintext: true says that this is meant"
+        );
+    }
+}
+
+fn forget_stored(name: &str) {
+    if systemd::is_stored(name) {
+        systemd::forget(name);
+    }
+}
+
+fn wanted(config: &Config) -> BTreeMap<Endpoint, Wanted> {
+    let at = |address| Wanted::At(Place::Port(address));
+    let mut wanted = BTreeMap::from([
+        (Endpoint::Http, at(config.http_address)),
+        (Endpoint::Metrics, at(config.metrics_address)),
+    ]);
+    wanted.extend(config.grpc_address.map(|address| (Endpoint::Grpc, at(address))));
+    match (socket(&config.unix_socket), &config.unix_socket) {
+        (Some(path), _) => {
+            wanted.insert(Endpoint::Unix, Wanted::At(Place::Path(path)));
+        }
+        (None, Socket::Auto) => {
+            wanted.insert(Endpoint::Unix, Wanted::IfHanded);
+        }
+        (None, Socket::Off | Socket::At(_)) => {}
+    }
+    wanted
+}
+
+/// A port's listener: the one that was handed over, or a new one, which the manager gets to keep.
+async fn port(
     address: SocketAddr,
+    endpoint: Endpoint,
     purpose: &'static str,
+    sockets: &mut BTreeMap<Endpoint, Handed>,
 ) -> Result<TcpListener, AgentError> {
-    let bound = TcpListener::bind(address).await;
-    bound.map_err(|source| AgentError::Listen { address, purpose, source })
+    match sockets.remove(&endpoint).map(|handed| handed.socket) {
+        Some(Listening::Tcp(listener)) => TcpListener::from_std(listener)
+            .map_err(|source| AgentError::Handed { endpoint, source }),
+        Some(Listening::Unix(_)) | None => {
+            let bound = TcpListener::bind(address).await;
+            let bound = bound.map_err(|source| AgentError::Listen { address, purpose, source })?;
+            systemd::store(endpoint, &bound);
+            Ok(bound)
+        }
+    }
+}
+
+async fn unix(
+    config: &Config,
+    sockets: &mut BTreeMap<Endpoint, Handed>,
+) -> Result<Option<UnixSocket>, AgentError> {
+    let own = socket(&config.unix_socket);
+    if let Some(Handed { name, at: Place::Path(at), socket: Listening::Unix(listener) }) =
+        sockets.remove(&Endpoint::Unix)
+    {
+        // One of the agent's own has been renamed since.
+        let path = own.clone().filter(|_| systemd::is_stored(&name)).unwrap_or(at);
+        match UnixSocket::adopt(listener, &path).await {
+            Ok(Some(socket)) => return Ok(Some(socket)),
+            Ok(None) => {
+                let path = path.display();
+                tracing::warn!(socket = name, "is closed: nothing leads to it, {path} is gone");
+            }
+            Err(error) => tracing::warn!(socket = name, "is closed: {error}"),
+        }
+        forget_stored(&name);
+    }
+    let Some(path) = own else { return Ok(None) };
+    let failed = |source: io::Error| AgentError::Socket { path: path.clone(), source };
+    let mut socket = UnixSocket::bind(&path).await.map_err(failed)?;
+    if systemd::store(Endpoint::Unix, &socket) {
+        socket.stays();
+    }
+    Ok(Some(socket))
 }
 
 fn socket(place: &Socket) -> Option<PathBuf> {

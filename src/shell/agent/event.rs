@@ -5,8 +5,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::Value;
+
+use super::choosing::Tried;
 use super::devices::VendorEvent;
 use crate::arrivals::VersionKey;
+use crate::config::Provider;
 use crate::fleet::apply::Outcome;
 use crate::hardware::Vendor;
 use crate::ladder::Manifest;
@@ -34,9 +38,20 @@ pub enum Event {
         /// External data files that it names, relative to its folder; `None` where it cannot be read.
         external: Option<BTreeSet<String>>,
         outcome: Result<Box<Prepared>, Unfit>,
+        /// What it does not run on.
+        tried: Tried,
     },
+    /// A served version is loaded to run on another execution provider, or is not.
+    Moved { key: VersionKey, outcome: Result<Box<Prepared>, Unfit>, tried: Tried },
     /// A rung is loaded and tried, or is not fit for service.
-    Opened { key: VersionKey, digest: Digest, variant: String, outcome: Result<Opened, Unfit> },
+    Opened {
+        key: VersionKey,
+        digest: Digest,
+        variant: String,
+        /// What it was loaded for.
+        provider: Provider,
+        outcome: Result<Opened, Unfit>,
+    },
     /// The builder has got so far (0 to 1) with a version.
     Building { key: VersionKey, share: f64, stage: String },
     /// A ladder that was built before was looked at: its manifest, or what is wrong with it.
@@ -71,6 +86,10 @@ pub struct Prepared {
     pub digest: Digest,
     pub signature: Signature,
     pub opened: Opened,
+    /// What runs it.
+    pub provider: Provider,
+    /// What its trial told of that.
+    pub facts: Value,
 }
 
 /// A variant's sessions and what its trial measured.
@@ -123,6 +142,8 @@ pub enum Fate {
     ForGood,
     /// It is tried again; where that fails too often, it is to blame.
     Doubtful,
+    /// What was to run it is to blame: another provider is tried, and itself later.
+    Provider,
     /// It is not to blame, and is tried again.
     Later,
     /// Its files decide: it is tried when they change, and when somebody asks for it.
@@ -134,6 +155,7 @@ impl From<Blame> for Fate {
         match blame {
             Blame::Work => Self::ForGood,
             Blame::Either => Self::Doubtful,
+            Blame::Provider => Self::Provider,
             Blame::Circumstances => Self::Later,
         }
     }

@@ -359,7 +359,7 @@ impl Agent {
             let _one_at_a_time = permits.acquire_owned().await;
             let outcome = loader.only_try(path).await.map_err(|unfit| match unfit.fate {
                 Fate::ForGood | Fate::WhenChanged => Failure::ForGood(unfit.reason),
-                Fate::Doubtful | Fate::Later => Failure::Later(unfit.reason),
+                Fate::Doubtful | Fate::Provider | Fate::Later => Failure::Later(unfit.reason),
             });
             let outcome = Outcome::Tried(outcome);
             let _ = events.send(Event::Fleet { job, outcome }).await;

@@ -3,23 +3,27 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::Agent;
+use super::choosing::{Tried, Trying};
 use super::companions::CALIBRATION;
 use super::event::{Event, Fate, Prepared, Unfit};
 use super::prepare::Loader;
+use super::providers::Standing;
 use super::recording::Demand;
 use super::served::{Build, Candidate, Served, Standby};
 use crate::arrivals::VersionKey;
 use crate::config::{Cpus, ModelConfig};
+use crate::hardware::{PassedOver, label};
 use crate::limits;
+use crate::protocol::Signature;
 use crate::schedule::Batching;
 use crate::shell::children::Memory;
 use crate::shell::cpus;
 use crate::shell::slot::{Entry, ModelState, Slot, SlotOptions, VariantInfo};
 use crate::shell::store::Quarantined;
-use crate::units::Digest;
+use crate::units::{Digest, Version};
 
 /// Name of the variant that the operator gave.
 const DENSE: &str = "dense";
@@ -34,6 +38,10 @@ impl Agent {
         // What its dense model does, its other variants and the next version are likely to do.
         let dense = self.served.get(model).and_then(|served| served.candidates.first());
         loader.expects_lending = dense.is_some_and(|dense| dense.lending.is_on());
+        let standing = self.served.get(model).map(|served| &served.standing);
+        loader.provider = standing.map(|standing| standing.provider.clone()).unwrap_or_default();
+        loader.choosing = Arc::new(self.choosing(model, &config));
+        loader.trying = Trying::default();
         loader.instances = config.instances.max(1);
         loader.batching = Batching { rows: config.max_batch, delay: config.max_queue_delay.into() };
         loader.threads = config.intra_op_threads.count(cores, loader.instances);
@@ -87,12 +95,14 @@ impl Agent {
         tokio::spawn(async move {
             let _one_at_a_time = permits.acquire_owned().await;
             let external = loader.external(path.clone()).await;
-            let lends = loader.expects_lending;
+            let (lends, trying) = (loader.expects_lending, loader.trying.clone());
             let outcome = match beside {
                 true => loader.with_room(path.clone(), lends, Loader::prepare).await,
                 false => loader.prepare(path.clone()).await,
             };
-            let _ = events.send(Event::Prepared { key, load, path, external, outcome }).await;
+            let tried = trying.end();
+            let event = Event::Prepared { key, load, path, external, outcome, tried };
+            let _ = events.send(event).await;
         });
     }
 
@@ -117,7 +127,9 @@ impl Agent {
         key: VersionKey,
         path: PathBuf,
         outcome: Result<Box<Prepared>, Unfit>,
+        tried: &Tried,
     ) {
+        self.remember_failures(&key, tried);
         let model = key.model.clone();
         let served = self.served.get(&model).map(|served| served.key.version);
         match outcome {
@@ -128,7 +140,7 @@ impl Agent {
             }
             Ok(prepared) => {
                 self.underway.settled(&key);
-                self.put_into_service(key, path, *prepared);
+                self.put_into_service(key, path, *prepared, tried);
             }
             Err(unfit) => {
                 let reason = one_line(&unfit.reason);
@@ -148,8 +160,8 @@ impl Agent {
     }
 
     /// One line for people; the version in service, if there is one, stays.
-    fn refuse(&mut self, key: &VersionKey, reason: &str) {
-        tracing::error!(model = key.model, version = %key.version, "not served: {reason}");
+    pub(super) fn refuse(&mut self, key: &VersionKey, reason: &str) {
+        tracing::error!(model = key.model, version = %key.version, reason, "not served: {reason}");
         self.refused.insert(key.clone(), reason.to_owned());
         if self.served.get(&key.model).is_none_or(|served| served.key != *key) {
             let reason = reason.to_owned();
@@ -169,9 +181,15 @@ impl Agent {
         }
     }
 
-    fn put_into_service(&mut self, key: VersionKey, path: PathBuf, prepared: Prepared) {
+    fn put_into_service(
+        &mut self,
+        key: VersionKey,
+        path: PathBuf,
+        prepared: Prepared,
+        tried: &Tried,
+    ) {
         let config = self.model_config(&key.model);
-        let Prepared { digest, signature, opened } = prepared;
+        let Prepared { digest, signature, opened, provider, facts } = prepared;
         let info = VariantInfo {
             name: DENSE.to_owned(),
             digest,
@@ -179,14 +197,7 @@ impl Agent {
             quality: 1.0,
             promised: opened.p99,
         };
-        let options = SlotOptions {
-            model: key.model.clone(),
-            version: key.version,
-            signature,
-            queue: config.queue_length,
-            timeout: Some(config.request_timeout.into()),
-            notices: Some(self.notices.clone()),
-        };
+        let options = self.slot_options(&key, &config, signature);
         let slot = match Slot::start(options, info.clone(), opened.sessions) {
             Ok(slot) => Arc::new(slot),
             Err(error) => return self.refuse(&key, &error.to_string()),
@@ -196,7 +207,8 @@ impl Agent {
             old.close();
         }
         self.refused.remove(&key);
-        tracing::info!(model = key.model, version = %key.version, p99 = ?opened.p99, "in service");
+        let (version, on) = (key.version, label(&provider));
+        tell_in_service(&key.model, version, &info.name, &on, opened.p99, &tried.passed);
         let dense = Candidate {
             info,
             path: path.clone(),
@@ -209,6 +221,7 @@ impl Agent {
             faults: 0,
             disproved: None,
         };
+        let asked = self.asked_providers(&config);
         let served = Served {
             key: key.clone(),
             path,
@@ -224,6 +237,8 @@ impl Agent {
             swaps: 0,
             last_because: None,
             calibration: self.calibration_of(&key.model),
+            standing: Standing::new(provider, tried, facts, Instant::now()),
+            asked,
         };
         let previous = self.served.insert(key.model.clone(), served);
         if previous.is_some() {
@@ -234,6 +249,23 @@ impl Agent {
         }
         self.sample_requests(&key.model);
         self.want_ladder(&key);
+        self.evict_compiled();
+    }
+
+    fn slot_options(
+        &self,
+        key: &VersionKey,
+        config: &ModelConfig,
+        signature: Signature,
+    ) -> SlotOptions {
+        SlotOptions {
+            model: key.model.clone(),
+            version: key.version,
+            signature,
+            queue: config.queue_length,
+            timeout: Some(config.request_timeout.into()),
+            notices: Some(self.notices.clone()),
+        }
     }
 
     /// A version that another one has taken the place of answers no more.
@@ -270,6 +302,21 @@ impl Agent {
         self.served.remove(&key.model);
         self.metrics.forget(&key.model, key.version);
         self.end_unwanted_build(&key.model);
+    }
+}
+
+/// What runs a version now, and why nothing that was wanted before it does.
+fn tell_in_service(
+    model: &str,
+    version: Version,
+    variant: &str,
+    provider: &str,
+    p99: Option<Duration>,
+    passed: &[PassedOver],
+) {
+    tracing::info!(model, %version, variant, provider, ?p99, "in service");
+    for passed in passed {
+        tracing::info!(model, provider = passed.provider, "passed over: {}", passed.why);
     }
 }
 

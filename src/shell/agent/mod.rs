@@ -10,6 +10,7 @@
 //! ```
 
 mod building;
+mod choosing;
 mod companions;
 mod config_file;
 mod confined;
@@ -24,6 +25,7 @@ mod loads;
 mod memory;
 mod pace;
 mod prepare;
+mod providers;
 mod recording;
 mod reservoir;
 mod retry;
@@ -42,19 +44,23 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use sd_notify::NotifyState;
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
+use self::choosing::Trying;
 pub use self::config_file::ConfigFile;
 use self::confined::Seen;
 use self::devices::Devices;
+use self::doors::Doors;
 use self::event::Event;
 use self::fleet::Fleet;
 use self::linked::Linked;
 use self::loads::Loads;
-use self::prepare::{Loader, chain};
+use self::prepare::Loader;
+use self::providers::Left;
 use self::recording::Recording;
 use self::retry::Again;
 use self::samples::Sampling;
@@ -62,18 +68,20 @@ use self::served::Served;
 use self::shadowing::Shadowing;
 use self::underway::Underway;
 use crate::arrivals::{Arrival, Arrivals, VersionKey};
-use crate::config::{Change, Config, LogLevel, ModelConfig, Policy};
+use crate::config::{Change, Config, LogLevel, ModelConfig, Policy, Provider};
 use crate::governor::{self, Verdict};
+use crate::hardware::Vendor;
 use crate::limits;
 use crate::schedule::Batching;
-use crate::shell::children::{Memory, Wish, this_program};
-use crate::shell::engine::{Found, Pool, RuntimeError, Search};
+use crate::shell::children::{Memory, Wish};
+use crate::shell::engine::{Found, Pool, RuntimeError};
 use crate::shell::metrics::Metrics;
 use crate::shell::serve::{self, App};
 use crate::shell::shadow::Shadow;
 use crate::shell::slot::{Command, Commands, IndexEntry, ModelState, Notice, Repository};
 use crate::shell::spans::Tracer;
 use crate::shell::store::{KeptBundle, LadderId, Store, StoreError};
+use crate::shell::systemd::{self, EVENT_LOOP, Endpoint, Life, Pulse, Taken, Watchdog, tell};
 use crate::shell::watch::{self, Listing};
 
 /// Reads the configuration anew, with this bundle's part or with that of the one in force; an error leaves what
@@ -90,6 +98,8 @@ pub struct Setup {
     pub log_level: Box<dyn Fn(LogLevel) + Send>,
     /// Facts of the box for the status, taken anew each time.
     pub hardware: Box<dyn Fn() -> Value + Send>,
+    /// Sockets that the service manager handed over.
+    pub handed: Taken,
 }
 
 /// Why the agent could not start.
@@ -105,6 +115,10 @@ pub enum AgentError {
     Socket { path: PathBuf, source: std::io::Error },
     #[error("cannot make the model directory {}: {source}", path.display())]
     ModelDir { path: PathBuf, source: std::io::Error },
+    #[error("the service manager's socket cannot be used for {endpoint}: {source}")]
+    Handed { endpoint: Endpoint, source: std::io::Error },
+    #[error("cannot start the watchdog's thread: {0}")]
+    Watchdog(std::io::Error),
     #[error("cannot listen for signals: {0}")]
     Signals(std::io::Error),
     #[error("cannot start a thread for spans: {0}")]
@@ -169,25 +183,33 @@ struct Agent {
     config_restart: Vec<Change>,
     recording: Recording,
     devices: Devices,
-    /// The link to its fleet's broker, where it has one.
-    linked: Option<Linked>,
+    /// The accelerators that could be worked with at the last look.
+    usable: BTreeSet<(Vendor, Option<u32>)>,
+    /// Providers whose sessions of a model failed in service, by model and label.
+    left: BTreeMap<(String, String), Left>,
+    /// Who shows that they are alive, this loop and its listing among them.
+    life: Life,
+    pulse: Pulse,
+    lister: Pulse,
     /// What it is in its fleet; `None` where it belongs to none.
     fleet: Option<Fleet>,
+    /// The link to its fleet's broker, where it has one.
+    linked: Option<Linked>,
 }
 
 /// Serves until SIGTERM or SIGINT, then drains.
 ///
 /// # Errors
 /// Where it cannot start: no ONNX Runtime, no state directory, a port that is taken.
-pub async fn run(setup: Setup) -> Result<(), AgentError> {
+pub async fn run(mut setup: Setup) -> Result<(), AgentError> {
+    let handed = std::mem::take(&mut setup.handed);
     let config = &setup.config;
-    let search = Search::new(config.runtime_library.clone(), &config.state_dir);
-    let runtime = Found::new(&search, &this_program())?;
+    let runtime = providers::runtime(config)?;
     let store = Store::open(&config.state_dir)?;
     std::fs::create_dir_all(&config.model_dir)
         .map_err(|source| AgentError::ModelDir { path: config.model_dir.clone(), source })?;
-    let doors = doors::open(config).await?;
-    let metrics_listener = doors::listen(config.metrics_address, "metrics").await?;
+    let Doors { doors, metrics: metrics_listener, handed } = doors::open(config, handed).await?;
+    let life = Life::default();
     let (repository, commands) = Repository::new();
     let tracer = tracer(config)?;
     let metrics = Metrics::new(Arc::clone(&repository)).traced(tracer.clone());
@@ -196,23 +218,29 @@ pub async fn run(setup: Setup) -> Result<(), AgentError> {
     let shown = Arc::clone(&status);
     let app = App::new(Arc::clone(&repository), Arc::new(move || Value::clone(&shown.load())))
         .sharing_memory(config.shared_memory)
-        .traced(tracer.clone());
+        .traced(tracer.clone())
+        .watched(life.clone())
+        // Nobody finds the port closed while the agent is restarted, and nobody shall find its models missing.
+        .waiting_for_start(handed.then(|| Instant::now() + limits::START_WAIT));
     let stop = CancellationToken::new();
     let (grace, granted) = tokio::sync::watch::channel(Duration::from(config.drain_timeout));
     let server = tokio::spawn(serve::serve(doors, Arc::new(app), stop.clone(), granted));
-    let metrics_server =
-        tokio::spawn(serve::serve_metrics(metrics_listener, Arc::clone(&metrics), stop.clone()));
+    let (counters, stopped, alive) = (Arc::clone(&metrics), stop.clone(), life.clone());
+    let metrics_server = tokio::spawn(async move {
+        serve::serve_metrics(metrics_listener, counters, stopped, &alive).await
+    });
     let (events, queue) = mpsc::channel(limits::AGENT_EVENTS);
     let (notices, noticed) = mpsc::channel(limits::AGENT_EVENTS);
     tracing::info!(
         http = %config.http_address, metrics = %config.metrics_address,
         models = %config.model_dir.display(), "blochd serves"
     );
-    let ends = Ends { events, notices, repository, metrics, status, tracer: tracer.clone() };
+    let tracer_of_agent = tracer.clone();
+    let ends = Ends { events, notices, repository, metrics, status, tracer: tracer_of_agent, life };
     let agent = Agent::new(setup, runtime, store, ends);
     let mut agent = agent.turn(queue, noticed, commands).await?;
     tracing::info!("stopping: the requests in flight are answered first");
-    systemd(&[sd_notify::NotifyState::Stopping]);
+    tell(&[NotifyState::Stopping]);
     agent.repository.set_ready(false);
     agent.build_wish.send_replace(Wish::End);
     // Whoever waits for a model would be waited for.
@@ -238,6 +266,32 @@ pub async fn run(setup: Setup) -> Result<(), AgentError> {
     Ok(())
 }
 
+/// What loads variants, before it is said for which model.
+fn loader(config: &Config, runtime: Found, store: &Store) -> Loader {
+    Loader {
+        library: runtime.library().path.clone(),
+        runtime,
+        pool: Arc::new(Pool::in_folder(store.children_dir())),
+        model: String::new(),
+        expects_lending: false,
+        threads: 1,
+        instances: 1,
+        cpus: Vec::new(),
+        batching: Batching::OFF,
+        trial_timeout: config.trial.timeout.into(),
+        trial_memory: Memory::or_part(config.trial.memory, limits::TRIAL_MEMORY_PARTS),
+        sandbox: config.sandbox,
+        folders: store.children_dir(),
+        state_dir: store.root().to_owned(),
+        confined: Seen::default(),
+        samples: None,
+        quarantined: Arc::default(),
+        provider: Provider::Cpu,
+        choosing: Arc::default(),
+        trying: Trying::default(),
+    }
+}
+
 /// Who sends spans, where that is wanted.
 fn tracer(config: &Config) -> Result<Option<Arc<Tracer>>, AgentError> {
     let Some(collector) = &config.otlp_endpoint else { return Ok(None) };
@@ -254,31 +308,15 @@ struct Ends {
     metrics: Arc<Metrics>,
     status: Arc<ArcSwap<Value>>,
     tracer: Option<Arc<Tracer>>,
+    life: Life,
 }
 
 impl Agent {
     fn new(setup: Setup, runtime: Found, store: Store, ends: Ends) -> Self {
-        let Setup { config, config_file, reread, log_level, hardware } = setup;
-        let Ends { events, notices, repository, metrics, status, tracer } = ends;
+        let Setup { config, config_file, reread, log_level, hardware, handed: _ } = setup;
+        let Ends { events, notices, repository, metrics, status, tracer, life } = ends;
         let now = Instant::now();
-        let loader = Loader {
-            library: runtime.library().path.clone(),
-            runtime,
-            pool: Arc::new(Pool::in_folder(store.children_dir())),
-            model: String::new(),
-            expects_lending: false,
-            threads: 1,
-            instances: 1,
-            cpus: Vec::new(),
-            batching: Batching::OFF,
-            trial_timeout: config.trial.timeout.into(),
-            trial_memory: Memory::or_part(config.trial.memory, limits::TRIAL_MEMORY_PARTS),
-            sandbox: config.sandbox,
-            folders: store.children_dir(),
-            confined: Seen::default(),
-            samples: None,
-            quarantined: Arc::default(),
-        };
+        let loader = loader(&config, runtime, &store);
         Self {
             arrivals: Arrivals::new(config.arrivals.settle.into()),
             config,
@@ -323,8 +361,13 @@ impl Agent {
             config_restart: Vec::new(),
             recording: Recording::new(now),
             devices: Devices::default(),
-            linked: None,
+            usable: BTreeSet::new(),
+            left: BTreeMap::new(),
+            pulse: life.actor(EVENT_LOOP, limits::EVENT_LOOP_SILENCE),
+            lister: life.actor("the listing of the model directory", limits::LISTING_SILENCE),
+            life,
             fleet: None,
+            linked: None,
         }
     }
 
@@ -341,7 +384,9 @@ impl Agent {
         let mut hang_up = on(SignalKind::hangup())?;
         // Ready in systemd's sense: it listens and turns. Whether models are served is for
         // `/v2/health/ready` to say; a slow trial must not make the start fail.
-        systemd(&[sd_notify::NotifyState::Ready]);
+        tell(&[NotifyState::Ready]);
+        self.pulse.beat();
+        let _watchdog = self.watchdog()?;
         self.follow_devices();
         self.link_fleet();
         let changed = Arc::new(Notify::new());
@@ -378,12 +423,27 @@ impl Agent {
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
             }
+            self.pulse.beat();
         }
+        self.pulse.rest();
         self.watcher = None;
         Ok(self)
     }
 
-    /// When the next turn is due. With nothing to serve, load or build, only the watchdog waits for it.
+    /// Feeds the service manager's watchdog, where there is one, and tells who hangs in any case.
+    fn watchdog(&self) -> Result<Watchdog, AgentError> {
+        let given = sd_notify::watchdog_enabled();
+        let fed = given.is_some();
+        let told = move |states: &[NotifyState]| {
+            if fed || !matches!(states, [NotifyState::Watchdog]) {
+                tell(states);
+            }
+        };
+        let life = self.life.clone();
+        Watchdog::start(life, systemd::interval(given), told).map_err(AgentError::Watchdog)
+    }
+
+    /// When the next turn is due. With nothing to serve, load or build, only the status waits for it.
     fn next_tick(&self) -> Instant {
         let is_loading = |entry: &IndexEntry| entry.state == ModelState::Loading;
         let idle = self.served.is_empty()
@@ -397,6 +457,7 @@ impl Agent {
         match event {
             Event::Listed(Listing { files, outside }) => {
                 self.listing = false;
+                self.lister.rest();
                 for link in outside.difference(&self.outside) {
                     tracing::warn!("{link} leads out of the model directory and is passed over");
                 }
@@ -414,22 +475,24 @@ impl Agent {
             }
             Event::NotListed(reason) => {
                 self.listing = false;
+                self.lister.rest();
                 // A watch follows the directory, not its name: a new one of that name is another.
                 self.watcher = None;
                 tracing::warn!("cannot list {}: {reason}", self.config.model_dir.display());
             }
-            Event::Prepared { key, load, path, external, outcome } => {
+            Event::Prepared { key, load, path, external, outcome, tried } => {
                 if self.underway.ends(&key, load) {
                     self.depends(&key, &path, external);
-                    self.prepared(key, path, outcome);
+                    self.prepared(key, path, outcome, &tried);
                 } else {
                     let (model, version) = (&key.model, key.version);
                     tracing::info!(model, %version, "what was loaded is wanted no longer");
                 }
             }
             Event::LadderFound { key, id, found } => self.ladder_found(&key, id, found),
-            Event::Opened { key, digest, variant, outcome } => {
-                self.opened(&key, digest, &variant, outcome);
+            Event::Moved { key, outcome, tried } => self.moved(&key, outcome, &tried),
+            Event::Opened { key, digest, variant, provider, outcome } => {
+                self.opened(&key, digest, &variant, &provider, outcome);
             }
             Event::Building { key, share, stage } => self.build_progress(&key, share, stage),
             Event::Built { key, id, outcome } => self.built(&key, id, outcome),
@@ -473,6 +536,7 @@ impl Agent {
     fn list(&mut self) {
         self.look_at = None;
         self.listing = true;
+        self.lister.beat();
         let (events, dir) = (self.events.clone(), self.config.model_dir.clone());
         tokio::spawn(async move {
             let listed = tokio::task::spawn_blocking(move || watch::list(&dir)).await;
@@ -523,8 +587,10 @@ impl Agent {
         let config = self.model_config(model);
         let calibration = self.calibration_of(model);
         let wanted = self.served.get(model).map(|served| self.ladder_id(served));
+        let asked = self.asked_providers(&config);
         let Some(served) = self.served.get_mut(model) else { return };
-        if served.config == config && served.calibration == calibration {
+        let providers = served.asked != asked;
+        if served.config == config && served.calibration == calibration && !providers {
             return;
         }
         let sessions = |config: &ModelConfig| {
@@ -534,7 +600,7 @@ impl Agent {
             (threads, queue, batching)
         };
         let ladder = served.config.ladder != config.ladder || served.calibration != calibration;
-        if sessions(&served.config) == sessions(&config) && !ladder {
+        if sessions(&served.config) == sessions(&config) && !ladder && !providers {
             served.config = config;
             tracing::info!(model, "its policy changed");
             self.sample_requests(model);
@@ -569,6 +635,7 @@ impl Agent {
                         tracing::warn!("the quarantine is not changed: {error}");
                     }
                 }
+                self.forgive_providers(&model);
                 self.refused.retain(|key, _| key.model != model);
                 self.arrivals.forget(&model);
                 self.loads.ask(model, answer);
@@ -607,12 +674,5 @@ async fn due(at: Option<Instant>) {
     match at {
         Some(at) => tokio::time::sleep_until(at.into()).await,
         None => std::future::pending().await,
-    }
-}
-
-/// Tells systemd, where it listens.
-fn systemd(states: &[sd_notify::NotifyState]) {
-    if let Err(error) = sd_notify::notify(states) {
-        tracing::debug!("cannot tell systemd: {}", chain(&error));
     }
 }

@@ -5,23 +5,27 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde_json::{Value, json};
 use tokio::sync::watch;
 
+use super::choosing::{Choosing, Trying};
 use super::confined::Seen;
 use super::event::{Fate, Lending, Opened, Prepared, Unfit};
 use super::memory;
-use crate::config::Sandbox;
+use super::providers::nothing_left;
+use crate::config::{Provider, Sandbox};
+use crate::hardware::{Choice, PassedOver, label};
 use crate::limits;
 use crate::onnx::{ExecError, Model};
 use crate::protocol::{Inputs, Signature};
 use crate::schedule::Batching;
 use crate::shell::children::trial::{RanOn, TrialJob, TrialReport, attempt};
 use crate::shell::children::{Memory, Wish, this_program};
-use crate::shell::engine::{EngineOptions, Found, OrtEngine, Pool, Weights};
+use crate::shell::engine::{EngineOptions, Found, OrtEngine, Pool, Weights, alignment, compiled};
 use crate::shell::frugal;
 use crate::shell::inputs;
 use crate::shell::models;
-use crate::shell::slot::{Batched, Runner, check_rows};
+use crate::shell::slot::{Batched, OnDevice, Runner, Shapes, check_rows};
 use crate::units::Digest;
 
 /// One session an instance.
@@ -50,17 +54,30 @@ pub struct Loader {
     pub sandbox: Sandbox,
     /// Where children get folders of their own.
     pub folders: PathBuf,
+    /// Where providers keep what they compile.
+    pub state_dir: PathBuf,
     pub confined: Seen,
     /// Real inputs to try and to warm variants with, where there are any.
     pub samples: Option<PathBuf>,
     /// What is not to be tried again, and why.
     pub quarantined: Arc<BTreeMap<Digest, String>>,
+    /// What runs it; a dense model is tried on what `choosing` says instead.
+    pub provider: Provider,
+    pub choosing: Arc<Choosing>,
+    /// What did not do on the way.
+    pub trying: Trying,
 }
 
 impl Loader {
     /// How one instance is loaded.
     fn options(&self, instance: usize) -> EngineOptions {
+        self.options_with(instance, None)
+    }
+
+    fn options_with(&self, instance: usize, cache: Option<PathBuf>) -> EngineOptions {
         EngineOptions {
+            cache,
+            provider: self.provider.clone(),
             intra_op_threads: self.threads,
             cpus: self.cpus_of(instance).to_vec(),
             ..EngineOptions::default()
@@ -77,9 +94,19 @@ impl Loader {
         self.runtime.identity(&self.options(0))
     }
 
+    /// Where the provider may keep what it compiles of a variant: for that one alone, whatever its name is.
+    pub fn cache(&self, digest: Digest) -> Option<PathBuf> {
+        match self.provider {
+            Provider::Cpu => None,
+            Provider::Cann(_) | Provider::Plugin(_) => {
+                Some(compiled::folder(&self.state_dir, &self.identity(), digest))
+            }
+        }
+    }
+
     /// Channels in which the provider's cores work, where that is known.
     pub fn alignment(&self) -> Option<usize> {
-        self.options(0).provider.alignment()
+        alignment(&self.options(0).provider)
     }
 
     /// Reads, tries and loads a dense model.
@@ -90,10 +117,8 @@ impl Loader {
             let reason = format!("{} is quarantined: {reason}", path.display());
             return Err(Unfit { digest: Some(digest), reason, fate: Fate::WhenChanged });
         }
-        let unfit = match self.open_variant(&path, digest).await {
-            Ok((opened, signature)) => {
-                return Ok(Box::new(Prepared { digest, signature, opened }));
-            }
+        let unfit = match self.open_first(&path, digest).await {
+            Ok(prepared) => return Ok(Box::new(prepared)),
             Err(unfit) => unfit,
         };
         if unfit.fate != Fate::ForGood {
@@ -109,7 +134,52 @@ impl Loader {
         Err(Unfit { reason, fate: Fate::WhenChanged, ..unfit })
     }
 
-    /// Tries a model of which nothing is served yet.
+    /// What a model of `digest` may be tried on.
+    pub fn choice(&self, digest: Digest) -> Choice {
+        self.choosing.choice(digest, |provider| self.on(provider).identity())
+    }
+
+    /// The same loader for another provider. What its trial says of lending counts there alone.
+    fn on(&self, provider: &Provider) -> Self {
+        let expects_lending = self.expects_lending && *provider == self.provider;
+        Self { provider: provider.clone(), expects_lending, ..self.clone() }
+    }
+
+    /// Opens a model on the first provider that does. Only the CPU convicts it, where it may run there at all.
+    async fn open_first(&self, path: &Path, digest: Digest) -> Result<Prepared, Unfit> {
+        let Choice { candidates, passed } = self.choice(digest);
+        self.trying.begin(passed.clone());
+        let (mut on_cpu, mut last) = (None, None);
+        for provider in candidates {
+            let loader = self.on(&provider);
+            match loader.open_variant(path, digest).await {
+                Ok((opened, signature, facts)) => {
+                    return Ok(Prepared { digest, signature, opened, provider, facts });
+                }
+                Err(unfit) if unfit.fate == Fate::WhenChanged => return Err(unfit),
+                Err(unfit) if provider == Provider::Cpu => on_cpu = Some(unfit),
+                Err(unfit) => {
+                    let key = self.choosing.key(digest, &provider, &loader.identity());
+                    self.trying.failed(&provider, key, &unfit);
+                    last = Some(unfit);
+                }
+            }
+        }
+        let nothing = |passed: &[PassedOver]| nothing_left(&self.choosing.wanted, passed);
+        Err(on_cpu.unwrap_or_else(|| match last {
+            Some(unfit) => {
+                let told = format!("{} ({})", unfit.reason, nothing(&passed));
+                let reason = if passed.is_empty() { unfit.reason } else { told };
+                Unfit { reason, ..unfit }
+            }
+            None => {
+                let reason = format!("{}: {}", path.display(), nothing(&passed));
+                Unfit { digest: Some(digest), reason, fate: Fate::Later }
+            }
+        }))
+    }
+
+    /// Tries a model of which nothing is served yet, on the first provider on which it runs.
     pub async fn only_try(self, path: PathBuf) -> Result<(), Unfit> {
         let (file, loader) = (path.clone(), self.clone());
         let digest = blocking(move || loader.digest(&file)).await?;
@@ -117,7 +187,18 @@ impl Loader {
             let reason = format!("it is quarantined: {reason}");
             return Err(Unfit { digest: Some(digest), reason, fate: Fate::WhenChanged });
         }
-        self.trial(&path, digest).await.map(drop)
+        let Choice { candidates, passed } = self.choice(digest);
+        let mut last = None;
+        for provider in candidates {
+            match self.on(&provider).trial(&path, digest).await {
+                Ok(_) => return Ok(()),
+                Err(unfit) => last = Some(unfit),
+            }
+        }
+        Err(last.unwrap_or_else(|| {
+            let reason = nothing_left(&self.choosing.wanted, &passed);
+            Unfit { digest: Some(digest), reason, fate: Fate::Later }
+        }))
     }
 
     /// The external data files that a model names; `None` where it cannot be read.
@@ -187,7 +268,13 @@ impl Loader {
         &self,
         path: &Path,
         digest: Digest,
-    ) -> Result<(Opened, Signature), Unfit> {
+    ) -> Result<(Opened, Signature, Value), Unfit> {
+        if let Some(cache) = self.cache(digest)
+            && let Err(error) = compiled::make(&cache)
+        {
+            // It is compiled anew each time then.
+            tracing::warn!("cannot make {}: {error}", cache.display());
+        }
         let report = self.trial(path, digest).await?;
         if let Some(why) = &report.why {
             tracing::warn!("the trial of {}: {why}", path.display());
@@ -205,13 +292,18 @@ impl Loader {
             blocking(move || loader.sessions(&file, digest, ran_on, lending)).await?;
         let micros = |us: f64| Duration::from_secs_f64((us / 1e6).clamp(0.0, 3600.0));
         let (p50, p99) = (report.p50_us.map(micros), report.p99_us.map(micros));
-        Ok((Opened { sessions, p50, p99, ran_on, lending }, signature))
+        let facts = facts(&report);
+        Ok((Opened { sessions, p50, p99, ran_on, lending }, signature, facts))
     }
 
     async fn trial(&self, path: &Path, digest: Digest) -> Result<TrialReport, Unfit> {
         let job = TrialJob {
             model: path.to_owned(),
             runtime: self.library.clone(),
+            provider: self.provider.clone(),
+            served: Vec::new(),
+            fixed: BTreeMap::new(),
+            cache: self.cache(digest),
             threads: self.threads,
             cpus: self.cpus_of(0).to_vec(),
             runs: limits::TRIAL_RUNS,
@@ -254,8 +346,9 @@ impl Loader {
         let weights = self.weights(&model, lending).map_err(later)?;
         let lend = |weights| self.pool.lend(&runtime, &self.model, weights);
         let lent = weights.as_ref().map(lend).transpose().map_err(later)?;
+        let cache = self.cache(digest);
         for instance in 0..self.instances {
-            let engine = OrtEngine::new(&runtime, self.options(instance));
+            let engine = OrtEngine::new(&runtime, self.options_with(instance, cache.clone()));
             let session = engine.open_lent(&model, lent.as_ref()).map_err(later)?;
             signature.get_or_insert_with(|| Signature::from(&session));
             sessions.push(Box::new(session));
@@ -271,7 +364,10 @@ impl Loader {
         if let Some(inputs) = &inputs {
             warm(&mut sessions, inputs).map_err(|reason| unfit(reason, Fate::Later))?;
         }
-        let sessions = self.batched(path, sessions, &signature, inputs.as_ref());
+        let sessions = match self.provider {
+            Provider::Cpu => self.batched(path, sessions, &signature, inputs.as_ref()),
+            Provider::Cann(_) | Provider::Plugin(_) => self.on_device(path, sessions, inputs),
+        };
         let lending = weights.map_or(Lending::Off, |weights| {
             Lending::On(Some(weights).filter(|weights| weights.in_files()))
         });
@@ -310,6 +406,23 @@ impl Loader {
         sessions.into_iter().map(batched).collect()
     }
 
+    /// Sessions that tell when their device is lost. Each number of rows would be compiled on its own: requests
+    /// are not run together.
+    fn on_device(&self, path: &Path, sessions: Sessions, inputs: Option<Inputs>) -> Sessions {
+        let provider = label(&self.provider);
+        if self.batching.rows > 1 {
+            let path = path.display();
+            tracing::info!(provider, "{path}: its requests are not run in batches there");
+        }
+        let shapes = Shapes::new(provider, limits::SERVED_SHAPES, inputs.as_deref());
+        let (shapes, sound) = (Arc::new(shapes), inputs.map(Arc::new));
+        let on_device = |session| {
+            let (sound, shapes) = (sound.clone(), Arc::clone(&shapes));
+            Box::new(OnDevice::new(session, sound, shapes)) as Box<dyn Runner>
+        };
+        sessions.into_iter().map(on_device).collect()
+    }
+
     /// What the trial ran on. None where it ran on nothing, and where its samples have gone since.
     fn inputs(&self, ran_on: Option<RanOn>, signature: &Signature) -> Option<Inputs> {
         match ran_on? {
@@ -317,6 +430,16 @@ impl Loader {
             RanOn::Samples => inputs::first_of(self.samples.as_deref()?, signature).ok(),
         }
     }
+}
+
+/// What a trial tells of the provider, for the status. Of the CPU there is little to tell.
+fn facts(report: &TrialReport) -> Value {
+    let fallen_back = report.placement.as_ref().and_then(|placement| placement.fallen_back());
+    json!({
+        "load_ms": report.load_ms, "compile_ms": report.compile_us.map(|us| us / 1e3),
+        "compiled": report.compiled, "differs": report.differs, "device": report.device,
+        "placement": report.placement, "fallen_back": fallen_back,
+    })
 }
 
 /// Runs every session once.

@@ -124,7 +124,7 @@ impl Agent {
         match fate {
             Fate::ForGood => true,
             Fate::WhenChanged => false,
-            Fate::Doubtful | Fate::Later => {
+            Fate::Doubtful | Fate::Provider | Fate::Later => {
                 let versions = &mut self.again.versions;
                 let next = versions.failed(key.clone(), (path, digest), doubtful, now);
                 next.told(&key.model)
@@ -147,7 +147,7 @@ impl Agent {
             Fate::ForGood => true,
             // Nobody but the agent changes the files of rungs; dense ones come as a new version.
             Fate::WhenChanged => false,
-            Fate::Doubtful | Fate::Later => {
+            Fate::Doubtful | Fate::Provider | Fate::Later => {
                 self.again.variants.failed(key, digest, doubtful, now).told(model)
             }
         }
@@ -172,7 +172,7 @@ impl Agent {
         let doubtful = fate == Fate::Doubtful;
         match fate {
             Fate::ForGood => None,
-            Fate::Doubtful | Fate::Later | Fate::WhenChanged => {
+            Fate::Doubtful | Fate::Provider | Fate::Later | Fate::WhenChanged => {
                 match self.again.ladders.failed(key.clone(), id, doubtful, now) {
                     Next::In(wait) => Some(wait),
                     Next::ToBlame => None,

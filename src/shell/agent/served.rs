@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::event::Lending;
+use super::event::{Lending, Opened};
+use super::providers::Standing;
 use super::recording::Demand;
 use crate::arrivals::VersionKey;
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, Provider};
 use crate::governor::shadow::Withdrawn;
 use crate::governor::{ModelView, Observed, Policy, VariantView, Verdict};
 use crate::ladder::Manifest;
@@ -37,6 +38,22 @@ pub struct Candidate {
 }
 
 impl Candidate {
+    /// The same variant with other sessions, which `opened` tells of: not in service and not on trial.
+    pub fn anew(&self, opened: &Opened) -> Self {
+        Self {
+            info: VariantInfo { promised: opened.p99, ..self.info.clone() },
+            path: self.path.clone(),
+            p50: opened.p50,
+            p99: opened.p99,
+            ran_on: opened.ran_on,
+            lending: opened.lending.clone(),
+            standby: Standby::Opening,
+            held_until: None,
+            faults: 0,
+            disproved: None,
+        }
+    }
+
     /// It waits for a while.
     pub fn hold(&mut self, why: String, wait: Duration, now: Instant) {
         self.standby = Standby::Waiting(why);
@@ -137,6 +154,9 @@ pub struct Served {
     pub last_because: Option<String>,
     /// Size and time of the calibration samples that its ladder is made with.
     pub calibration: Option<(u64, i64, i64)>,
+    pub standing: Standing,
+    /// All execution providers that it asks for, whether they are there or not.
+    pub asked: Vec<Provider>,
 }
 
 impl Served {
@@ -244,7 +264,7 @@ impl Served {
             "answered": totals.success, "failed": totals.failure,
             "refused": self.slot.refusals().values().sum::<u64>(), "queued": self.slot.pending().0,
             "swaps": self.swaps, "last_swap_because": self.last_because,
-            "ladder": candidates.collect::<Vec<_>>(),
+            "ladder": candidates.collect::<Vec<_>>(), "provider": self.standing.status(),
         });
         if let (Some(status), Value::Object(build)) = (status.as_object_mut(), build) {
             status.extend(build);

@@ -1,4 +1,4 @@
-//! The agent's turn: the governor, the metrics, the status and the watchdog.
+//! The agent's turn: the governor, the metrics and the status.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,11 +8,12 @@ use serde_json::json;
 
 use super::linked::Linked;
 use super::served::{Served, Standby};
-use super::{Agent, pace, systemd};
+use super::{Agent, pace};
 use crate::governor;
 use crate::limits;
 use crate::shell::children::Wish;
 use crate::shell::frugal;
+use crate::shell::systemd::tell;
 
 impl Agent {
     pub(super) fn tick(&mut self) {
@@ -29,6 +30,7 @@ impl Agent {
             self.switch(action);
         }
         self.try_again();
+        self.follow_providers(now);
         self.pace_build(&views, now);
         self.follow_shadows(&views, now);
         self.release_held(now);
@@ -49,9 +51,10 @@ impl Agent {
         self.turn_fleet(now);
         self.tell_status(now);
         self.tell_link(now);
-        let states =
-            [sd_notify::NotifyState::Watchdog, sd_notify::NotifyState::Status(&self.one_line())];
-        systemd(&states);
+        let slots = self.served.values().map(|served| (&served.key.model, &served.slot));
+        let runs = slots.filter_map(|(model, slot)| Some((model.clone(), slot.longest_run(now)?)));
+        self.life.runs(runs.collect());
+        tell(&[sd_notify::NotifyState::Status(&self.one_line(now))]);
     }
 
     /// A build makes place while a model is near its budget.
@@ -83,6 +86,7 @@ impl Agent {
             }
             self.metrics.ladder(model, version, served.current, standby);
             self.tell_shadow_metrics(served);
+            self.tell_provider_metrics(served);
             let Some(verdict) = self.verdicts.get(model) else { continue };
             self.metrics.slowdown(model, version, Some(verdict.slowdown));
             if let Some(met) = verdict.met {
@@ -117,13 +121,17 @@ impl Agent {
         }
     }
 
-    fn one_line(&self) -> String {
+    /// What the service manager shows: who hangs, and what is served.
+    fn one_line(&self, now: Instant) -> String {
+        let stalled = self.life.stalled(now).into_iter().map(|stalled| stalled.to_string());
         let models = self.served.values().map(|served| {
             let variant = &served.candidates[served.current].info.name;
             format!("{} {}: {variant}", served.key.model, served.key.version)
         });
-        let all: Vec<String> = models.collect();
-        if all.is_empty() { "no model is served".to_owned() } else { all.join(", ") }
+        let served: Vec<String> = models.collect();
+        let served =
+            if served.is_empty() { "no model is served".to_owned() } else { served.join(", ") };
+        stalled.chain([served]).collect::<Vec<_>>().join("; ")
     }
 
     pub(super) fn tell_status(&self, now: Instant) {
@@ -170,8 +178,8 @@ impl Agent {
             "shared_weights_bytes": self.loader.pool.bytes(),
             "sandbox": self.loader.confined.status(self.config.sandbox),
             "hardware": hardware, "accelerators": self.devices.status(),
-            "broker": self.linked.as_ref().map(Linked::status),
             "fleet": self.fleet_status(),
+            "broker": self.linked.as_ref().map(Linked::status),
         });
         self.status.store(Arc::new(status));
     }

@@ -8,6 +8,7 @@ use super::event::{Event, Fate, Opened, Unfit};
 use super::prepare::Loader;
 use super::served::{Build, Candidate, Misdeed, Standby};
 use crate::arrivals::VersionKey;
+use crate::config::Provider;
 use crate::governor;
 use crate::ladder::manifest::CalibrationSource;
 use crate::limits;
@@ -17,13 +18,17 @@ use crate::shell::store::{InService, ModelRecord};
 use crate::units::Digest;
 
 /// A change of variants until the one that left has answered its last request.
-struct Swap {
+pub(super) struct Swap {
     to: String,
     because: String,
     begun: Instant,
 }
 
 impl Swap {
+    pub(super) fn new(to: String, because: String, begun: Instant) -> Self {
+        Self { to, because, begun }
+    }
+
     fn span(self, place: Place, key: &VersionKey, from: &str) -> Span {
         let text = |text: &str| Value::Text(text.to_owned());
         let told = vec![
@@ -44,6 +49,10 @@ impl Agent {
         let loader = self.loader_for(model);
         let now = Instant::now();
         let Some(served) = self.served.get_mut(model) else { return };
+        if served.standing.is_going() {
+            // What it is on its way to has a ladder of its own.
+            return;
+        }
         let floor = served.config.quality_floor;
         let made_up = matches!(
             &served.build,
@@ -74,13 +83,14 @@ impl Agent {
             let (events, permits) = (self.events.clone(), Arc::clone(&self.loading));
             let (key, loader) = (served.key.clone(), loader.clone());
             let (path, digest) = (candidate.path.clone(), candidate.info.digest);
-            let variant = candidate.info.name.clone();
+            let (variant, provider) = (candidate.info.name.clone(), loader.provider.clone());
             tokio::spawn(async move {
                 let _one_at_a_time = permits.acquire_owned().await;
                 let lends = loader.expects_lending;
                 let open = |loader: Loader, path| loader.open(path, digest);
                 let outcome = loader.with_room(path, lends, open).await;
-                let _ = events.send(Event::Opened { key, digest, variant, outcome }).await;
+                let event = Event::Opened { key, digest, variant, provider, outcome };
+                let _ = events.send(event).await;
             });
         }
     }
@@ -90,8 +100,15 @@ impl Agent {
         key: &VersionKey,
         digest: Digest,
         variant: &str,
+        provider: &Provider,
         outcome: Result<Opened, Unfit>,
     ) {
+        let served = self.served.get(&key.model).filter(|served| served.key == *key);
+        if served.is_none_or(|s| s.standing.is_going() || s.standing.provider != *provider) {
+            // The model runs on something else by now, or is about to. Freeing it takes a while.
+            tokio::task::spawn_blocking(move || drop(outcome));
+            return;
+        }
         let blamed = match &outcome {
             Err(unfit) => self.variant_is_to_blame(&key.model, variant, digest, unfit.fate),
             Ok(_) => {
@@ -104,9 +121,9 @@ impl Agent {
         };
         let find = |c: &&mut Candidate| c.info.name == variant && c.info.digest == digest;
         let Some(candidate) = served.candidates.iter_mut().find(find) else { return };
-        if matches!(candidate.standby, Standby::Withdrawn(_)) {
-            // What it did before it left service was found out while it was loaded again; freeing it takes a
-            // while.
+        if !matches!(candidate.standby, Standby::Opening) {
+            // What it did before it left service was found out while it was loaded again, or it serves already;
+            // freeing it takes a while.
             tokio::task::spawn_blocking(move || drop(outcome));
             return;
         }
@@ -120,7 +137,8 @@ impl Agent {
             }
             Err(unfit) if blamed => {
                 candidate.standby = Standby::Withdrawn(unfit.reason.clone());
-                tracing::error!(model = key.model, variant, "withdrawn: {}", unfit.reason);
+                let reason = unfit.reason.as_str();
+                tracing::error!(model = key.model, variant, reason, "withdrawn: {reason}");
                 self.put_into_quarantine(digest, format!("{} {variant}", key.model), unfit.reason);
             }
             Err(unfit) => candidate.standby = Standby::Waiting(unfit.reason),
@@ -146,7 +164,7 @@ impl Agent {
         }
     }
 
-    fn remember_variant(&mut self, model: &str) {
+    pub(super) fn remember_variant(&mut self, model: &str) {
         let Some(served) = self.served.get(model) else { return };
         let in_service = Some(InService {
             version: served.key.version,
@@ -205,7 +223,13 @@ impl Agent {
         served.swaps += 1;
         served.last_because = Some(action.because.to_string());
         let key = served.key.clone();
-        tracing::info!(model = key.model, from, to = name, because = %action.because, "swapped");
+        let (version, reason) = (key.version, action.because);
+        let latency = served.candidates[served.current].p99;
+        // The journal shows the words alone, and finds by the fields.
+        tracing::info!(
+            model = key.model, %version, variant = name, from, to = name, %reason,
+            promised_p99 = ?latency, "swapped {from} for {name}: {reason}"
+        );
         self.metrics.swapped(&key.model, key.version, &action.because.to_string());
         if let Some(reason) = convicted {
             let what = format!("{} {from}", key.model);
@@ -217,6 +241,29 @@ impl Agent {
     }
 
     fn await_drain(&self, key: VersionKey, variant: String, swap: Swap, drain: Drain) {
+        let drained = Event::Drained { key: key.clone(), variant: variant.clone() };
+        self.await_then(key, variant, swap, drain, Some(drained));
+    }
+
+    /// The same for one that is not loaded again.
+    pub(super) fn await_other_drain(
+        &self,
+        key: VersionKey,
+        variant: String,
+        swap: Swap,
+        drain: Drain,
+    ) {
+        self.await_then(key, variant, swap, drain, None);
+    }
+
+    fn await_then(
+        &self,
+        key: VersionKey,
+        variant: String,
+        swap: Swap,
+        drain: Drain,
+        then: Option<Event>,
+    ) {
         let tracer = self.tracer.clone();
         let events = self.events.clone();
         let patience = Duration::from(self.config.drain_timeout);
@@ -227,7 +274,9 @@ impl Agent {
             if let Some(tracer) = tracer {
                 tracer.send(swap.span(tracer.root(), &key, &variant));
             }
-            let _ = events.send(Event::Drained { key, variant }).await;
+            if let Some(event) = then {
+                let _ = events.send(event).await;
+            }
         });
     }
 
@@ -241,6 +290,7 @@ impl Agent {
         };
         let (events, permits) = (self.events.clone(), Arc::clone(&self.loading));
         let (key, variant) = (key.clone(), variant.to_owned());
+        let provider = loader.provider.clone();
         let (path, digest) = (candidate.path.clone(), candidate.info.digest);
         let (p50, p99, ran_on) = (candidate.p50, candidate.p99, candidate.ran_on);
         let lending = candidate.lending.clone();
@@ -251,7 +301,8 @@ impl Agent {
             let sessions = loader.with_room(path, lends, reopen).await;
             let opened = |(sessions, lending)| Opened { sessions, p50, p99, ran_on, lending };
             let outcome = sessions.map(opened);
-            let _ = events.send(Event::Opened { key, digest, variant, outcome }).await;
+            let event = Event::Opened { key, digest, variant, provider, outcome };
+            let _ = events.send(event).await;
         });
     }
 
@@ -266,7 +317,7 @@ impl Agent {
             Fault::Panic(reason) => format!("it panicked: {reason}"),
             Fault::NonFinite { output } => format!("its output {output:?} was not finite"),
         };
-        tracing::error!(model = notice.model, variant = notice.variant, "fault: {reason}");
+        tracing::error!(model = notice.model, variant = notice.variant, reason, "fault: {reason}");
         // Dense is what the operator gave: there is nothing to go back to. A rung that has served its
         // probation is no worse than dense: a request that fails it is likely at fault itself.
         let panicked = matches!(notice.fault, Fault::Panic(_));

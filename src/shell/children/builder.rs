@@ -8,9 +8,10 @@ use tokio::sync::watch;
 
 use super::confine::Confined;
 use super::process::{
-    Blame, Bounds, ChildError, Memory, Priority, Wish, argument, folder, processor_time, run,
+    Blame, Bounds, ChildError, Memory, Priority, Wish, argument, folder, processor_time,
+    provider_argument, run,
 };
-use crate::config::Sandbox;
+use crate::config::{Provider, Sandbox};
 use crate::ladder::manifest::CalibrationSource;
 
 /// What to build, and how.
@@ -21,6 +22,8 @@ pub struct BuildJob {
     pub out: PathBuf,
     /// ONNX Runtime's library.
     pub runtime: PathBuf,
+    /// What the ladder is measured on.
+    pub provider: Provider,
     /// Where latency tables are kept.
     pub state_dir: PathBuf,
     pub samples: Option<(PathBuf, CalibrationSource)>,
@@ -76,6 +79,7 @@ impl BuildJob {
         let options = [
             ("--out", argument(&self.out)),
             ("--runtime", argument(&self.runtime)),
+            ("--provider", provider_argument(&self.provider)),
             ("--state-dir", argument(&self.state_dir)),
             ("--ratios", ratios.join(",")),
             ("--method", self.method.clone()),
@@ -156,6 +160,7 @@ mod tests {
             model: "m.onnx".into(),
             out: "out".into(),
             runtime: "ort".into(),
+            provider: Provider::Cpu,
             state_dir: "state".into(),
             samples: None,
             most_samples: 1,

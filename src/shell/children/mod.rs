@@ -13,6 +13,6 @@ mod tests;
 pub mod trial;
 
 pub use process::{
-    Blame, Bounds, ChildError, Memory, Priority, WORK_REFUSED, Wish, is_out_of_memory,
-    processor_time, run, this_program, yield_to_others,
+    Blame, Bounds, ChildError, Memory, PROVIDER_FAILED, Priority, WORK_REFUSED, Wish,
+    is_out_of_memory, processor_time, run, this_program, yield_to_others,
 };

@@ -15,8 +15,10 @@ use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader};
 use tokio::process::{Child, ChildStdout, Command};
 use tokio::sync::watch;
 
+use crate::config::Provider;
 use crate::limits;
 use crate::shell::probe::HostProbe;
+use crate::shell::systemd;
 use crate::units::ByteSize;
 
 /// How a child is scheduled.
@@ -93,6 +95,15 @@ pub fn argument(path: &Path) -> String {
     whole.as_deref().unwrap_or(path).to_string_lossy().into_owned()
 }
 
+/// A provider as a child's argument: its library by a path that works elsewhere.
+pub fn provider_argument(provider: &Provider) -> String {
+    let mut provider = provider.clone();
+    if let Provider::Plugin(plugin) = &mut provider {
+        plugin.library = argument(&plugin.library).into();
+    }
+    provider.text()
+}
+
 /// What the child shall do now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wish {
@@ -136,6 +147,8 @@ pub enum ChildError {
 pub enum Blame {
     /// What it worked on: it will fail the next time, too.
     Work,
+    /// The execution provider: another one may run it.
+    Provider,
     /// Either: it took more than the box had at the moment, which may be much or little.
     Either,
     /// This program, its host or a shutdown.
@@ -148,6 +161,7 @@ impl ChildError {
         match self {
             Self::Start { .. } | Self::Ended => Blame::Circumstances,
             Self::Failed { code, .. } if *code == WORK_REFUSED => Blame::Work,
+            Self::Failed { code, .. } if *code == PROVIDER_FAILED => Blame::Provider,
             Self::Failed { .. } => Blame::Circumstances,
             Self::Killed { .. } | Self::Short { .. } => Blame::Either,
             Self::TimedOut { .. }
@@ -161,6 +175,9 @@ impl ChildError {
 
 /// Exit code of a child that refuses what it was given (`EX_DATAERR`).
 pub const WORK_REFUSED: i32 = 65;
+
+/// Exit code of a child whose execution provider is not to be had, or fails at what the CPU does.
+pub const PROVIDER_FAILED: i32 = 76;
 
 /// Whether `said` is what Rust, C++ and ONNX Runtime say when an allocation fails.
 pub fn is_out_of_memory(said: &str) -> bool {
@@ -198,6 +215,7 @@ pub async fn run(
     command.args(arguments);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.process_group(0).kill_on_drop(true);
+    systemd::unmanaged(command.as_std_mut());
     if let Some(folder) = &bounds.folder {
         command.current_dir(folder).env("TMPDIR", folder);
     }

@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -8,7 +9,7 @@ use tokio::sync::watch;
 
 use super::trial::{TrialJob, attempt};
 use super::*;
-use crate::config::Sandbox;
+use crate::config::{Provider, Sandbox};
 
 /// A folder with one program in it.
 fn script(body: &str) -> (TempDir, PathBuf) {
@@ -50,7 +51,7 @@ fn is_alive(pid: &str) -> bool {
 }
 
 async fn eventually(mut what: impl FnMut() -> bool) {
-    for _ in 0..1000 {
+    for _ in 0..6000 {
         if what() {
             return;
         }
@@ -86,7 +87,7 @@ async fn a_crash_names_its_signal() {
 #[tokio::test]
 async fn a_child_that_hangs_is_ended_with_all_that_it_started() {
     let (done, lines) =
-        lines_of("echo $$; sleep 600 & echo $!; wait", bounds(Duration::from_millis(300))).await;
+        lines_of("echo $$; sleep 600 & echo $!; wait", bounds(Duration::from_secs(3))).await;
     assert!(matches!(done, Err(ChildError::TimedOut { .. })), "{done:?}");
     assert_eq!(lines.len(), 2);
     eventually(|| lines.iter().all(|pid| !is_alive(pid))).await;
@@ -225,7 +226,7 @@ async fn a_paused_child_stands_still_its_time_does_not_run_and_it_goes_on() {
     let (wisher, wish) = watch::channel(Wish::Run);
     let pid_file = dir.path().join("pid");
     let arguments = [dir.path().to_string_lossy().into_owned()];
-    let limit = bounds(Duration::from_secs(5));
+    let limit = bounds(Duration::from_secs(10));
     let child = tokio::spawn(async move {
         let mut lines = Vec::new();
         let mut line = |line: &str| {
@@ -240,7 +241,7 @@ async fn a_paused_child_stands_still_its_time_does_not_run_and_it_goes_on() {
     wisher.send(Wish::Pause).unwrap();
     eventually(|| state_of(&pid) == 'T').await;
     // Longer than the limit on its time.
-    tokio::time::sleep(Duration::from_secs(6)).await;
+    tokio::time::sleep(Duration::from_secs(11)).await;
     assert_eq!(state_of(&pid), 'T');
     assert!(!child.is_finished());
     fs::write(dir.path().join("enough"), "").unwrap();
@@ -263,6 +264,10 @@ fn job(timeout: Duration) -> TrialJob {
     TrialJob {
         model: "m.onnx".into(),
         runtime: "lib.so".into(),
+        provider: Provider::Cpu,
+        served: Vec::new(),
+        fixed: BTreeMap::new(),
+        cache: None,
         threads: 1,
         cpus: Vec::new(),
         runs: 20,
@@ -340,6 +345,65 @@ async fn a_trial_that_crashes_hangs_or_says_nothing_blames_the_variant() {
     for (body, blame) in [("exit 69", Blame::Circumstances), ("kill -KILL $$", Blame::Either)] {
         assert_eq!(trial(body, LONG).await.unwrap_err().blame(), blame, "{body}");
     }
+}
+
+#[tokio::test]
+async fn a_provider_is_to_blame_for_all_but_what_the_cpu_refuses_too() {
+    let on_provider = async |body: &str, timeout| {
+        let (_dir, path) = script(body);
+        let (_wisher, wish) = watch::channel(Wish::Run);
+        let cann = Provider::Cann(crate::config::Cann::default());
+        let job = TrialJob { provider: cann, ..job(timeout) };
+        attempt(&path, &job, wish, &mut |_| ()).await.unwrap_err().blame()
+    };
+    for body in ["kill -SEGV $$", "exit 76", "kill -KILL $$", "echo garbage"] {
+        assert_eq!(on_provider(body, LONG).await, Blame::Provider, "{body}");
+    }
+    assert_eq!(on_provider("sleep 600", Duration::from_millis(300)).await, Blame::Provider);
+    assert_eq!(on_provider("exit 65", LONG).await, Blame::Work);
+    assert_eq!(on_provider("exit 69", LONG).await, Blame::Circumstances);
+}
+
+#[tokio::test]
+async fn a_trial_is_told_its_provider_and_shapes_and_tells_what_they_came_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let note = dir.path().join("note");
+    let body = format!(
+        r#"printf '%s\n' "$@" > {}
+        echo '{{"load_ms":1,"compile_us":7.5,"compiled":[{{"inputs":"x[1,2]","us":7.5}}],'\
+        '"differs":0.1,'\
+        '"placement":{{"providers":{{"Npu":{{"operators":{{"Conv":2}},"share":1.0}}}}}}}}'"#,
+        note.display()
+    );
+    let (_dir, path) = script(&body);
+    let (_wisher, wish) = watch::channel(Wish::Run);
+    let plugin = crate::config::Plugin {
+        name: "npu".to_owned(),
+        library: "lib/ep.so".into(),
+        sha256: "0".repeat(64),
+        provider: None,
+        device: 0,
+        options: BTreeMap::new(),
+    };
+    let job = TrialJob {
+        provider: Provider::Plugin(plugin.clone()),
+        served: vec![[("N".to_owned(), 1), ("H".to_owned(), 8)].into()],
+        fixed: [("W".to_owned(), 4)].into(),
+        cache: Some("cache".into()),
+        ..job(LONG)
+    };
+    let report = attempt(&path, &job, wish, &mut |_| ()).await.unwrap();
+    assert_eq!((report.compile_us, report.differs), (Some(7.5), Some(0.1)));
+    assert_eq!(report.compiled[0].inputs, "x[1,2]");
+    assert_eq!(report.placement.unwrap().providers["Npu"].count(), 2);
+    let text = fs::read_to_string(note).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    let after = |flag: &str| lines[lines.iter().position(|line| *line == flag).unwrap() + 1];
+    let here = std::env::current_dir().unwrap();
+    let expected = crate::config::Plugin { library: here.join("lib/ep.so"), ..plugin };
+    assert_eq!(after("--provider").parse(), Ok(Provider::Plugin(expected)));
+    assert_eq!((after("--served"), after("--fix")), ("H=8,N=1", "W=4"));
+    assert_eq!(after("--cache"), here.join("cache").display().to_string());
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! `blochd trial`: a variant is loaded and run in a child first.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -8,10 +9,13 @@ use tokio::sync::watch;
 
 use super::confine::Confined;
 use super::process::{
-    Blame, Bounds, ChildError, Memory, Priority, Wish, argument, folder, processor_time, run,
+    Blame, Bounds, ChildError, Memory, Priority, Wish, argument, folder, processor_time,
+    provider_argument, run,
 };
-use crate::config::Sandbox;
+use crate::config::{Provider, Sandbox};
+use crate::hardware::Placement;
 use crate::protocol::Example;
+use crate::shell::engine::OfferedDevice;
 
 /// What to try, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +23,15 @@ pub struct TrialJob {
     pub model: PathBuf,
     /// ONNX Runtime's library.
     pub runtime: PathBuf,
+    /// What it is to run on.
+    pub provider: Provider,
+    /// Sizes of free axes of every shape that will be served, beside that of the samples: on another provider
+    /// than the CPU's each is run once.
+    pub served: Vec<BTreeMap<String, usize>>,
+    /// Sizes that free axes with names have for good.
+    pub fixed: BTreeMap<String, usize>,
+    /// Where the provider may keep what it compiles of this very model, see [`crate::shell::engine::compiled`].
+    pub cache: Option<PathBuf>,
     pub threads: usize,
     /// The CPUs that it is bound to; empty: to none.
     pub cpus: Vec<usize>,
@@ -42,6 +55,15 @@ pub enum RanOn {
     MadeUp(Example),
 }
 
+/// A shape that a provider has run for the first time, which may have compiled it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Compiled {
+    /// Names and sizes of the inputs: `x[1,3,224,224]`.
+    pub inputs: String,
+    /// Time of that run, microseconds.
+    pub us: f64,
+}
+
 /// What came of a trial: the child's own line.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct TrialReport {
@@ -60,6 +82,20 @@ pub struct TrialReport {
     pub lends: bool,
     #[serde(default)]
     pub lends_not: Option<String>,
+    /// On another provider than the CPU's: the time of the first runs of all shapes, microseconds, and of each.
+    #[serde(default)]
+    pub compile_us: Option<f64>,
+    #[serde(default)]
+    pub compiled: Vec<Compiled>,
+    /// How far its answers are from the CPU's, as a share of those; `None` where they are no numbers.
+    #[serde(default)]
+    pub differs: Option<f64>,
+    /// Which operators run where.
+    #[serde(default)]
+    pub placement: Option<Placement>,
+    /// The device, as a plugin tells of it.
+    #[serde(default)]
+    pub device: Option<OfferedDevice>,
     /// Most memory that the child held, bytes, where the kernel tells.
     pub peak_memory_bytes: Option<u64>,
 }
@@ -73,13 +109,22 @@ enum Told {
 
 /// Why a variant failed its trial.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("its trial failed: {0}")]
-pub struct TrialError(pub ChildError);
+#[error("its trial failed: {error}")]
+pub struct TrialError {
+    pub error: ChildError,
+    /// Whether it ran on the CPU alone.
+    pub on_cpu: bool,
+}
 
 impl TrialError {
-    /// Whom it speaks against.
+    /// Whom it speaks against. Of a provider's trial only a refusal speaks against the variant, since the CPU
+    /// refused it as well; what crashes or hangs there may be sound elsewhere.
     pub fn blame(&self) -> Blame {
-        self.0.blame()
+        match (self.error.blame(), &self.error) {
+            (Blame::Work, ChildError::Failed { .. }) => Blame::Work,
+            (Blame::Work | Blame::Either, _) if !self.on_cpu => Blame::Provider,
+            (blame, _) => blame,
+        }
     }
 }
 
@@ -96,6 +141,19 @@ pub async fn attempt(
 ) -> Result<TrialReport, TrialError> {
     let mut arguments = vec!["trial".to_owned(), argument(&job.model)];
     arguments.extend(["--runtime".to_owned(), argument(&job.runtime)]);
+    arguments.extend(["--provider".to_owned(), provider_argument(&job.provider)]);
+    let sizes = |sizes: &BTreeMap<String, usize>| -> Vec<String> {
+        sizes.iter().map(|(axis, size)| format!("{axis}={size}")).collect()
+    };
+    for served in job.served.iter().filter(|served| !served.is_empty()) {
+        arguments.extend(["--served".to_owned(), sizes(served).join(",")]);
+    }
+    for fixed in sizes(&job.fixed) {
+        arguments.extend(["--fix".to_owned(), fixed]);
+    }
+    if let Some(cache) = &job.cache {
+        arguments.extend(["--cache".to_owned(), argument(cache)]);
+    }
     arguments.extend(["--threads".to_owned(), job.threads.to_string()]);
     arguments.extend(["--runs".to_owned(), job.runs.to_string(), "--json".to_owned()]);
     arguments.push("--lend".to_owned());
@@ -118,6 +176,7 @@ pub async fn attempt(
         priority: Priority::Normal,
         folder: folder.as_ref().map(|folder| folder.path().to_owned()),
     };
+    let on_cpu = job.provider == Provider::Cpu;
     let mut report = None;
     let mut first = true;
     let mut line = |line: &str| {
@@ -133,11 +192,11 @@ pub async fn attempt(
     };
     let ran = run(program, &arguments, &bounds, wish, &mut line).await;
     match (ran, report) {
-        (Err(error), _) => Err(TrialError(error)),
+        (Err(error), _) => Err(TrialError { error, on_cpu }),
         (Ok(()), Some(report)) => Ok(report),
         (Ok(()), None) => {
             let problem = "it ended well without a report".to_owned();
-            Err(TrialError(ChildError::Output { problem }))
+            Err(TrialError { error: ChildError::Output { problem }, on_cpu })
         }
     }
 }

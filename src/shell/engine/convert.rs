@@ -3,7 +3,6 @@
 
 use std::fmt::Debug;
 use std::ops::Range;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use half::{bf16, f16};
@@ -14,7 +13,7 @@ use ort::value::{
     TensorRef,
 };
 
-use super::weights::Lent;
+use super::session::Under;
 use crate::limits;
 use crate::onnx::{DType, Tensor};
 
@@ -145,8 +144,8 @@ pub(super) fn lent(inputs: &[(&str, &Tensor)]) -> Vec<Range<usize>> {
 struct Held {
     value: DynTensor,
     len: usize,
-    /// Dropped after the value, which keeps the session alive, whose constants lie there.
-    _lent: Option<Arc<Lent>>,
+    /// Dropped after the value, which keeps the session alive, which stands on it.
+    _under: Under,
 }
 
 impl AsRef<[u8]> for Held {
@@ -158,14 +157,14 @@ impl AsRef<[u8]> for Held {
 }
 
 /// An output of a run as a tensor. `lent` are the addresses of the run's inputs: an output that lies in
-/// one of them (a graph that returns its input) is copied. `weights` are what the session was lent.
+/// one of them (a graph that returns its input) is copied. `under` is what the session stands on.
 ///
 /// # Errors
 /// Where the value is no tensor, of a type that is not handled, or not in memory that the CPU reads.
 pub(super) fn take(
     value: DynValue,
     lent: &[Range<usize>],
-    weights: Option<&Arc<Lent>>,
+    under: &Under,
 ) -> Result<Tensor, String> {
     let value = value.downcast::<DynTensorValueType>().map_err(|error| error.to_string())?;
     let ty = *value.data_type();
@@ -185,7 +184,7 @@ pub(super) fn take(
         return Ok(Tensor { dtype, shape, data: Bytes::new() });
     }
     let address = value.data_ptr().addr();
-    let held = Held { value, len, _lent: weights.cloned() };
+    let held = Held { value, len, _under: under.clone() };
     let aliased = lent.iter().any(|range| range.contains(&address));
     let data = if aliased || len < limits::COPIED_OUTPUT_BYTES {
         Bytes::copy_from_slice(held.as_ref())

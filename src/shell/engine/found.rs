@@ -5,7 +5,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
+use crate::shell::systemd;
+
 use super::{EngineOptions, Located, Runtime, RuntimeError, Search, identity, init, locate};
+
+use crate::config::Provider;
 
 /// A library that was found usable. Cloning is cheap.
 #[derive(Debug, Clone)]
@@ -26,6 +30,21 @@ impl Found {
         Ok(Self(Arc::new(located)))
     }
 
+    /// The same, of a library with `provider` where there is one, else of whichever is usable.
+    ///
+    /// # Errors
+    /// As [`locate`], for want of any.
+    pub fn preferring(
+        search: &Search,
+        provider: &Provider,
+        program: &Path,
+    ) -> Result<Self, RuntimeError> {
+        match apart(&search.clone().wanting(provider), program) {
+            Some(located) => Ok(Self(Arc::new(located))),
+            None => Self::new(search, program),
+        }
+    }
+
     /// The library: its file, why it was taken, its version and providers.
     pub fn library(&self) -> &Located {
         &self.0
@@ -43,15 +62,19 @@ impl Found {
     pub fn load(&self) -> Result<Runtime, RuntimeError> {
         let config = Some(self.0.path.clone());
         let (state_dir, system) = (PathBuf::new(), Vec::new());
-        init(&Search { config, environment: None, state_dir, system })
+        init(&Search { config, environment: None, state_dir, system, wants: None })
     }
 }
 
 fn apart(search: &Search, program: &Path) -> Option<Located> {
     let mut command = Command::new(program);
+    systemd::unmanaged(&mut command);
     command.args(["runtime", "locate", "--state-dir"]).arg(&search.state_dir);
     if let Some(library) = &search.config {
         command.arg("--library").arg(library);
+    }
+    if let Some(provider) = &search.wants {
+        command.arg("--wants").arg(provider);
     }
     let output = command.stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
     // What the library prints when it is loaded comes before the answer.

@@ -1,5 +1,7 @@
 //! Finds the ONNX Runtime library. Order: the configuration, `ORT_DYLIB_PATH`, the state directory, the
-//! system. A library that the user named is taken or refused, never replaced by another one.
+//! system. A library that the user named is taken or refused, never replaced by another one. Of those in the
+//! state directory the newest that has the wanted execution provider is taken: builds with one lag behind
+//! those without.
 
 use std::collections::BTreeSet;
 use std::ffi::CStr;
@@ -9,7 +11,9 @@ use std::{env, fmt, fs, ptr};
 use libloading::{Library, Symbol};
 use serde::{Deserialize, Serialize};
 
+use super::cann;
 use super::error::{Looked, RuntimeError, Unusable};
+use crate::config::Provider;
 use crate::limits;
 
 /// Environment variable that names the library; the one that other users of `ort` know.
@@ -50,6 +54,9 @@ pub struct Search {
     pub state_dir: PathBuf,
     /// Directories of the system, in the order in which the dynamic linker looks at them.
     pub system: Vec<PathBuf>,
+    /// The execution provider that the library must be built with, by ONNX Runtime's name for it. Others are
+    /// passed over however new they are; one that the user named is refused.
+    pub wants: Option<String>,
 }
 
 impl Search {
@@ -61,6 +68,27 @@ impl Search {
             environment: environment.map(PathBuf::from),
             state_dir: state_dir.to_owned(),
             system: system_dirs(),
+            wants: None,
+        }
+    }
+
+    /// The same search for a library that can run models on `provider`.
+    #[must_use]
+    pub fn wanting(self, provider: &Provider) -> Self {
+        match provider {
+            Provider::Cann(_) => Self { wants: Some(cann::NAME.to_owned()), ..self },
+            // Every build has the CPU's kernels and takes plugins.
+            Provider::Cpu | Provider::Plugin(_) => self,
+        }
+    }
+
+    /// Whether a usable library has what is wanted.
+    pub(super) fn check(&self, located: Located) -> Result<Located, Unusable> {
+        match &self.wants {
+            Some(wanted) if !located.providers.contains(wanted) => {
+                Err(Unusable::Lacks { version: located.version, provider: wanted.clone() })
+            }
+            _ => Ok(located),
         }
     }
 
@@ -105,7 +133,7 @@ pub struct Located {
     pub providers: Vec<String>,
 }
 
-/// Finds the first usable library.
+/// Finds the first usable library that has what is wanted.
 ///
 /// # Errors
 /// Where the library that the user named is not usable, or no place holds a usable one.
@@ -114,7 +142,7 @@ pub fn locate(search: &Search) -> Result<Located, RuntimeError> {
         let refused = |why| RuntimeError::Named { origin, path: path.to_owned(), why };
         let files = expand(path);
         let Some(file) = files.first() else { return Err(refused(Unusable::Empty)) };
-        return inspect(file, origin).map_err(refused);
+        return inspect(file, origin).and_then(|found| search.check(found)).map_err(refused);
     }
     let mut looked: Vec<Looked> = [Origin::Config, Origin::Environment]
         .map(|origin| Looked { origin, path: None, why: None })
@@ -124,7 +152,7 @@ pub fn locate(search: &Search) -> Result<Located, RuntimeError> {
         let mut any = false;
         while let Some((_, path)) = candidates.next_if(|(found, _)| *found == origin) {
             any = true;
-            match inspect(&path, origin) {
+            match inspect(&path, origin).and_then(|found| search.check(found)) {
                 Ok(located) => return Some(located),
                 Err(why) => looked.push(Looked { origin, path: Some(path), why: Some(why) }),
             }
@@ -138,7 +166,7 @@ pub fn locate(search: &Search) -> Result<Located, RuntimeError> {
     let state = [search.state_dir.join("runtime")];
     seen(Origin::State, &state)
         .or_else(|| seen(Origin::System, &search.system))
-        .ok_or(RuntimeError::NotFound { looked })
+        .ok_or(RuntimeError::NotFound { looked, wants: search.wants.clone() })
 }
 
 /// Loads the library at `path` and asks it what it is.

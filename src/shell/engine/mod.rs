@@ -1,10 +1,19 @@
 //! ONNX Runtime: finding its library, loading it once a process, and running models with it. Behind
 //! [`crate::onnx::Engine`] for the rooms that measure, and as [`LiveSession`] for serving.
 
+pub mod cann;
+pub mod compiled;
 mod convert;
+mod elf;
 mod error;
 mod found;
+mod identity;
 pub mod library;
+mod making;
+mod pinned;
+mod placed;
+mod plugins;
+mod preflight;
 mod session;
 mod shapes;
 #[cfg(test)]
@@ -14,43 +23,25 @@ mod tests;
 mod weights;
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use ort::environment::Environment;
 use ort::logging::LogLevel;
 
-pub use error::{Looked, RuntimeError, Unusable};
+pub use elf::run_paths;
+pub use error::{Looked, PluginError, RuntimeError, Unusable};
 pub use found::Found;
+pub use identity::alignment;
+use identity::identity;
 pub use library::{Located, Origin, Search, inspect, locate};
+pub use plugins::{Library, OfferedDevice};
+pub use preflight::{Preflight, preflight};
 pub use session::{Cancel, Dim, EngineOptions, LiveSession, ValueInfo};
 pub use weights::{Lent, Pool, Weights};
 
-use crate::hardware;
+use self::session::failed;
+use crate::config::Provider;
 use crate::onnx::{Engine, ExecError, Model, Session, Shapes};
-
-/// What runs the operators of a model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
-pub enum Provider {
-    /// ONNX Runtime's own kernels on the CPU.
-    #[default]
-    Cpu,
-}
-
-impl Provider {
-    /// Number of channels in which its cores work; see [`hardware::alignment`].
-    pub fn alignment(self) -> Option<usize> {
-        hardware::alignment(&self.to_string())
-    }
-}
-
-impl fmt::Display for Provider {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Cpu => "CPUExecutionProvider",
-        })
-    }
-}
 
 /// The process's ONNX Runtime. Cloning is cheap; it is never unloaded.
 #[derive(Debug, Clone)]
@@ -66,6 +57,12 @@ impl Runtime {
     /// The library: its file, why it was taken, its version and providers.
     pub fn library(&self) -> &Located {
         &self.0.library
+    }
+
+    /// The devices of all execution providers that this process has now, those of libraries included that are
+    /// registered.
+    pub fn devices(&self) -> Vec<OfferedDevice> {
+        plugins::devices(self.environment())
     }
 
     fn environment(&self) -> &Environment {
@@ -91,6 +88,10 @@ pub fn init(search: &Search) -> Result<Runtime, RuntimeError> {
             if asked.canonicalize().ok().as_ref() != Some(loaded) {
                 return Err(RuntimeError::AlreadyLoaded { loaded: loaded.clone(), asked });
             }
+        }
+        if search.check(runtime.library().clone()).is_err() {
+            let (loaded, asked) = (loaded.clone(), library::locate(search)?.path);
+            return Err(RuntimeError::AlreadyLoaded { loaded, asked });
         }
         return Ok(runtime.clone());
     }
@@ -118,6 +119,7 @@ pub fn init(search: &Search) -> Result<Runtime, RuntimeError> {
 
 /// Hands the runtime's log to ours, under the target `ort`.
 fn log(level: LogLevel, category: &str, id: &str, location: &str, message: &str) {
+    cann::heard(message);
     match level {
         LogLevel::Verbose => tracing::trace!(target: "ort", category, id, location, "{message}"),
         LogLevel::Info => tracing::debug!(target: "ort", category, id, location, "{message}"),
@@ -134,18 +136,61 @@ pub struct OrtEngine {
     runtime: Runtime,
     options: EngineOptions,
     identity: String,
+    /// The provider's library, from the first use on: it shall not come and go with every session.
+    plugin: Arc<OnceLock<Arc<Library>>>,
 }
 
 impl OrtEngine {
     /// An engine on `runtime`.
     pub fn new(runtime: &Runtime, options: EngineOptions) -> Self {
         let identity = identity(runtime.library(), &options);
-        Self { runtime: runtime.clone(), options, identity }
+        Self { runtime: runtime.clone(), options, identity, plugin: Arc::default() }
+    }
+
+    /// How it loads models.
+    pub fn options(&self) -> &EngineOptions {
+        &self.options
     }
 
     /// What runs the operators.
-    pub fn provider(&self) -> Provider {
-        self.options.provider
+    pub fn provider(&self) -> &Provider {
+        &self.options.provider
+    }
+
+    /// The provider's library, where it comes from one: checked, loaded and registered.
+    ///
+    /// # Errors
+    /// Where it is not the one that is pinned, or of no use with this runtime.
+    pub fn library(&self) -> Result<Option<Arc<Library>>, PluginError> {
+        let Provider::Plugin(plugin) = self.provider() else { return Ok(None) };
+        if let Some(library) = self.plugin.get() {
+            return Ok(Some(Arc::clone(library)));
+        }
+        let library = Library::of(&self.runtime, plugin)?;
+        library.device(plugin)?;
+        Ok(Some(Arc::clone(self.plugin.get_or_init(|| library))))
+    }
+
+    /// Asks for the provider, and loads what it needs, without a model.
+    ///
+    /// # Errors
+    /// Where there is no such provider here: nothing of it speaks against a model.
+    pub fn check(&self) -> Result<(), ExecError> {
+        self.ready()?;
+        making::check(&self.runtime, &self.options)
+    }
+
+    /// Number of channels in which the provider's cores work, where that is known. A plugin is asked its
+    /// provider's name, where the configuration does not tell it.
+    pub fn alignment(&self) -> Option<usize> {
+        let library = self.library().ok().flatten();
+        match (self.provider(), library) {
+            (Provider::Plugin(plugin), Some(library)) => {
+                let device = library.device(plugin).ok()?;
+                crate::hardware::alignment(&device.provider)
+            }
+            (provider, _) => alignment(provider),
+        }
     }
 
     /// The runtime under it.
@@ -162,6 +207,7 @@ impl OrtEngine {
         model: &Model,
         lent: Option<&Arc<Lent>>,
     ) -> Result<LiveSession, ExecError> {
+        self.ready()?;
         LiveSession::open_lent(&self.runtime, model, &self.options, lent)
     }
 
@@ -170,7 +216,14 @@ impl OrtEngine {
     /// # Errors
     /// As [`Engine::open`].
     pub fn open_live(&self, model: &Model) -> Result<LiveSession, ExecError> {
+        self.ready()?;
         LiveSession::open_model(&self.runtime, model, &self.options)
+    }
+}
+
+impl OrtEngine {
+    fn ready(&self) -> Result<(), ExecError> {
+        self.library().map(drop).map_err(|error| failed(making::PROVIDER, error))
     }
 }
 
@@ -186,28 +239,4 @@ impl Engine for OrtEngine {
     fn open(&self, model: &Model) -> Result<Box<dyn Session>, ExecError> {
         Ok(Box::new(self.open_live(model)?))
     }
-}
-
-/// What latencies of models that run with `options` hold for: CPU, provider, version of the library, threads.
-fn identity(library: &Located, options: &EngineOptions) -> String {
-    let threads = options.intra_op_threads.max(1);
-    let spinning = if options.spinning { ", spinning" } else { "" };
-    format!(
-        "{} / {} / onnxruntime {} / {threads} thread{}{spinning}",
-        cpu_model(),
-        options.provider,
-        library.version,
-        if threads == 1 { "" } else { "s" },
-    )
-}
-
-/// The CPU's own name of itself.
-fn cpu_model() -> String {
-    let kind = sysinfo::CpuRefreshKind::nothing();
-    let system =
-        sysinfo::System::new_with_specifics(sysinfo::RefreshKind::nothing().with_cpu(kind));
-    let brand =
-        system.ok().and_then(|system| Some(system.cpus().first()?.brand().trim().to_owned()));
-    let known = brand.filter(|brand| !brand.is_empty());
-    known.unwrap_or_else(|| format!("unknown {} CPU", std::env::consts::ARCH))
 }

@@ -1,6 +1,7 @@
 //! A loaded model: what it takes and gives, and running it.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,12 +10,15 @@ use std::time::{Duration, Instant};
 
 use ort::AsPointer;
 use ort::memory::MemoryInfo;
-use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::session::{RunOptions, SessionInputValue};
 use ort::value::{Outlet, ValueType};
 
+use super::making::{builder, has_free_dims};
 use super::weights::Lent;
-use super::{Provider, Runtime, convert};
+use super::{Library, Runtime, cann, convert, placed};
+
+use crate::config::Provider;
+use crate::hardware::Placement;
 use crate::onnx::{DType, ExecError, Model, OnnxError, Session, Tensor};
 use crate::shell::models;
 use crate::shell::slot::Runner;
@@ -33,6 +37,11 @@ pub struct EngineOptions {
     pub spinning: bool,
     /// Where the runtime writes its profile (JSON, one entry an operator): a prefix of the file's name.
     pub profile: Option<PathBuf>,
+    /// A folder of this model and provider alone, where the provider may keep what it compiles.
+    pub cache: Option<PathBuf>,
+    /// Sizes of free axes that have names, where only requests of these shall be served: providers that
+    /// compile do so for every shape.
+    pub sizes: BTreeMap<String, usize>,
 }
 
 impl Default for EngineOptions {
@@ -43,6 +52,8 @@ impl Default for EngineOptions {
             cpus: Vec::new(),
             spinning: false,
             profile: None,
+            cache: None,
+            sizes: BTreeMap::new(),
         }
     }
 }
@@ -99,14 +110,23 @@ impl Cancel {
     }
 }
 
+/// What a session stands on, and so does everything that can reach its memory.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Under {
+    /// Constants of others that it reads.
+    pub _lent: Option<Arc<Lent>>,
+    /// The library whose code runs it.
+    pub _library: Option<Arc<Library>>,
+}
+
 /// A model loaded for serving. `Send`: it lives on the thread that runs it.
 #[derive(Debug)]
 pub struct LiveSession {
     session: ort::session::Session,
     inputs: Vec<ValueInfo>,
     outputs: Vec<ValueInfo>,
-    /// Constants of others that it reads; dropped after the session.
-    lent: Option<Arc<Lent>>,
+    /// What must outlive it; dropped after the session.
+    under: Under,
     /// Where the thread that runs it is to be bound.
     cpu: Option<usize>,
 }
@@ -123,10 +143,11 @@ impl LiveSession {
         options: &EngineOptions,
     ) -> Result<Self, ExecError> {
         let model = models::load(path).map_err(|error| failed("loading the model", error))?;
-        let mut builder = builder(runtime, options, has_free_dims(&model))?;
+        let (library, mut builder) = builder(runtime, options, has_free_dims(&model))?;
         // With external data the runtime maps the weights' file: half of the memory of a copy.
         let session = guarded("loading the model", || builder.commit_from_file(path))?;
-        Self::new(session, None).map(|session| session.on(options))
+        let under = Under { _lent: None, _library: library };
+        Self::new(session, under).map(|session| session.on(options))
     }
 
     /// Loads a model from memory.
@@ -141,7 +162,8 @@ impl LiveSession {
         Self::open_lent(runtime, model, options, None)
     }
 
-    /// Loads a model from memory, with constants of it that others hold.
+    /// Loads a model from memory, with constants of it that others hold. Only kernels of the CPU are lent them:
+    /// of other providers nobody knows where they read them from.
     ///
     /// # Errors
     /// Where the runtime refuses the model.
@@ -157,12 +179,14 @@ impl LiveSession {
             Err(OnnxError::TooLarge { .. }) => return Self::open_large(runtime, model, options),
             Err(error) => return Err(failed(DOING, error)),
         };
-        let mut builder = builder(runtime, options, has_free_dims(model))?;
+        let lent = lent.filter(|_| options.provider == Provider::Cpu);
+        let (library, mut builder) = builder(runtime, options, has_free_dims(model))?;
         if let Some(lent) = lent {
             builder = guarded(DOING, || lent.to(builder))?;
         }
         let session = guarded(DOING, || builder.commit_from_memory(&bytes))?;
-        Self::new(session, lent.cloned()).map(|session| session.on(options))
+        let under = Under { _lent: lent.cloned(), _library: library };
+        Self::new(session, under).map(|session| session.on(options))
     }
 
     fn on(self, options: &EngineOptions) -> Self {
@@ -182,7 +206,7 @@ impl LiveSession {
         Self::open_file(runtime, &path, options)
     }
 
-    fn new(session: ort::session::Session, lent: Option<Arc<Lent>>) -> Result<Self, ExecError> {
+    fn new(session: ort::session::Session, under: Under) -> Result<Self, ExecError> {
         let side = |outlets: &[Outlet], what: &str, input: bool| {
             let described = outlets.iter().enumerate().map(|(at, outlet)| {
                 describe(&session, outlet, at, input).map_err(|reason| {
@@ -193,7 +217,7 @@ impl LiveSession {
         };
         let inputs = side(session.inputs(), "input", true)?;
         let outputs = side(session.outputs(), "output", false)?;
-        Ok(Self { session, inputs, outputs, lent, cpu: None })
+        Ok(Self { session, inputs, outputs, under, cpu: None })
     }
 
     /// The inputs that a run needs, in the graph's order.
@@ -259,17 +283,16 @@ impl LiveSession {
         let outputs = guarded(DOING, || match cancel {
             Some(cancel) => session.run_with_options(values, &cancel.options),
             None => session.run(values),
-        })?;
+        });
+        let outputs = outputs.map_err(|error| cann::of_run(error, inputs))?;
         let mut outputs: Vec<_> = outputs.into_iter().map(|(_, value)| Some(value)).collect();
         let lent = convert::lent(inputs);
         let mut tensors: Vec<Tensor> = Vec::with_capacity(order.len());
         for (place, at) in order.iter().enumerate() {
             let tensor = match outputs.get_mut(*at).and_then(Option::take) {
-                Some(value) => {
-                    convert::take(value, &lent, self.lent.as_ref()).map_err(|reason| {
-                        failed(DOING, format!("output {:?} {reason}", self.outputs[*at].name))
-                    })?
-                }
+                Some(value) => convert::take(value, &lent, &self.under).map_err(|reason| {
+                    failed(DOING, format!("output {:?} {reason}", self.outputs[*at].name))
+                })?,
                 // Asked for twice.
                 None => match order[..place].iter().position(|earlier| earlier == at) {
                     Some(earlier) => tensors[earlier].clone(),
@@ -279,6 +302,15 @@ impl LiveSession {
             tensors.push(tensor);
         }
         Ok(tensors)
+    }
+
+    /// Which providers run its operators, where it was opened for another one than the CPU's, or to be
+    /// profiled.
+    ///
+    /// # Errors
+    /// Where it was not.
+    pub fn placement(&self) -> Result<Placement, ExecError> {
+        placed::placement(&self.session)
     }
 
     /// Ends profiling and tells the file that the runtime wrote.
@@ -425,59 +457,15 @@ pub(super) fn has_shape(session: &ort::session::Session, at: usize, input: bool)
     known
 }
 
-/// Whether a caller may choose sizes. The runtime keeps a memory plan for every combination of sizes
-/// that it has seen: without bound where clients choose them.
-fn has_free_dims(model: &Model) -> bool {
-    use crate::onnx::proto::tensor_shape_proto::dimension::Value as Size;
-    use crate::onnx::proto::type_proto::Value as Type;
-    model.graph().input.iter().any(|input| match &input.r#type.value {
-        Some(Type::TensorType(tensor)) => {
-            let fixed = |size: &Option<Size>| matches!(size, Some(Size::DimValue(_)));
-            !tensor.shape.is_set() || tensor.shape.dim.iter().any(|dim| !fixed(&dim.value))
-        }
-        _ => true,
-    })
-}
-
-fn builder(
-    runtime: &Runtime,
-    options: &EngineOptions,
-    free_dims: bool,
-) -> Result<SessionBuilder, ExecError> {
-    guarded("preparing a session", || {
-        let mut builder = SessionBuilder::new(runtime.environment())?
-            .with_optimization_level(GraphOptimizationLevel::All)?
-            .with_intra_threads(options.intra_op_threads.max(1))?
-            .with_inter_threads(1)?
-            .with_intra_op_spinning(options.spinning)?
-            .with_inter_op_spinning(options.spinning)?
-            .with_memory_pattern(!free_dims)?;
-        // The runtime counts CPUs from 1, and leaves the calling thread alone.
-        let further = options.intra_op_threads.saturating_sub(1);
-        let numbers = options.cpus.iter().cycle().skip(1).take(further);
-        let affinities: Vec<String> = numbers.map(|cpu| (cpu + 1).to_string()).collect();
-        if !affinities.is_empty() {
-            let key = "session.intra_op_thread_affinities";
-            builder = builder.with_config_entry(key, affinities.join(";"))?;
-        }
-        if let Some(profile) = &options.profile {
-            builder = builder.with_profiling(profile)?;
-        }
-        match options.provider {
-            // The runtime always has the CPU provider, and takes it last.
-            Provider::Cpu => Ok(builder),
-        }
-    })
-}
-
 /// Calls into `ort`, which panics on types that it does not know (a sequence of sequences, an opaque
 /// type): such a model is refused like any other that the runtime does not take.
 pub(super) fn guarded<T>(
     doing: &str,
     call: impl FnOnce() -> ort::Result<T>,
 ) -> Result<T, ExecError> {
+    cann::begin();
     match catch_unwind(AssertUnwindSafe(call)) {
-        Ok(result) => result.map_err(|error| failed(doing, error)),
+        Ok(result) => result.map_err(|error| failed(doing, cann::explained(error.to_string()))),
         Err(panic) => {
             let text = panic.downcast_ref::<String>().map(String::as_str);
             let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("panic");

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::value::{Outlet, ValueType as OrtType};
 
+use super::making::on_cpu;
 use super::session::{failed, guarded, has_shape};
 use super::{Runtime, convert};
 use crate::limits;
@@ -71,7 +72,7 @@ fn session(
     bytes: &[u8],
     level: GraphOptimizationLevel,
 ) -> ort::Result<ort::session::Session> {
-    SessionBuilder::new(runtime.environment())?
+    on_cpu(SessionBuilder::new(runtime.environment())?, runtime)?
         .with_optimization_level(level)?
         .with_prepacking(false)?
         .with_memory_pattern(false)?

@@ -59,6 +59,7 @@ fn a_second_initialisation_gives_the_same_runtime_and_another_path_is_refused() 
         environment: None,
         state_dir: PathBuf::from("/nonexistent"),
         system: Vec::new(),
+        wants: None,
     };
     assert_eq!(init(&search).unwrap().library(), first.library());
     let search = Search { config: Some(other.path().to_owned()), ..search };

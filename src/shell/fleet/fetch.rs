@@ -62,12 +62,10 @@ pub fn reserve(artifacts: &[Artifact], dir: &Path, models: &Path) -> Result<(), 
         // The blocks are the file's from now on, and its size stays. A file system that has no such thing is
         // taken at its word of what is free.
         let size = i64::try_from(artifact.size).unwrap_or(i64::MAX);
-        match fallocate(&file, FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, size) {
-            Err(Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG) => {
-                let why = "there is no room for all of it";
-                return Err(failed("write", &path, &why));
-            }
-            Ok(()) | Err(_) => {}
+        let reserved = fallocate(&file, FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, size);
+        if let Err(Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG) = reserved {
+            let why = "there is no room for all of it";
+            return Err(failed("write", &path, &why));
         }
     }
     Ok(())

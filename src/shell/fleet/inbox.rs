@@ -117,11 +117,11 @@ mod tests {
         assert!(bundles.are_settling());
         fs::write(&a, "still written").unwrap();
         assert_eq!(bundles.look(dir.path(), at(200)), [b]);
-        assert_eq!(bundles.look(dir.path(), at(400)), [a.clone()]);
+        assert_eq!(bundles.look(dir.path(), at(400)), std::slice::from_ref(&a));
         assert!(bundles.look(dir.path(), at(9000)).is_empty() && !bundles.are_settling());
         bundles.forget(&a);
         bundles.look(dir.path(), at(9000));
-        assert_eq!(bundles.look(dir.path(), at(9300)), [a.clone()]);
+        assert_eq!(bundles.look(dir.path(), at(9300)), std::slice::from_ref(&a));
         fs::remove_file(&a).unwrap();
         assert!(bundles.look(dir.path(), at(9900)).is_empty());
     }

@@ -205,7 +205,7 @@ mod tests {
         let (_dir, models, _from) = box_with(&[(&two, b"two")]);
         fs::create_dir_all(models.join("a/2")).unwrap();
         fs::write(models.join("a/2/model.onnx"), "other").unwrap();
-        assert!(there(&models, &[two.clone()]).unwrap_err().contains("other contents"));
+        assert!(there(&models, std::slice::from_ref(&two)).unwrap_err().contains("other contents"));
         fs::create_dir_all(models.join("a/10")).unwrap();
         assert!(there(&models, &[two]).unwrap_err().contains("version 10"));
         fs::write(models.join("b.onnx"), "bare").unwrap();
@@ -218,7 +218,7 @@ mod tests {
         let (_dir, models, from) = box_with(&[(&one, b"ONE")]);
         fs::create_dir_all(models.join("a/.fleet-new-1")).unwrap();
         fs::write(models.join("a/.fleet-new-1/model.onnx"), "half").unwrap();
-        assert!(place(&models, &from, &[one.clone()]).is_err());
+        assert!(place(&models, &from, std::slice::from_ref(&one)).is_err());
         assert!(!models.join("a/1").exists());
         fs::write(whole(&from, &one), "one").unwrap();
         place(&models, &from, &[one]).unwrap();

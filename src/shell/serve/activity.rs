@@ -3,7 +3,7 @@
 //! the socket sees.
 
 use std::collections::BTreeMap;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -11,6 +11,7 @@ use std::time::Duration;
 use axum::body::{Body, Bytes};
 use axum::response::Response;
 use hyper::body::{Frame, SizeHint};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 /// How a connection stands.
@@ -25,7 +26,10 @@ pub(super) enum Standing {
 
 /// The calls of one connection.
 #[derive(Debug)]
-pub(super) struct Activity(Mutex<Calls>);
+pub(super) struct Activity {
+    calls: Mutex<Calls>,
+    begun: Notify,
+}
 
 #[derive(Debug)]
 struct Calls {
@@ -39,11 +43,12 @@ struct Calls {
 impl Activity {
     pub fn new() -> Arc<Self> {
         let idle_since = Instant::now();
-        Arc::new(Self(Mutex::new(Calls { next: 0, open: BTreeMap::new(), idle_since })))
+        let calls = Mutex::new(Calls { next: 0, open: BTreeMap::new(), idle_since });
+        Arc::new(Self { calls, begun: Notify::new() })
     }
 
     fn with<T>(&self, change: impl FnOnce(&mut Calls) -> T) -> T {
-        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        change(&mut self.calls.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Counts a call until what is given back is dropped.
@@ -53,7 +58,17 @@ impl Activity {
             calls.open.insert(calls.next, None);
             calls.next
         });
+        self.begun.notify_waiters();
         Under { activity: Arc::clone(self), call }
+    }
+
+    /// Waits until a call is under way.
+    pub async fn busy(&self) {
+        let mut begun = pin!(self.begun.notified());
+        begun.as_mut().enable();
+        if self.with(|calls| calls.open.is_empty()) {
+            begun.await;
+        }
     }
 
     /// How the connection stands at `now`, where it may be idle for `idle` and leave an answer for `write`.
@@ -154,5 +169,27 @@ mod tests {
         drop(response);
         assert_eq!(after(WRITE * 2), Standing::Busy);
         assert_eq!(after(IDLE + WRITE), Standing::Idle);
+    }
+
+    #[tokio::test]
+    async fn a_connection_is_busy_while_a_call_is_under_way() {
+        let activity = Activity::new();
+        assert!(at_once(activity.busy()).await.is_none());
+        let under = activity.begin();
+        assert!(at_once(activity.busy()).await.is_some());
+        drop(under);
+        assert!(at_once(activity.busy()).await.is_none());
+        let waits = activity.busy();
+        let begins = async { drop(activity.begin()) };
+        tokio::join!(waits, begins);
+    }
+
+    /// What a future gives that is looked at once.
+    async fn at_once<T>(future: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            value = future => Some(value),
+            () = std::future::ready(()) => None,
+        }
     }
 }

@@ -5,8 +5,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::http::HeaderMap;
-use axum::http::header::CONTENT_TYPE;
+use axum::http::header::{CONNECTION, CONTENT_TYPE};
+use axum::http::{HeaderMap, HeaderValue, Version};
 use axum::response::{IntoResponse, Response};
 use hyper::body::Incoming;
 use hyper::service::Service;
@@ -42,8 +42,9 @@ impl Front {
         Self { rest: Some(TowerToHyperService::new(router)), grpc: None }
     }
 
-    pub fn of(&self, local: bool, activity: Arc<Activity>) -> Served {
-        Served { front: self.clone(), local: Local(local), activity }
+    /// What serves one connection, to its end by `stop`.
+    pub fn of(&self, local: bool, activity: Arc<Activity>, stop: CancellationToken) -> Served {
+        Served { front: self.clone(), local: Local(local), activity, stop }
     }
 }
 
@@ -52,6 +53,7 @@ pub(super) struct Served {
     front: Front,
     local: Local,
     activity: Arc<Activity>,
+    stop: CancellationToken,
 }
 
 type Answering = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
@@ -72,8 +74,16 @@ impl Service<hyper::Request<Incoming>> for Served {
             return Box::pin(async move { Ok(under.watch(not_grpc())) });
         };
         request.extensions_mut().insert(local);
+        let (stop, version) = (self.stop.clone(), request.version());
         let answer = rest.call(request);
-        Box::pin(async move { answer.await.map(|answer| under.watch(answer)) })
+        Box::pin(async move {
+            let mut answer = answer.await?;
+            // Over HTTP/1 a client must know before it sends the next one; HTTP/2 has frames for that.
+            if stop.is_cancelled() && version < Version::HTTP_2 {
+                answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok(under.watch(answer))
+        })
     }
 }
 

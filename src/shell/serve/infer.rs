@@ -128,7 +128,7 @@ pub(super) async fn admit(
 ) -> Result<Admitted, Failed> {
     let mut before: Option<Arc<Slot>> = None;
     loop {
-        let slot = app.repository.find(model, version)?;
+        let slot = app.find(model, version).await?;
         let mut request = decode(&slot, &asked.source).await?;
         let held = read_shared(app, asked.local, &mut request).await?;
         let InferRequest { id, inputs, shared: _, outputs, timeout, priority } = request;

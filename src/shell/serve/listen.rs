@@ -15,11 +15,13 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::limits::{
-    CONNECTION_CHECK_SECS, HTTP_CONNECTIONS, HTTP_IDLE_SECS, HTTP_WRITE_SECS,
+    CONNECTION_CHECK_SECS, HTTP_CONNECTIONS, HTTP_IDLE_SECS, HTTP_LINGER, HTTP_WRITE_SECS,
     HTTP2_CONNECTION_WINDOW, HTTP2_CONNECTIONS, HTTP2_ERROR_STREAMS, HTTP2_FRAME_BYTES,
     HTTP2_HEADER_BYTES, HTTP2_PING_SECS, HTTP2_PONG_SECS, HTTP2_RESET_STREAMS, HTTP2_SEND_BYTES,
-    HTTP2_STREAM_WINDOW, HTTP2_STREAMS,
+    HTTP2_STREAM_WINDOW, HTTP2_STREAMS, LISTENER_PULSE,
 };
+
+use crate::shell::systemd::Pulse;
 
 use super::activity::{Activity, Standing};
 use super::authority::NamedByPath;
@@ -114,9 +116,10 @@ pub(super) async fn run(
     listener: impl Listener,
     front: Front,
     speaks: Speaks,
-    stop: CancellationToken,
-    grace: watch::Receiver<Duration>,
+    (stop, grace): (CancellationToken, watch::Receiver<Duration>),
+    pulse: Pulse,
 ) -> usize {
+    let mut beat = tokio::time::interval(LISTENER_PULSE);
     let places = Arc::new(Semaphore::new(speaks.connections()));
     let builder = speaks.builder();
     let mut connections = JoinSet::new();
@@ -124,6 +127,10 @@ pub(super) async fn run(
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
             Some(_) = connections.join_next() => continue,
+            _ = beat.tick() => {
+                pulse.beat();
+                continue;
+            }
             accepted = accept(&listener, &places) => accepted,
         };
         let (stream, local, place) = match accepted {
@@ -135,7 +142,7 @@ pub(super) async fn run(
             }
         };
         let activity = Activity::new();
-        let service = front.of(local, Arc::clone(&activity));
+        let service = front.of(local, Arc::clone(&activity), stop.clone());
         let stream = Patient::new(stream, Duration::from_secs(HTTP_WRITE_SECS));
         let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
         let stop = stop.clone();
@@ -145,8 +152,9 @@ pub(super) async fn run(
         });
     }
     drop(listener);
+    pulse.rest();
     let grace = *grace.borrow();
-    // Idle connections end at once, busy ones after the answer that they are waiting for.
+    // Idle connections end soon, busy ones after the answer that they are waiting for.
     let all = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(grace, all).await.is_ok() {
         return 0;
@@ -177,7 +185,7 @@ where
                 }
                 return;
             }
-            () = stop.cancelled(), if !ending => {
+            () = last_request(stop, activity), if !ending => {
                 ending = true;
                 connection.as_mut().graceful_shutdown();
             }
@@ -195,6 +203,14 @@ where
             },
         }
     }
+}
+
+/// Waits until the connection shall end after what it does: the server stops, and a request that was on its way
+/// has come.
+async fn last_request(stop: &CancellationToken, activity: &Activity) {
+    stop.cancelled().await;
+    // None may come: then it was none that was lost.
+    let _ = tokio::time::timeout(HTTP_LINGER, activity.busy()).await;
 }
 
 type Place = tokio::sync::OwnedSemaphorePermit;

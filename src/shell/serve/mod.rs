@@ -25,16 +25,18 @@ mod traced;
 mod unix;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::limits::{HTTP_BODIES_BYTES, HTTP_BODY_BYTES};
+use crate::limits::{HTTP_BODIES_BYTES, HTTP_BODY_BYTES, HTTP_LINGER, LISTENER_SILENCE};
 use crate::shell::metrics::Metrics;
-use crate::shell::slot::Repository;
+use crate::shell::slot::{NotServed, Repository, Slot};
 use crate::shell::spans::Tracer;
+use crate::shell::systemd::Life;
+use crate::units::Version;
 
 use front::{Calls, Front};
 use listen::Speaks;
@@ -57,6 +59,10 @@ pub struct App {
     regions: Option<Regions>,
     /// Where spans are wanted.
     tracer: Option<Arc<Tracer>>,
+    /// Until when requests wait for the agent's start.
+    start: Option<Instant>,
+    /// Where listeners show that they are alive.
+    life: Life,
 }
 
 impl App {
@@ -74,7 +80,8 @@ impl App {
     ) -> Self {
         let max_body = max_body.min(HTTP_BODIES_BYTES);
         let bodies = Arc::new(Semaphore::new(HTTP_BODIES_BYTES / 1024 + 1));
-        Self { repository, status, max_body, bodies, regions: None, tracer: None }
+        let (regions, tracer, start, life) = (None, None, None, Life::default());
+        Self { repository, status, max_body, bodies, regions, tracer, start, life }
     }
 
     /// With shared memory for clients on this box, or without.
@@ -89,6 +96,29 @@ impl App {
     pub fn traced(mut self, tracer: Option<Arc<Tracer>>) -> Self {
         self.tracer = tracer;
         self
+    }
+
+    /// Requests for models that are not served yet wait for the agent's start until then, or are refused at
+    /// once.
+    #[must_use]
+    pub fn waiting_for_start(mut self, until: Option<Instant>) -> Self {
+        self.start = until;
+        self
+    }
+
+    /// Its listeners show there that they are alive.
+    #[must_use]
+    pub fn watched(mut self, life: Life) -> Self {
+        self.life = life;
+        self
+    }
+
+    /// The slot that answers for `model`.
+    async fn find(&self, model: &str, version: Option<Version>) -> Result<Arc<Slot>, NotServed> {
+        match self.start {
+            None => self.repository.find(model, version),
+            Some(until) => self.repository.find_at_start(model, version, until).await,
+        }
     }
 
     fn shares_memory(&self) -> bool {
@@ -148,6 +178,7 @@ pub async fn serve(
     grace: watch::Receiver<Duration>,
 ) -> usize {
     let rest = Front::rest(routes::router(Arc::clone(&app)));
+    let life = app.life.clone();
     let calls = Some(Calls { app, stop: stop.clone() });
     let mut open = tokio::task::JoinSet::new();
     for door in doors {
@@ -155,15 +186,18 @@ pub async fn serve(
         let (stop, grace) = (stop.clone(), grace.clone());
         match door {
             Door::Rest(listener) => {
-                open.spawn(listen::run(listener, rest, Speaks::Http1, stop, grace))
+                let pulse = life.actor("the HTTP listener", LISTENER_SILENCE);
+                open.spawn(listen::run(listener, rest, Speaks::Http1, (stop, grace), pulse))
             }
             Door::Grpc(listener) => {
                 let front = Front { rest: None, grpc: calls };
-                open.spawn(listen::run(listener, front, Speaks::Http2, stop, grace))
+                let pulse = life.actor("the gRPC listener", LISTENER_SILENCE);
+                open.spawn(listen::run(listener, front, Speaks::Http2, (stop, grace), pulse))
             }
             Door::Unix(socket) => {
                 let front = Front { grpc: calls, ..rest };
-                open.spawn(listen::run(socket, front, Speaks::Either, stop, grace))
+                let pulse = life.actor("the Unix socket's listener", LISTENER_SILENCE);
+                open.spawn(listen::run(socket, front, Speaks::Either, (stop, grace), pulse))
             }
         };
     }
@@ -177,13 +211,15 @@ pub async fn serve(
     cut
 }
 
-/// Serves `GET /metrics` on `listener` until `stop` is cancelled.
+/// Serves `GET /metrics` on `listener` until `stop` is cancelled; shows in `life` that it does.
 pub async fn serve_metrics(
     listener: TcpListener,
     metrics: Arc<Metrics>,
     stop: CancellationToken,
+    life: &Life,
 ) -> usize {
-    let (_, none) = watch::channel(Duration::ZERO);
+    let pulse = life.actor("the metrics listener", LISTENER_SILENCE);
+    let (_, short) = watch::channel(2 * HTTP_LINGER);
     let front = Front::rest(metrics_page::router(metrics));
-    listen::run(listener, front, Speaks::Http1, stop, none).await
+    listen::run(listener, front, Speaks::Http1, (stop, short), pulse).await
 }

@@ -114,6 +114,7 @@ impl From<Refusal> for Failed {
     fn from(refusal: Refusal) -> Self {
         let failed = Self::unavailable(format!("refused: {refusal}"), refusal.retry_after());
         match refusal {
+            Refusal::Shape { .. } => Self::bad_request(refusal.to_string()),
             Refusal::DeadlineUnreachable { .. } | Refusal::Expired { .. } => {
                 failed.finer(Code::DeadlineExceeded)
             }

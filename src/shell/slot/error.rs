@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Why a request was not run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// The slot's queue is full.
     #[error("the queue of {capacity} requests is full")]
@@ -20,6 +20,12 @@ pub enum Refusal {
     /// The deadline passed while the request waited.
     #[error("the deadline passed while the request waited for {waited:?}")]
     Expired { waited: Duration, retry_after: Duration },
+    /// What runs the model compiles it anew for every combination of input shapes, and has done so often
+    /// enough.
+    #[error(
+        "the inputs {asked} are of other shapes than {provider} serves this model in: {served}"
+    )]
+    Shape { provider: String, asked: String, served: String },
     /// The version is being unloaded, or the agent stops.
     #[error("the model is being unloaded")]
     Closing,
@@ -34,6 +40,7 @@ impl Refusal {
             Self::Overbooked { .. } => "overbooked",
             Self::Displaced { .. } => "displaced",
             Self::Expired { .. } => "deadline_passed",
+            Self::Shape { .. } => "shape",
             Self::Closing => "closing",
         }
     }
@@ -46,7 +53,7 @@ impl Refusal {
             | Self::Overbooked { retry_after }
             | Self::Displaced { retry_after, .. }
             | Self::Expired { retry_after, .. } => *retry_after,
-            Self::Closing => Duration::from_secs(1),
+            Self::Closing | Self::Shape { .. } => Duration::from_secs(1),
         }
     }
 }

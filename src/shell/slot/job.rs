@@ -60,6 +60,8 @@ pub(super) struct Job {
     pub rows: usize,
     pub request: Request,
     pub deadline: Option<Instant>,
+    /// Whether it was run before, on a session that failed for good.
+    pub again: bool,
     pub reply: oneshot::Sender<Outcome>,
 }
 

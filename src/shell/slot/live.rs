@@ -180,6 +180,11 @@ impl Slot {
         self.current.load_full()
     }
 
+    /// How long the oldest run of the variant in service has been under way at `now`.
+    pub fn longest_run(&self, now: Instant) -> Option<Duration> {
+        self.shared.queue.longest(now)
+    }
+
     /// Queues a request. Never blocks: a request that finds no place, or whose deadline cannot be
     /// met, is refused at once, and so are those of lower priority that have to make way for it (see
     /// [`schedule`](crate::schedule)). `now` is at or after the request's arrival.
@@ -194,8 +199,13 @@ impl Slot {
         let deadline = timeout.and_then(|timeout| request.arrived.checked_add(timeout));
         let times = (request.arrived, deadline);
         let level = Level::of(request.priority);
-        let (rows, kind) = batch::kind(&request, self.current.load().batching());
-        let job = Job { id, level, kind, rows, request, deadline, reply };
+        let current = self.current.load_full();
+        if let Some(shapes) = current.shapes() {
+            let admitted = shapes.admit(&request.inputs);
+            admitted.inspect_err(|refusal| self.shared.refused(refusal))?;
+        }
+        let (rows, kind) = batch::kind(&request, current.batching());
+        let job = Job { id, level, kind, rows, request, deadline, again: false, reply };
         let admitted = self.shared.queue.push(job, &self.current, now);
         let making_way = admitted.inspect_err(|refusal| self.shared.refused(refusal))?;
         for job in making_way {

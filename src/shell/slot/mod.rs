@@ -13,6 +13,7 @@
 //! variant takes them.
 
 mod batch;
+mod device;
 mod error;
 mod job;
 mod live;
@@ -20,6 +21,7 @@ mod queue;
 mod repository;
 mod rows;
 mod session;
+mod shapes;
 mod stats;
 #[cfg(test)]
 mod tests;
@@ -29,6 +31,7 @@ mod variant;
 mod worker;
 
 pub use batch::Batched;
+pub use device::OnDevice;
 pub use error::{InferError, PublishError, Refusal, RunFailure};
 pub use job::{Answer, Request, Ticket};
 pub use live::{Drain, Slot, SlotOptions};
@@ -36,5 +39,6 @@ pub use repository::{
     Command, CommandError, Commands, Entry, IndexEntry, ModelState, NotServed, Repository,
 };
 pub use rows::{NotBatched, check_rows};
+pub use shapes::Shapes;
 pub use stats::{BatchTimes, Counters, Histogram, LATENCY_BUCKETS_US, Stats, Totals, Window};
 pub use variant::{Fault, Notice, Runner, Sampler, Variant, VariantInfo, Witness};

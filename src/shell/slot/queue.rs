@@ -36,6 +36,8 @@ struct State {
 pub(super) struct Work {
     /// To be refused: their deadlines have passed.
     pub expired: Vec<Job>,
+    /// To be refused: the slot is closed, and nothing is left that could run them.
+    pub left: Vec<Job>,
     /// To be run, as one where they are several.
     pub run: Option<(Run, Vec<Job>)>,
 }
@@ -72,6 +74,11 @@ impl Queue {
         (state.jobs.waiting(), state.jobs.running())
     }
 
+    /// How long the oldest run of the variant in service has been under way.
+    pub fn longest(&self, now: Instant) -> Option<Duration> {
+        self.lock().jobs.longest(self.time(now))
+    }
+
     /// Takes `job` in, unless there is no place or no hope; gives back those that make way for it, to be
     /// refused. `current` is the variant in service; it changes only under this queue's lock.
     pub fn push(
@@ -80,14 +87,7 @@ impl Queue {
         current: &ArcSwap<Variant>,
         now: Instant,
     ) -> Result<Vec<Job>, Refusal> {
-        let asked = Asked {
-            id: job.id,
-            level: job.level,
-            arrived: self.time(job.request.arrived),
-            deadline: job.deadline.map(|deadline| self.time(deadline)),
-            kind: job.kind,
-            rows: job.rows,
-        };
+        let asked = self.asked(&job);
         let (arrived, deadline) = (job.request.arrived, job.deadline);
         let mut state = self.lock();
         if state.closed {
@@ -112,6 +112,36 @@ impl Queue {
         Ok(out)
     }
 
+    fn asked(&self, job: &Job) -> Asked {
+        Asked {
+            id: job.id,
+            level: job.level,
+            arrived: self.time(job.request.arrived),
+            deadline: job.deadline.map(|deadline| self.time(deadline)),
+            kind: job.kind,
+            rows: job.rows,
+        }
+    }
+
+    /// Takes back a job that a session could not run, for the sessions of the next variant.
+    ///
+    /// # Errors
+    /// Where the queue is closed: the job itself.
+    pub fn put_back(&self, job: Job) -> Result<(), Box<Job>> {
+        let asked = self.asked(&job);
+        let mut state = self.lock();
+        if state.closed {
+            return Err(Box::new(job));
+        }
+        let now = self.time(Instant::now());
+        state.jobs.put_back(asked, job, now);
+        self.note(&state);
+        drop(state);
+        // The next variant may be there already, and threads of this one wait, too.
+        self.wake.notify_all();
+        Ok(())
+    }
+
     /// Removes a job that nobody waits for; `false` where it has left the queue already.
     pub fn forget(&self, id: u64) -> bool {
         let mut state = self.lock();
@@ -130,7 +160,18 @@ impl Queue {
                 return None;
             }
             let mut until = None;
-            if state.generation == variant.generation {
+            let own = state.generation == variant.generation;
+            if own && variant.lost().is_some() {
+                if state.closed {
+                    let left = state.jobs.drain();
+                    self.note(&state);
+                    return (!left.is_empty()).then(|| Work {
+                        expired: Vec::new(),
+                        left,
+                        run: None,
+                    });
+                }
+            } else if own {
                 let (now, at_once) = (self.time(Instant::now()), state.closed);
                 let Taken { expired, next } = state.jobs.take(&variant.server(), now, at_once);
                 self.note(&state);
@@ -140,10 +181,10 @@ impl Queue {
                             // Who was woken for what is left may have been this thread.
                             self.wake.notify_one();
                         }
-                        return Some(Work { expired, run: Some((run, jobs)) });
+                        return Some(Work { expired, left: Vec::new(), run: Some((run, jobs)) });
                     }
                     Next::Nothing | Next::Hold { .. } if !expired.is_empty() => {
-                        return Some(Work { expired, run: None });
+                        return Some(Work { expired, left: Vec::new(), run: None });
                     }
                     Next::Hold { until: end } => until = Some(end.saturating_sub(now)),
                     Next::Nothing if state.closed => return None,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -106,6 +107,8 @@ pub struct Repository {
     models: ArcSwap<BTreeMap<String, Arc<Versions>>>,
     commands: mpsc::Sender<Command>,
     ready: AtomicBool,
+    /// Whether it was ever ready, or ends.
+    begun: AtomicBool,
     changes: watch::Sender<()>,
 }
 
@@ -114,8 +117,9 @@ impl Repository {
     pub fn new() -> (Arc<Self>, Commands) {
         let (commands, receiver) = mpsc::channel(REPOSITORY_COMMANDS);
         let models = ArcSwap::default();
-        let (ready, changes) = (AtomicBool::new(false), watch::channel(()).0);
-        (Arc::new(Self { models, commands, ready, changes }), receiver)
+        let (ready, begun) = (AtomicBool::new(false), AtomicBool::new(false));
+        let changes = watch::channel(()).0;
+        (Arc::new(Self { models, commands, ready, begun, changes }), receiver)
     }
 
     /// Sets what stands behind one version; gives back what stood there.
@@ -182,6 +186,34 @@ impl Repository {
         }
     }
 
+    /// As [`Repository::find`], but at the start, before it is said for the first time whether the agent is
+    /// ready, a model that is not served yet is waited for until `until`.
+    ///
+    /// # Errors
+    /// Where there is none by then.
+    pub async fn find_at_start(
+        &self,
+        model: &str,
+        version: Option<Version>,
+        until: Instant,
+    ) -> Result<Arc<Slot>, NotServed> {
+        let mut changes = self.changes();
+        loop {
+            changes.mark_unchanged();
+            // Looked at first: what comes into service comes before the agent is ready.
+            let begun = self.begun.load(Ordering::Acquire);
+            let found = self.find(model, version);
+            if found.is_ok() || begun {
+                return found;
+            }
+            // The sender lives as long as this does.
+            match tokio::time::timeout_at(until.into(), changes.changed()).await {
+                Ok(_) => {}
+                Err(_) => return found,
+            }
+        }
+    }
+
     /// The versions of a model that are served, ascending.
     pub fn ready_versions(&self, model: &str) -> Vec<Version> {
         let models = self.models.load();
@@ -225,6 +257,7 @@ impl Repository {
     /// See [`Repository::is_ready`].
     pub fn set_ready(&self, ready: bool) {
         self.ready.store(ready, Ordering::Release);
+        self.begun.store(true, Ordering::Release);
         self.changes.send_replace(());
     }
 

@@ -1,13 +1,14 @@
 //! One variant as a slot sees it, and the seams behind which sessions and observers stand.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use crate::onnx::{ExecError, Tensor};
 use crate::schedule::{Batching, Server, ServiceTime};
 use crate::units::{Digest, Version};
 
+use super::shapes::Shapes;
 use super::stats::Stats;
 
 /// A loaded session that one thread runs: `shell::engine`'s live session, or a fake in tests.
@@ -31,6 +32,16 @@ pub trait Runner: Send {
 
     /// The CPU that the thread which runs it is bound to; `None`: it is not bound.
     fn cpu(&self) -> Option<usize> {
+        None
+    }
+
+    /// After a run that failed: whether every other will, since what runs the model is gone.
+    fn is_lost(&self) -> bool {
+        false
+    }
+
+    /// The input shapes that it may be asked for, where there is a bound on them.
+    fn shapes(&self) -> Option<Arc<Shapes>> {
         None
     }
 }
@@ -77,6 +88,9 @@ pub struct Variant {
     probation: AtomicBool,
     /// Set where publishing failed half-way: threads that were started already end.
     pub(super) abandoned: AtomicBool,
+    /// Why its sessions can run nothing any more.
+    lost: OnceLock<String>,
+    shapes: Option<Arc<Shapes>>,
     /// Compute time of one request.
     service: Mutex<ServiceTime>,
 }
@@ -101,6 +115,8 @@ impl Variant {
             stats,
             probation: AtomicBool::new(on_probation),
             abandoned: AtomicBool::new(false),
+            lost: OnceLock::new(),
+            shapes: sessions.first().and_then(|session| session.shapes()),
             service,
         }
     }
@@ -134,6 +150,22 @@ impl Variant {
     /// Whether the variant is on probation.
     pub fn on_probation(&self) -> bool {
         self.probation.load(Ordering::Relaxed)
+    }
+
+    /// Why its sessions can run nothing any more: it takes no request from then on, and what waits is kept for
+    /// the variant that comes after it.
+    pub fn lost(&self) -> Option<&str> {
+        self.lost.get().map(String::as_str)
+    }
+
+    /// Takes in that a session of it can run nothing any more; whether that is news.
+    pub(super) fn lose(&self, reason: String) -> bool {
+        self.lost.set(reason).is_ok()
+    }
+
+    /// The input shapes that it may be asked for, where there is a bound on them.
+    pub(super) fn shapes(&self) -> Option<&Shapes> {
+        self.shapes.as_deref()
     }
 
     /// Recent compute time of one request: a moving mean over about eight requests, begun at what

@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use half::{bf16, f16};
 
@@ -20,9 +20,12 @@ use super::variant::{Fault, Notice, Runner, Variant, Witness};
 
 /// Runs until the variant is superseded or the slot is closed and its queue empty.
 pub(super) fn work(shared: &Shared, variant: &Arc<Variant>, runner: &mut dyn Runner) {
-    while let Some(Work { expired, run }) = shared.queue.next(variant) {
+    while let Some(Work { expired, left, run }) = shared.queue.next(variant) {
         for job in expired {
             expire(shared, variant, job);
+        }
+        for job in left {
+            shared.refuse(job, Refusal::Closing);
         }
         let Some((run, jobs)) = run else { continue };
         let (gone, jobs): (Vec<Job>, Vec<Job>) =
@@ -57,15 +60,46 @@ impl Served<'_> {
         let mut all = true;
         let last = jobs.len().saturating_sub(1);
         for (at, job) in jobs.into_iter().enumerate() {
-            let outcome = outcome(self.shared, self.variant, runner, &job);
+            let ran = match self.variant.lost() {
+                // A session of its batch has found out before it.
+                Some(reason) => Err(Lost(RunFailure::Error(reason.to_owned()), None)),
+                None => outcome(self.shared, self.variant, runner, &job),
+            };
             if at == last {
                 // Before the reply: a client that asks again at once must not find this thread busy.
                 self.shared.queue.finished(self.variant, self.run);
             }
-            all &= outcome.is_ok();
-            self.reply(job, outcome);
+            match ran {
+                Ok(outcome) => {
+                    all &= outcome.is_ok();
+                    self.reply(job, outcome);
+                }
+                Err(lost) => {
+                    all = false;
+                    self.lost(job, lost);
+                }
+            }
         }
         all
+    }
+
+    /// The session can run nothing any more. Who was failed by it waits for what comes after it, once.
+    fn lost(&self, mut job: Job, Lost(failure, times): Lost) {
+        let (model, variant) = (&self.shared.model, &self.variant.info.name);
+        if self.variant.lose(failure.to_string()) {
+            tracing::error!(model, variant, "what runs it is lost: {failure}");
+        }
+        if !std::mem::replace(&mut job.again, true) {
+            match self.shared.queue.put_back(job) {
+                Ok(()) => return,
+                Err(closed) => job = *closed,
+            }
+        }
+        let wall = wall_ms();
+        let times =
+            times.unwrap_or_else(|| Times::of(&job.request, Instant::now(), Duration::ZERO));
+        both(self.shared, self.variant, |counters| counters.failed(times, wall));
+        self.reply(job, Err(failure.into()));
     }
 
     fn reply(&self, job: Job, outcome: Outcome) {
@@ -179,7 +213,15 @@ fn answer(
     Answer { outputs, variant, arrived, queued, compute, together }
 }
 
-fn outcome(shared: &Shared, variant: &Arc<Variant>, runner: &mut dyn Runner, job: &Job) -> Outcome {
+/// A run that failed since its session can run nothing any more, and its times, where it ran.
+struct Lost(RunFailure, Option<Times>);
+
+fn outcome(
+    shared: &Shared,
+    variant: &Arc<Variant>,
+    runner: &mut dyn Runner,
+    job: &Job,
+) -> Result<Outcome, Lost> {
     let request = &job.request;
     let start = Instant::now();
     if job.deadline.is_some_and(|deadline| start > deadline) {
@@ -187,7 +229,7 @@ fn outcome(shared: &Shared, variant: &Arc<Variant>, runner: &mut dyn Runner, job
         let waited = start.saturating_duration_since(request.arrived);
         let refusal = Refusal::Expired { waited, retry_after: variant.service_time() };
         shared.refused(&refusal);
-        return Err(refusal.into());
+        return Ok(Err(refusal.into()));
     }
     let outcome = run(runner, &request.inputs, &request.wanted);
     let compute = start.elapsed();
@@ -203,8 +245,9 @@ fn outcome(shared: &Shared, variant: &Arc<Variant>, runner: &mut dyn Runner, job
                 counters.succeeded(times, wall);
             });
             check(shared, variant, request, &outputs);
-            Ok(answer(variant, job, outputs, times, 1))
+            Ok(Ok(answer(variant, job, outputs, times, 1)))
         }
+        Err(failure) if runner.is_lost() => Err(Lost(failure, Some(times))),
         Err(failure) => {
             both(shared, variant, |counters| counters.failed(times, wall));
             let fault = match &failure {
@@ -212,7 +255,7 @@ fn outcome(shared: &Shared, variant: &Arc<Variant>, runner: &mut dyn Runner, job
                 RunFailure::Panic(words) => Fault::Panic(words.clone()),
             };
             notify(shared, variant, fault);
-            Err(failure.into())
+            Ok(Err(failure.into()))
         }
     }
 }

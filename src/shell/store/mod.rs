@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! quarantine                    variants that must not be served, by digest
-//! models/<name>                 what is remembered of a model
+//! providers                     on which execution providers models did not run
+//! remembered/<name>             what is remembered of a model
 //! builds/<dense>-<conditions>   how a ladder's build stands, its trials
 //! ladders/<dense>-<conditions>/ manifest, rungs, and a seal with the hash of each file
 //! reservoirs/<name>/<hash>.npz  samples of live requests
@@ -24,6 +25,7 @@ mod disk;
 mod faulty;
 mod fleet;
 mod ladders;
+mod providers;
 mod records;
 pub(super) mod seal;
 #[cfg(test)]
@@ -46,8 +48,8 @@ use crate::units::Digest;
 pub use disk::{Disk, RealDisk};
 pub use fleet::{KeptBundle, in_force};
 pub use records::{
-    BuildState, Drawn, InService, Ladder, LadderId, LadderRecord, ModelRecord, Quarantined,
-    Reservoir, Trial,
+    BuildState, Drawn, FailedOnProvider, InService, Ladder, LadderId, LadderRecord, ModelRecord,
+    Quarantined, Reservoir, Trial,
 };
 pub use seal::Damage;
 
@@ -81,6 +83,7 @@ pub struct Store {
     models: BTreeMap<String, ModelRecord>,
     builds: BTreeMap<LadderId, LadderRecord>,
     quarantine: BTreeMap<Digest, Quarantined>,
+    failed_on: BTreeMap<Digest, FailedOnProvider>,
     moved: Vec<Moved>,
     _lock: Option<Flock<File>>,
 }
@@ -93,7 +96,9 @@ struct Build {
 }
 
 const QUARANTINE: &str = "quarantine";
-const MODELS: &str = "models";
+const PROVIDERS: &str = "providers";
+/// Not "models": where nothing else is said, that folder of the state directory is where models are dropped.
+const MODELS: &str = "remembered";
 const BUILDS: &str = "builds";
 const LADDERS: &str = "ladders";
 const RESERVOIRS: &str = "reservoirs";
@@ -134,6 +139,7 @@ impl Store {
             models: BTreeMap::new(),
             builds: BTreeMap::new(),
             quarantine: BTreeMap::new(),
+            failed_on: BTreeMap::new(),
             moved: Vec::new(),
             _lock: None,
         };
@@ -144,6 +150,9 @@ impl Store {
         store.did("sync", root, store.disk.sync_dir(root))?;
         if let Some(quarantine) = store.load(&root.join(QUARANTINE)) {
             store.quarantine = quarantine;
+        }
+        if let Some(failed_on) = store.load(&root.join(PROVIDERS)) {
+            store.failed_on = failed_on;
         }
         for path in store.whole_files(&root.join(MODELS)) {
             let name = path.file_name().map(|name| name.to_string_lossy().into_owned());

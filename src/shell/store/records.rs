@@ -124,6 +124,16 @@ pub struct Quarantined {
     pub floor: Option<f64>,
 }
 
+/// A model that did not run on an execution provider.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedOnProvider {
+    /// What it is, for people: `digits version 2 on cann`.
+    pub what: String,
+    pub reason: String,
+    /// Seconds since 1970.
+    pub at: u64,
+}
+
 impl Quarantined {
     /// Whether it holds where variants must agree with dense so much.
     pub fn holds_at(&self, floor: f64) -> bool {

@@ -397,3 +397,25 @@ fn the_real_file_system_keeps_what_the_made_up_one_does() {
     assert_eq!(store.ladder(&id()), None, "a rung that was changed is not served");
     assert_eq!(store.moved().len(), 1);
 }
+
+/// Where nothing else is said, models are dropped into the folder `models` of the state directory.
+#[test]
+fn models_that_lie_in_the_state_directory_are_not_the_stores() {
+    let dir = tempfile::tempdir().unwrap();
+    let models = dir.path().join("models");
+    std::fs::create_dir_all(models.join("digits/1")).unwrap();
+    let dropped = [models.join("digits/1/model.onnx"), models.join("other.onnx")];
+    for path in &dropped {
+        std::fs::write(path, "a model").unwrap();
+    }
+    let record = ModelRecord::default();
+    for _ in 0..2 {
+        let mut store = Store::open(dir.path()).unwrap();
+        assert_eq!(store.moved(), []);
+        store.put_model("digits", record.clone()).unwrap();
+        store.put_model("other.onnx", record.clone()).unwrap();
+    }
+    for path in &dropped {
+        assert_eq!(std::fs::read_to_string(path).unwrap(), "a model");
+    }
+}

@@ -53,25 +53,52 @@ const DEVICES: &[&str] = &["/dev/null", "/dev/zero", "/dev/full", "/dev/random",
 /// Beginnings of the names of accelerators' device nodes: Ascend, Cambricon, Kunlunxin.
 const ACCELERATORS: &[&str] = &["davinci", "devmm_svm", "hisi_hdc", "cambricon_", "xpu"];
 
+/// Whole names of further nodes that an Ascend's driver makes where the NPU is part of the SoC. They say too
+/// little by themselves: they are an accelerator's only beside [`SOC`].
+const BESIDE_SOC: &[&str] = &[
+    "dvpp_cmdlist",
+    "event_sched",
+    "log_drv",
+    "memory_bandwidth",
+    "pngd",
+    "svm0",
+    "sys",
+    "ts_aisle",
+    "upgrade",
+    "vdec",
+    "venc",
+    "vpc",
+];
+
+/// The node that every Ascend has.
+const SOC: &str = "davinci_manager";
+
 /// The device nodes of accelerators in `dev`, in the order of their names.
 pub fn accelerators(dev: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(dev).into_iter().flatten().flatten();
-    let mut found: Vec<PathBuf> = entries
-        .take(limits::DIRECTORY_ENTRIES)
-        .filter(|entry| {
-            let name = entry.file_name();
-            ACCELERATORS.iter().any(|start| name.to_string_lossy().starts_with(start))
-        })
-        .map(|entry| entry.path())
-        .collect();
-    found.sort();
-    found
+    let names = entries.take(limits::DIRECTORY_ENTRIES).map(|entry| entry.file_name());
+    let mut names: Vec<_> = names.filter_map(|name| name.into_string().ok()).collect();
+    names.sort();
+    let soc = names.iter().any(|name| name == SOC);
+    let known = |name: &String| {
+        ACCELERATORS.iter().any(|start| name.starts_with(start))
+            || (soc && BESIDE_SOC.contains(&name.as_str()))
+    };
+    names.into_iter().filter(known).map(|name| dev.join(name)).collect()
+}
+
+/// Folders in which the kernel has device nodes of accelerators and processors of pictures, whoever made them.
+const OTHERS: &[&str] = &["accel", "dri"];
+
+/// Device nodes in `dev` that any plugin's device may be behind.
+pub fn others(dev: &Path) -> Vec<PathBuf> {
+    OTHERS.iter().map(|name| dev.join(name)).filter(|folder| folder.is_dir()).collect()
 }
 
 type Rights = BitFlags<AccessFs>;
 
 /// Every path that stays open, and for what.
-fn rights(needs: &Needs, accelerators: &[PathBuf]) -> Vec<(PathBuf, Rights)> {
+fn rights(needs: &Needs, accelerators: &[PathBuf], programs: bool) -> Vec<(PathBuf, Rights)> {
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
     let made = AccessFs::MakeReg | AccessFs::MakeDir | AccessFs::RemoveFile | AccessFs::RemoveDir;
     let write = read | made | AccessFs::WriteFile | AccessFs::Truncate;
@@ -93,7 +120,9 @@ fn rights(needs: &Needs, accelerators: &[PathBuf]) -> Vec<(PathBuf, Rights)> {
     allow(needs.read.clone(), read);
     allow(needs.write.clone(), write);
     if !accelerators.is_empty() {
-        allow(accelerators.to_vec(), device | AccessFs::IoctlDev);
+        allow(accelerators.to_vec(), device | AccessFs::IoctlDev | AccessFs::ReadDir);
+    }
+    if programs {
         allow(paths(PROGRAMS), read | AccessFs::Execute);
         // Drivers and their compilers share memory by name.
         allow(paths(&["/dev/shm"]), write);
@@ -103,8 +132,8 @@ fn rights(needs: &Needs, accelerators: &[PathBuf]) -> Vec<(PathBuf, Rights)> {
 
 /// Leaves this thread, and what it starts, with those paths and without TCP. Returns the version of landlock's
 /// interface that the kernel has.
-pub fn restrict(needs: &Needs, accelerators: &[PathBuf]) -> Result<u32, String> {
-    let status = ruleset(&rights(needs, accelerators))
+pub fn restrict(needs: &Needs, accelerators: &[PathBuf], programs: bool) -> Result<u32, String> {
+    let status = ruleset(&rights(needs, accelerators, programs))
         .and_then(RulesetCreated::restrict_self)
         .map_err(|error| error.to_string())?;
     match (status.ruleset, status.landlock) {

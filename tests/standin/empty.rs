@@ -1,0 +1,1 @@
+//! A library of CANN that the provider is linked to and takes nothing from.
