@@ -69,10 +69,10 @@ async fn measure(nodes: usize, idle: Duration) {
         "{nodes} nodes: {} away, {disks} with bad disks, {keys} with other keys",
         nodes - there
     );
+    let mut tower = Tower::new(&broker).await;
     let empty = (memory("self"), memory(&broker.id().to_string()));
     let begun = Instant::now();
     let mut members: Vec<Member> = (0..nodes).filter(|&n| !away(n)).map(start).collect();
-    let mut tower = Tower::new(&broker).await;
     tower.until("all are there", PATIENCE, |roll| online(roll) == there).await;
     println!("connected, TLS and all, and reported: {:.1} s", begun.elapsed().as_secs_f64());
     let full = (memory("self"), memory(&broker.id().to_string()));

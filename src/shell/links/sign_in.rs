@@ -105,6 +105,8 @@ pub(super) fn options(settings: &Mqtt, id: &str) -> Result<MqttOptions, LinkErro
     options.set_keep_alive(u16::try_from(limits::LINK_KEEP_ALIVE.as_secs()).unwrap_or(u16::MAX));
     options.set_connect_timeout(limits::LINK_CONNECT);
     options.set_max_packet_size(u32::try_from(limits::LINK_MESSAGE_BYTES).ok());
+    // The client keeps a place for each message that may be on its way: 16 MiB of them, unless it is told.
+    options.set_outgoing_inflight_upper_limit(limits::LINK_REQUESTS as u16);
     let file = settings.password_file.as_ref().map(resolve).transpose()?;
     let password = file.as_deref().map(password).transpose()?;
     let name = settings.username.as_ref().map(|UserName(name)| name);
