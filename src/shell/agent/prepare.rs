@@ -97,8 +97,9 @@ impl Loader {
     /// Where the provider may keep what it compiles of a variant: for that one alone, whatever its name is.
     pub fn cache(&self, digest: Digest) -> Option<PathBuf> {
         match self.provider {
-            Provider::Cpu => None,
-            Provider::Cann(_) | Provider::Plugin(_) => {
+            // The one for CANN keeps nothing: see there.
+            Provider::Cpu | Provider::Cann(_) => None,
+            Provider::Plugin(_) => {
                 Some(compiled::folder(&self.state_dir, &self.identity(), digest))
             }
         }
