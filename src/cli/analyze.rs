@@ -52,8 +52,8 @@ pub struct Analyze {
     /// Write a page with plots and the graph to this file; it needs nothing but a browser.
     #[arg(long)]
     html: Option<PathBuf>,
-    /// What runs the model on samples: cpu, cann, or an execution provider in the words of `providers` in the
-    /// configuration, as JSON.
+    /// What runs the model on samples: cpu, cann, or JSON in the words of the configuration's `cann` and
+    /// `plugins`: `{"plugin": {"name": …, "library": …, "sha256": …}}`.
     #[arg(long, default_value = "cpu")]
     provider: Provider,
     /// ONNX Runtime library, instead of the one that is found.

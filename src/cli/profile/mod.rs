@@ -45,8 +45,9 @@ pub struct Profile {
     #[arg(long, default_value_t = 1, requires = "roofline",
           value_parser = clap::value_parser!(u16).range(1..=256))]
     threads: u16,
-    /// What is measured: cpu, cann, or an execution provider in the words of `providers` in the configuration,
-    /// as JSON. Without --roofline: of which the measurements that are kept are shown.
+    /// What is measured: cpu, cann, or JSON in the words of the configuration's `cann` and `plugins`,
+    /// `{"plugin": {"name": …, "library": …, "sha256": …}}`. Without --roofline: of which the measurements that
+    /// are kept are shown.
     #[arg(long, default_value = "cpu")]
     provider: Provider,
     /// Print JSON.

@@ -118,8 +118,8 @@ pub struct Prune {
     /// Seconds for which a variant is compared with dense.
     #[arg(long, default_value_t = 1.5)]
     seconds: f64,
-    /// What runs the operators whose latencies are measured, and the rungs: cpu, cann, or an execution
-    /// provider in the words of `providers` in the configuration, as JSON.
+    /// What runs the operators whose latencies are measured, and the rungs: cpu, cann, or JSON in the words of
+    /// the configuration's `cann` and `plugins`: `{"plugin": {"name": …, "library": …, "sha256": …}}`.
     #[arg(long, default_value = "cpu")]
     provider: Provider,
     /// ONNX Runtime library, instead of the one that is found.

@@ -10,7 +10,8 @@ use crate::cli::{Code, Failure, OrFail};
 
 #[derive(Debug, Args)]
 pub struct Check {
-    /// cann, cpu, or an execution provider in the words of `providers` in the configuration, as JSON.
+    /// cann, cpu, or JSON in the words of the configuration's `cann` and `plugins`:
+    /// `{"plugin": {"name": …, "library": …, "sha256": …}}`.
     #[arg(default_value = "cann")]
     provider: Provider,
     /// Load the provider, and compile and run nothing.

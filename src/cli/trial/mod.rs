@@ -68,8 +68,8 @@ pub struct Trial {
     /// CPUs that this process is bound to, with commas [default: those that it may use].
     #[arg(long, value_delimiter = ',')]
     cpus: Vec<usize>,
-    /// What runs the model: cpu, cann, or an execution provider in the words of `providers` in the
-    /// configuration, as JSON.
+    /// What runs the model: cpu, cann, or JSON in the words of the configuration's `cann` and `plugins`:
+    /// `{"plugin": {"name": …, "library": …, "sha256": …}}`.
     #[arg(long, default_value = "cpu")]
     provider: Provider,
     /// ONNX Runtime library, instead of the one that is found.
