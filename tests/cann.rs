@@ -13,7 +13,7 @@ use std::process::{Command, Output};
 use std::sync::OnceLock;
 
 use nix::fcntl::{Flock, FlockArg};
-use running::{Home, model};
+use running::{Home, model, parsed, words};
 use serde_json::{Value, json};
 use standins::Bench;
 use tempfile::TempDir;
@@ -52,17 +52,6 @@ fn blochd(arguments: &[&str]) -> Command {
 fn runtime(state: &Path, arguments: &[&str]) -> Output {
     let mut command = blochd(&["runtime"]);
     command.args(arguments).arg("--state-dir").arg(state).output().unwrap()
-}
-
-fn words(output: &Output) -> (String, String) {
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    (text(&output.stdout), text(&output.stderr))
-}
-
-fn parsed(output: &Output, code: i32) -> Value {
-    let (out, err) = words(output);
-    assert_eq!(output.status.code(), Some(code), "{out}\n{err}");
-    serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out}\n{err}"))
 }
 
 /// `blochd trial` on CANN as these words ask for it, in a working directory of its own. The stand-ins are

@@ -12,6 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use running::{Agent, Home, Load, model};
+use tempfile::TempDir;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -59,6 +60,20 @@ fn entry(journal: &UnixDatagram, start: &str) -> BTreeMap<String, String> {
     found
 }
 
+/// A folder with a journal's socket; `None` (and a word on standard error) where it cannot be put in the place of
+/// the system's.
+fn journal() -> Option<(TempDir, UnixDatagram)> {
+    let place = tempfile::tempdir().unwrap();
+    let journal = UnixDatagram::bind(place.path().join("socket")).unwrap();
+    journal.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    let can = namespaced(place.path()).arg("true").output();
+    if can.is_ok_and(|output| output.status.success()) {
+        return Some((place, journal));
+    }
+    eprintln!("skipped: nobody may have a mount namespace here");
+    None
+}
+
 /// Waits for entries whose messages begin like these, in whatever order they come.
 fn entries<const N: usize>(
     patience: Duration,
@@ -89,14 +104,7 @@ fn a_service_logs_to_the_journal_with_fields_and_everybody_else_to_standard_erro
     let home = Home::new();
     home.configure("defaults: {ladder: {enabled: false}}");
     home.drop_model(&model("fixtures/mlp_gemm.onnx"), "mlp/1/model.onnx");
-    let place = tempfile::tempdir().unwrap();
-    let journal = UnixDatagram::bind(place.path().join("socket")).unwrap();
-    journal.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
-    let can = namespaced(place.path()).arg("true").output();
-    if !can.is_ok_and(|output| output.status.success()) {
-        eprintln!("skipped: nobody may have a mount namespace here");
-        return;
-    }
+    let Some((place, journal)) = journal() else { return };
     let config = home.dir.path().join("agent.yaml");
     let start = |stream: &str, stderr: File| {
         let mut command = namespaced(place.path());
@@ -160,14 +168,7 @@ fn what_became_of_a_model_is_found_by_fields() {
     let bad = home.dir.path().join("bad.onnx");
     std::fs::write(&bad, "no model").unwrap();
     home.drop_model(&bad, "bad/1/model.onnx");
-    let place = tempfile::tempdir().unwrap();
-    let journal = UnixDatagram::bind(place.path().join("socket")).unwrap();
-    journal.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
-    let can = namespaced(place.path()).arg("true").output();
-    if !can.is_ok_and(|output| output.status.success()) {
-        eprintln!("skipped: nobody may have a mount namespace here");
-        return;
-    }
+    let Some((place, journal)) = journal() else { return };
     let agent = start(&home, place.path());
     let has = |entry: &BTreeMap<String, String>, fields: &[(&str, &str)]| {
         for (name, value) in fields {

@@ -7,6 +7,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use running::{parsed, words};
 use serde_json::{Value, json};
 use standins::Bench;
 
@@ -24,17 +25,6 @@ fn profile(bench: &Bench, vendors: &[&str], options: &[&str]) -> Output {
         command.env(variable, if named { bench.path().as_os_str() } else { "none".as_ref() });
     }
     command.output().unwrap()
-}
-
-fn words(output: &Output) -> (String, String) {
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    (text(&output.stdout), text(&output.stderr))
-}
-
-fn parsed(output: &Output, code: i32) -> Value {
-    let (out, err) = words(output);
-    assert_eq!(output.status.code(), Some(code), "{out}\n{err}");
-    serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out}\n{err}"))
 }
 
 /// Names and kinds of values, without the values. Of lists the first stands for all.

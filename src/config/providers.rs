@@ -8,6 +8,12 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+/// ONNX Runtime's name of its own kernels.
+pub const CPU: &str = "CPUExecutionProvider";
+
+/// ONNX Runtime's name of its provider for CANN.
+pub const CANN: &str = "CANNExecutionProvider";
+
 /// An execution provider with all that is asked of it.
 ///
 /// Text, as flags of commands have it: `cpu`, `cann`, or its JSON.
@@ -63,8 +69,8 @@ impl Provider {
     /// ONNX Runtime's name of it, as far as it is known before a plugin is loaded.
     pub fn execution_provider(&self) -> &str {
         match self {
-            Self::Cpu => "CPUExecutionProvider",
-            Self::Cann(_) => "CANNExecutionProvider",
+            Self::Cpu => CPU,
+            Self::Cann(_) => CANN,
             Self::Plugin(plugin) => plugin.provider.as_deref().unwrap_or(&plugin.name),
         }
     }

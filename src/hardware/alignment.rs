@@ -1,6 +1,8 @@
 //! In how many channels the cores of an execution provider work: what a rung keeps beyond a multiple of that
 //! costs as much as the next multiple does.
 
+use crate::config::providers::CANN;
+
 /// Execution providers, by the name that ONNX Runtime gives them, and the number of channels that they round
 /// widths up to. One that is not here has its steps measured by the latency table alone.
 ///
@@ -9,7 +11,7 @@
 ///   weights are padded on both sides.
 /// - CPU: the steps differ from machine to machine and are measured.
 /// - Of Cambricon and Kunlunxin nothing is published that could be relied on.
-const ALIGNMENTS: &[(&str, usize)] = &[("CANNExecutionProvider", 16)];
+const ALIGNMENTS: &[(&str, usize)] = &[(CANN, 16)];
 
 /// The number of channels that an execution provider's cores work in, where that is known.
 pub fn alignment(provider: &str) -> Option<usize> {

@@ -6,7 +6,7 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::{Complaint, Health, Known, Presence, Roster, Vendor};
+use super::{Complaint, Health, Presence, Roster, Vendor};
 use crate::config::{Cann, ExecutionProviders, Plugin, Provider, Wanted};
 
 /// The option of the provider for CANN by which the parts of a graph that it knows are compiled, and not the
@@ -186,11 +186,8 @@ pub fn ways(asked: &Cann) -> Vec<Cann> {
 /// Why an NPU cannot be worked with, as far as its vendor's library tells. One that complains works: boards are
 /// known that ring an alarm at all times.
 pub fn unusable(roster: &Roster, device: u32) -> Option<Passed> {
-    let own =
-        |known: &&Known| known.device.vendor == Vendor::Ascend && known.device.index == device;
-    // A number may have gone from a card that is lost to another.
     let mut lost = false;
-    for known in roster.devices().filter(own) {
+    for known in roster.numbered(Vendor::Ascend, device) {
         match (known.presence, &known.device.health) {
             (Presence::Lost, _) => lost = true,
             (Presence::Answers, Health::Unusable(complaint)) => {

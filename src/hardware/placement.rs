@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+// The provider that takes what no other does.
+use crate::config::providers::CPU;
 use crate::limits;
 
 /// What stands for kinds of operators beyond the first [`limits::PLACED_KINDS`].
@@ -12,9 +14,6 @@ const OTHERS: &str = "others";
 
 /// Longest name of a kind that is kept.
 const NAME_CHARS: usize = 100;
-
-/// The provider that takes what no other does.
-const CPU: &str = "CPUExecutionProvider";
 
 /// The operators of one model by the provider that runs them.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]

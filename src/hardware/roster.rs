@@ -128,6 +128,13 @@ impl Roster {
         self.devices.values()
     }
 
+    /// Those that the vendor's library knows by this number: more than one where a card was lost and another
+    /// one has got its number.
+    pub fn numbered(&self, vendor: Vendor, index: u32) -> impl Iterator<Item = &Known> {
+        self.devices()
+            .filter(move |known| known.device.vendor == vendor && known.device.index == index)
+    }
+
     /// The temperature of the hottest device that answers, °C.
     pub fn hottest(&self) -> Option<f64> {
         self.devices().filter_map(|known| known.device.celsius).max_by(f64::total_cmp)

@@ -8,6 +8,7 @@ pub mod engine;
 pub mod files;
 pub mod fleet;
 pub mod frugal;
+pub mod hashes;
 pub mod inputs;
 pub mod links;
 pub mod metrics;

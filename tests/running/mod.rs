@@ -7,7 +7,7 @@
 use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -34,6 +34,19 @@ pub fn onnx_runtime() -> &'static Path {
         let search = Search::new(None, &places::state_dir());
         library::locate(&search).unwrap_or_else(|error| panic!("{error}")).path
     })
+}
+
+/// What a program said: its standard output and its standard error.
+pub fn words(output: &Output) -> (String, String) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (text(&output.stdout), text(&output.stderr))
+}
+
+/// The JSON that it printed, where it ended with this exit code.
+pub fn parsed(output: &Output, code: i32) -> Value {
+    let (out, err) = words(output);
+    assert_eq!(output.status.code(), Some(code), "{out}\n{err}");
+    serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out}\n{err}"))
 }
 
 /// Settings of whoever runs the tests would win over the test's own.

@@ -60,11 +60,7 @@ impl Choosing {
     pub fn key(&self, digest: Digest, provider: &Provider, identity: &str) -> Digest {
         let mut text = format!("{digest}\0{identity}");
         if let Provider::Cann(cann) = provider {
-            let own = |known: &&crate::hardware::Known| {
-                let device = &known.device;
-                device.vendor == Vendor::Ascend && device.index == cann.device_id
-            };
-            for known in self.roster.devices().filter(own) {
+            for known in self.roster.numbered(Vendor::Ascend, cann.device_id) {
                 let device = &known.device;
                 text.push_str(&format!(
                     "\0{:?} {:?} {:?}",

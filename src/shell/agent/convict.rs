@@ -1,6 +1,7 @@
 //! What becomes of a variant that does not keep its promise.
 
 use super::Agent;
+use super::memory;
 use super::served::Standby;
 use crate::governor::Conviction;
 
@@ -21,8 +22,7 @@ impl Agent {
         let (name, digest) = (candidate.info.name.clone(), candidate.info.digest);
         let before = std::mem::replace(&mut candidate.standby, Standby::Withdrawn(reason.clone()));
         if let Standby::Loaded(sessions) = before {
-            // Freeing a large model takes a while.
-            tokio::task::spawn_blocking(move || drop(sessions));
+            memory::free(sessions);
         }
         tracing::error!(model, variant = name, reason, "withdrawn: {reason}");
         self.put_into_quarantine(digest, format!("{model} {name}"), reason);

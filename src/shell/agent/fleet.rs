@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
 use super::Agent;
 use super::event::{Event, Fate};
+use super::lifecycle::seconds_since_1970;
 use crate::config::{self, Inbox};
 use crate::fleet::apply::{
     Context, Effect, Event as Happened, Failure, Outcome, Report, Stepped, Survey, Task,
@@ -392,12 +393,11 @@ impl Fleet {
     }
 
     fn context(&self, up: Duration) -> Context<'_> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         Context {
             node: &self.node,
             configured: self.configured.as_ref(),
             probation: self.probation,
-            now: Timestamp(now),
+            now: Timestamp(seconds_since_1970()),
             up,
         }
     }

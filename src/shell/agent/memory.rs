@@ -1,4 +1,4 @@
-//! Whether a variant finds place in memory beside what is loaded already.
+//! Whether a variant finds place in memory beside what is loaded already, and giving it back.
 
 use std::path::Path;
 
@@ -6,6 +6,11 @@ use crate::limits;
 use crate::shell::models;
 use crate::shell::probe::HostProbe;
 use crate::units::ByteSize;
+
+/// Lets go of sessions off the event loop: freeing a large model takes a while.
+pub fn free(what: impl Send + 'static) {
+    tokio::task::spawn_blocking(move || drop(what));
+}
 
 /// Whether `instances` sessions of the model at `path` find place in what is available now, limits of the
 /// slice included; `lends` says whether the sessions hold their weights together. To be asked right before

@@ -12,10 +12,12 @@ use serde_json::{Value, json};
 use super::Agent;
 use super::choosing::{Choosing, Tried, told};
 use super::event::{Event, Fate, Prepared, Unfit};
+use super::memory;
 use super::prepare::Loader;
 use super::served::{Build, Served, Standby};
 use super::swapping::Swap;
 use crate::arrivals::VersionKey;
+use crate::config::providers::CANN;
 use crate::config::{Config, ModelConfig, Provider, Wanted};
 use crate::hardware::{Choice, Passed, PassedOver, Roster, Vendor, label, unusable, ways};
 use crate::limits;
@@ -24,9 +26,6 @@ use crate::shell::engine::{Found, RuntimeError, Search, compiled};
 use crate::shell::metrics::Runs;
 use crate::shell::probe::detect;
 use crate::shell::store::FailedOnProvider;
-
-/// ONNX Runtime's name of the provider for CANN.
-const CANN: &str = "CANNExecutionProvider";
 
 /// Finds ONNX Runtime: one with the provider for CANN where NPUs of Ascend are seen or the configuration names
 /// it, and there is such a one; models' own policies are not known yet.
@@ -53,6 +52,12 @@ enum Going {
     Off,
     /// What is wanted before it may do again.
     Back,
+}
+
+/// How long a provider is left alone that has failed so many times before: twice as long each time.
+fn wait_after(failures: u32) -> Duration {
+    let factor = 1u32.checked_shl(failures).unwrap_or(u32::MAX);
+    limits::PROVIDER_AGAIN_FIRST.saturating_mul(factor).min(limits::PROVIDER_AGAIN_LONGEST)
 }
 
 /// How a served model stands with its providers.
@@ -89,8 +94,7 @@ impl Standing {
     }
 
     fn wait(&self) -> Duration {
-        let factor = 1u32.checked_shl(self.failures).unwrap_or(u32::MAX);
-        limits::PROVIDER_AGAIN_FIRST.saturating_mul(factor).min(limits::PROVIDER_AGAIN_LONGEST)
+        wait_after(self.failures)
     }
 
     fn put_off(&mut self, now: Instant) {
@@ -224,9 +228,7 @@ impl Agent {
             for way in ways {
                 let key = (model.to_owned(), label(&way));
                 let times = self.left.get(&key).map_or(0, |left| left.times);
-                let factor = 1u32.checked_shl(times).unwrap_or(u32::MAX);
-                let wait = limits::PROVIDER_AGAIN_FIRST.saturating_mul(factor);
-                let until = now + wait.min(limits::PROVIDER_AGAIN_LONGEST);
+                let until = now + wait_after(times);
                 let left = Left { reason: reason.clone(), times: times.saturating_add(1), until };
                 self.left.insert(key, left);
             }
@@ -235,8 +237,7 @@ impl Agent {
             if let Standby::Loaded(_) = candidate.standby {
                 let why = "what it was loaded on is lost".to_owned();
                 let before = std::mem::replace(&mut candidate.standby, Standby::Waiting(why));
-                // Freeing a large model takes a while.
-                tokio::task::spawn_blocking(move || drop(before));
+                memory::free(before);
             }
         }
         self.go(model, Going::Off);
@@ -293,8 +294,7 @@ impl Agent {
         let now = Instant::now();
         self.remember_failures(key, tried);
         let Some(served) = self.served.get_mut(&key.model).filter(|s| s.key == *key) else {
-            // Freeing it takes a while.
-            tokio::task::spawn_blocking(move || drop(outcome));
+            memory::free(outcome);
             return;
         };
         let Some(going) = served.standing.going.take() else { return };
@@ -303,7 +303,7 @@ impl Agent {
                 self.change(key, going, *prepared, tried);
             }
             // Its file is another one by now, which is on its way by itself.
-            Ok(other) => drop(tokio::task::spawn_blocking(move || drop(other))),
+            Ok(other) => memory::free(other),
             Err(unfit) => self.not_moved(key, going, &unfit, tried, now),
         }
     }
@@ -363,8 +363,8 @@ impl Agent {
             }
         };
         let before = std::mem::replace(&mut served.candidates, vec![dense]);
-        // Freeing what stood by takes a while.
-        tokio::task::spawn_blocking(move || drop(before));
+        // What stood by goes with what served.
+        memory::free(before);
         served.standing = Standing::new(provider, tried, facts, begun);
         served.build = Build::None("no ladder is wanted".to_owned());
         (served.current, served.switched, served.fault) = (0, begun, None);

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::Agent;
 use super::event::{Event, Unfit};
 use super::lifecycle::seconds_since_1970;
+use super::memory;
 use super::prepare::Loader;
 use super::served::{Served, Standby};
 use crate::arrivals::VersionKey;
@@ -268,8 +269,7 @@ impl Agent {
         } else {
             let before = std::mem::replace(&mut rung.standby, Standby::Withdrawn(reason.clone()));
             if let Standby::Loaded(sessions) = before {
-                // Freeing a large model takes a while.
-                tokio::task::spawn_blocking(move || drop(sessions));
+                memory::free(sessions);
             }
         }
         let name = rung.info.name.clone();

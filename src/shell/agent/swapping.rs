@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::Agent;
 use super::event::{Event, Fate, Opened, Unfit};
+use super::memory;
 use super::prepare::Loader;
 use super::served::{Build, Candidate, Misdeed, Standby};
 use crate::arrivals::VersionKey;
@@ -105,8 +106,8 @@ impl Agent {
     ) {
         let served = self.served.get(&key.model).filter(|served| served.key == *key);
         if served.is_none_or(|s| s.standing.is_going() || s.standing.provider != *provider) {
-            // The model runs on something else by now, or is about to. Freeing it takes a while.
-            tokio::task::spawn_blocking(move || drop(outcome));
+            // The model runs on something else by now, or is about to.
+            memory::free(outcome);
             return;
         }
         let blamed = match &outcome {
@@ -122,9 +123,8 @@ impl Agent {
         let find = |c: &&mut Candidate| c.info.name == variant && c.info.digest == digest;
         let Some(candidate) = served.candidates.iter_mut().find(find) else { return };
         if !matches!(candidate.standby, Standby::Opening) {
-            // What it did before it left service was found out while it was loaded again, or it serves already;
-            // freeing it takes a while.
-            tokio::task::spawn_blocking(move || drop(outcome));
+            // What it did before it left service was found out while it was loaded again, or it serves already.
+            memory::free(outcome);
             return;
         }
         let wants_room = outcome.as_ref().is_err_and(|unfit| unfit.fate == Fate::Later);

@@ -6,16 +6,16 @@
 //! puts there is seen afterwards. The libraries that it needs are not pinned.
 
 use std::fs::{self, File, Metadata};
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::unistd::geteuid;
-use sha2::{Digest as _, Sha256};
 
 use super::error::PluginError;
 use crate::config::Plugin;
 use crate::limits;
+use crate::shell::hashes::sha256_text;
 
 /// A file that was found to be the one that is pinned.
 pub(super) struct Checked {
@@ -46,7 +46,7 @@ impl Checked {
             let why = format!("it is no file of at most {} bytes", limits::PLUGIN_BYTES);
             return Err(unreadable(io::Error::new(io::ErrorKind::InvalidData, why)));
         }
-        let found = hash(&mut file).map_err(unreadable)?;
+        let found = sha256_text(&mut file).map_err(unreadable)?;
         if found != plugin.sha256 {
             let (path, expected) = (plugin.library.clone(), plugin.sha256.clone());
             return Err(PluginError::OtherFile { path, expected, found });
@@ -71,20 +71,6 @@ impl Checked {
         let of = |line: &str| line.find('/').map(|at| line[at..].to_owned());
         maps.lines().any(|line| of(line).is_some_and(|mapped| mapped == path))
     }
-}
-
-fn hash(file: &mut impl Read) -> io::Result<String> {
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 1 << 16];
-    loop {
-        match file.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(read) => hasher.update(&buffer[..read]),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// What on the way to a file, it included, others than root and this user could exchange.
@@ -132,11 +118,5 @@ mod tests {
         // Others may put files there, and not exchange this one.
         open(&folder, 0o1777);
         assert_eq!(exposed(&file).unwrap(), None);
-    }
-
-    #[test]
-    fn the_hash_is_that_of_the_bytes() {
-        let found = hash(&mut &b"abc"[..]).unwrap();
-        assert_eq!(found, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
     }
 }

@@ -13,12 +13,11 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::statvfs::statvfs;
-use sha2::{Digest as _, Sha256 as Hasher};
 
 use crate::fleet::apply::Failure;
 use crate::fleet::{Artifact, KeySet, Sha256, Source};
 use crate::limits;
-use crate::shell::files;
+use crate::shell::{files, hashes};
 use crate::units::ByteSize;
 
 /// Bytes that are read at a time.
@@ -285,22 +284,9 @@ fn name(artifact: &Artifact, failure: Failure) -> Failure {
 
 /// SHA-256 and size of a file.
 pub fn hash(path: &Path, stop: &AtomicBool) -> io::Result<(Sha256, u64)> {
-    let mut file = File::open(path)?;
-    let mut hasher = Hasher::new();
-    let mut buffer = vec![0; CHUNK];
-    let mut size = 0;
-    loop {
-        if stop.load(Ordering::Relaxed) {
-            return Err(io::ErrorKind::Interrupted.into());
-        }
-        match file.read(&mut buffer)? {
-            0 => return Ok((Sha256(hasher.finalize().into()), size)),
-            read => {
-                hasher.update(&buffer[..read]);
-                size += read as u64;
-            }
-        }
-    }
+    let goes_on = || !stop.load(Ordering::Relaxed);
+    let (hash, size) = hashes::sha256(&mut File::open(path)?, goes_on)?;
+    Ok((Sha256(hash), size))
 }
 
 /// A signature of the file itself, where the bundle has one, must be that of a key that is trusted.
@@ -346,7 +332,7 @@ mod tests {
             version: Version(1),
             from: Source::File(from.into()),
             size: bytes.len() as u64,
-            sha256: Sha256(Hasher::digest(bytes).into()),
+            sha256: Sha256(hashes::sha256(&mut &*bytes, || true).unwrap().0),
             signature: None,
         }
     }

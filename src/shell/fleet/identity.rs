@@ -6,6 +6,7 @@ use crate::config::{Fleet, NodeId};
 use crate::fleet::Node;
 use crate::limits;
 use crate::shell::files;
+use crate::shell::hashes::hexadecimal;
 
 /// Where systemd and others keep the machine's id.
 const MACHINE_ID: &str = "/etc/machine-id";
@@ -43,7 +44,7 @@ fn of_machine(path: &Path) -> Result<String, NoIdentity> {
         return Err(wrong("it has no 32 hexadecimal digits".to_owned()));
     }
     let hash = blake3::derive_key("blochd fleet node id v1", id.to_ascii_lowercase().as_bytes());
-    Ok(hash[..ID_BYTES].iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hexadecimal(&hash[..ID_BYTES]))
 }
 
 #[cfg(test)]

@@ -1,12 +1,12 @@
 //! Spans as OpenTelemetry's protocol writes them in JSON: an `ExportTraceServiceRequest`
 //! (<https://opentelemetry.io/docs/specs/otlp/>). Whole numbers of 64 bits are texts there, ids hexadecimal.
 
-use std::fmt::Write;
 use std::time::Duration;
 
 use serde_json::{Value as Json, json};
 
 use super::{Kind, Span, Value};
+use crate::shell::hashes::hexadecimal;
 
 /// A span, and when it began and ended since 1970.
 pub(super) type Timed = (Box<Span>, (Duration, Duration));
@@ -38,26 +38,18 @@ fn span(span: &Span, (begun, ended): (Duration, Duration)) -> Json {
         json!({"key": key, "value": value})
     });
     let mut json = json!({
-        "traceId": hex(&span.place.trace), "spanId": hex(&span.place.span), "name": span.name,
+        "traceId": hexadecimal(&span.place.trace), "spanId": hexadecimal(&span.place.span),
+        "name": span.name,
         "kind": kind, "startTimeUnixNano": begun.as_nanos().to_string(),
         "endTimeUnixNano": ended.as_nanos().to_string(), "attributes": told.collect::<Vec<_>>(),
     });
     if let Some(parent) = span.place.parent {
-        json["parentSpanId"] = hex(&parent).into();
+        json["parentSpanId"] = hexadecimal(&parent).into();
     }
     if let Some(error) = &span.error {
         json["status"] = json!({"code": 2, "message": error});
     }
     json
-}
-
-fn hex(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(2 * bytes.len());
-    for byte in bytes {
-        // Writing into a string does not fail.
-        let _ = write!(text, "{byte:02x}");
-    }
-    text
 }
 
 #[cfg(test)]

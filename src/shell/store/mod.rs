@@ -105,6 +105,14 @@ const RESERVOIRS: &str = "reservoirs";
 const DAMAGED: &str = "damaged";
 const CHILDREN: &str = "children";
 
+/// The oldest entries make place beyond `most`; `at` tells their age.
+fn bound<T>(all: &mut BTreeMap<Digest, T>, most: usize, at: impl Fn(&T) -> u64) {
+    while all.len() > most {
+        let oldest = all.iter().min_by_key(|(_, entry)| at(entry)).map(|(key, _)| *key);
+        oldest.map(|key| all.remove(&key));
+    }
+}
+
 impl Store {
     /// Opens the state directory, makes what is missing of it, and locks it against other agents.
     ///
@@ -215,10 +223,7 @@ impl Store {
     pub fn put_quarantine(&mut self, digest: Digest, why: Quarantined) -> Result<(), StoreError> {
         let mut all = self.quarantine.clone();
         all.insert(digest, why);
-        while all.len() > limits::QUARANTINE_ENTRIES {
-            let oldest = all.iter().min_by_key(|(_, entry)| entry.at).map(|(digest, _)| *digest);
-            oldest.map(|digest| all.remove(&digest));
-        }
+        bound(&mut all, limits::QUARANTINE_ENTRIES, |entry| entry.at);
         self.put(&self.root.join(QUARANTINE), &all)?;
         self.quarantine = all;
         Ok(())

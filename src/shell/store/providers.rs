@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::limits;
 use crate::units::Digest;
 
-use super::{FailedOnProvider, PROVIDERS, Store, StoreError};
+use super::{FailedOnProvider, PROVIDERS, Store, StoreError, bound};
 
 impl Store {
     /// Why models failed on providers, by whatever key a failure was kept under; `now` in seconds since 1970.
@@ -29,10 +29,7 @@ impl Store {
     ) -> Result<(), StoreError> {
         let mut all = self.failed_on.clone();
         all.insert(key, failed);
-        while all.len() > limits::PROVIDER_FAILURES {
-            let oldest = all.iter().min_by_key(|(_, failed)| failed.at).map(|(key, _)| *key);
-            oldest.map(|key| all.remove(&key));
-        }
+        bound(&mut all, limits::PROVIDER_FAILURES, |failed| failed.at);
         self.put(&self.root.join(PROVIDERS), &all)?;
         self.failed_on = all;
         Ok(())

@@ -7,17 +7,17 @@ mod archive;
 mod listed;
 
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde::Serialize;
-use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
 pub use listed::Build;
 
 use crate::shell::files;
+use crate::shell::hashes::sha256_text;
 
 /// Why no runtime was installed. What was installed before stands.
 #[derive(Debug, thiserror::Error)]
@@ -243,16 +243,7 @@ fn version_of(library: &str) -> Option<String> {
 
 /// SHA-256 of a file, in hexadecimal digits.
 fn hash_of(path: &Path) -> io::Result<String> {
-    let mut file = File::open(path)?;
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 1 << 16];
-    loop {
-        match file.read(&mut buffer)? {
-            0 => break,
-            count => hasher.update(&buffer[..count]),
-        }
-    }
-    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    sha256_text(&mut File::open(path)?)
 }
 
 #[cfg(test)]

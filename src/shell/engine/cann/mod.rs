@@ -32,7 +32,7 @@ use crate::onnx::{ExecError, Tensor};
 use options::OptionError;
 
 /// ONNX Runtime's name of the provider.
-pub const NAME: &str = "CANNExecutionProvider";
+pub use crate::config::providers::CANN as NAME;
 
 /// Why CANN is not even asked.
 #[derive(Debug, thiserror::Error)]
