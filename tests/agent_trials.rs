@@ -6,11 +6,12 @@ mod running;
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::process::Command;
 
 use blochd::shell::unfinished::UNFINISHED_FILE;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use running::{Agent, Home, children_of, model};
+use running::{Agent, Home, children_of, model, without_settings};
 use serde_json::{Value, json};
 
 const NO_LADDER: &str = "defaults: {ladder: {enabled: false}}";
@@ -282,4 +283,22 @@ fn an_agent_that_is_killed_goes_on_with_the_ladder_where_its_build_was() {
     let reused = page.lines().find_map(|line| line.strip_prefix(reused)).expect("what was reused");
     assert!(reused.parse::<u64>().unwrap() > 0, "{reused}");
     assert_eq!(finished_rungs(&home), 0);
+}
+
+#[test]
+fn the_runtime_leaves_nothing_of_its_own_behind_and_asks_nobody() {
+    let home = home();
+    let user = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_blochd"));
+    without_settings(&mut command);
+    command
+        .env("HOME", user.path())
+        .env_remove("XDG_CACHE_HOME")
+        .env_remove("ORT_DISABLE_TELEMETRY");
+    command.arg("trial").arg(model("fixtures/mlp_gemm.onnx")).current_dir(home.dir.path());
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let left: Vec<_> =
+        fs::read_dir(user.path()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(left.is_empty(), "{left:?}");
 }

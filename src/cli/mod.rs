@@ -126,6 +126,7 @@ fn samples_of(path: &Path) -> Result<BTreeMap<String, Tensor>, Failure> {
 
 /// Carries out the command; prints its failure, with every cause, to standard error.
 pub fn run(args: Args) -> ExitCode {
+    keep_the_runtime_quiet();
     match &args.command {
         // They serve, or speak with others, over pipes and sockets that may close.
         Command::Demo(_) | Command::DemoClient(_) | Command::DemoBurn | Command::Run(_) => {}
@@ -179,6 +180,14 @@ fn end_with_the_reader() {
     let set = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
     // Where it cannot be set, the end is as sure and less quiet.
     let _ = set;
+}
+
+/// ONNX Runtime 1.32 gives a box an identifier, keeps a database in its user's cache folder and sends what it
+/// counts to its makers, from the moment that it is loaded on: that it may be turned off comes too late. Only
+/// this says so before.
+fn keep_the_runtime_quiet() {
+    // SAFETY: no other thread runs yet, so nobody reads the environment meanwhile.
+    unsafe { std::env::set_var("ORT_DISABLE_TELEMETRY", "1") };
 }
 
 /// An error with its causes, none of them twice: many say what their cause says.

@@ -13,6 +13,7 @@ use super::task::{Eval, LadderError, Task};
 use super::timing::{Candidate, Timings};
 use crate::limits;
 use crate::onnx::{Graph, Model, Tensor, share_equal};
+use crate::surgery::attention::project_inside;
 use crate::surgery::repair::Repair;
 use crate::surgery::{self, Gone};
 
@@ -21,6 +22,7 @@ use crate::surgery::{self, Gone};
 pub struct Built {
     pub rung: Rung,
     pub plan: Plan,
+    /// As `ladder::opened` writes it out.
     pub model: Model,
 }
 
@@ -86,7 +88,8 @@ impl<'a> Bench<'a> {
         held_out: &'a Judges,
         known_figures: Option<Figures>,
     ) -> Result<Self, LadderError> {
-        let dense_outputs = outputs(task.engine, task.model, &held_out.batches)?;
+        let model = project_inside(task.model)?;
+        let dense_outputs = outputs(task.engine, &model, &held_out.batches)?;
         let (dense, measured) = (Figures::default(), RefCell::default());
         let mut bench = Self { task, known, held_out, dense_outputs, dense, measured };
         bench.dense = match known_figures {
@@ -116,7 +119,8 @@ impl<'a> Bench<'a> {
             self.task.samples.first.iter().map(|(name, t)| (name.as_str(), t)).collect();
         let mut candidates = Vec::new();
         for model in [self.task.model, variant] {
-            let session = self.task.engine.open(model)?;
+            let model = project_inside(model)?;
+            let session = self.task.engine.open(&model)?;
             candidates.push(Candidate { session, inputs: inputs.clone() });
         }
         Ok(Timings::take(&mut candidates, seconds)?)
@@ -134,7 +138,7 @@ impl<'a> Bench<'a> {
         Ok(Figures {
             macs: report::macs(&graph, &shapes),
             params: report::parameters(&graph),
-            bytes: model.inline_size()?,
+            bytes: project_inside(model)?.inline_size()?,
             quality: agreement.quality,
             explained: agreement.explained,
             ..Figures::default()
@@ -143,13 +147,15 @@ impl<'a> Bench<'a> {
 
     fn accuracy(&self, model: &Model) -> Result<Option<f64>, LadderError> {
         let Some(Eval { samples, labels: Some(labels) }) = self.task.eval else { return Ok(None) };
-        let outputs = outputs(self.task.engine, model, &samples.batches)?;
+        let model = project_inside(model)?;
+        let outputs = outputs(self.task.engine, &model, &samples.batches)?;
         Ok(accuracy(&outputs, labels))
     }
 
     /// Agreement with dense on the samples that no repair has seen.
     pub(super) fn judge(&self, model: &Model) -> Result<Agreement, LadderError> {
-        let found = outputs(self.task.engine, model, &self.held_out.batches)?;
+        let model = project_inside(model)?;
+        let found = outputs(self.task.engine, &model, &self.held_out.batches)?;
         Ok(agreement(&self.dense_outputs, &found, &self.held_out.counted))
     }
 
@@ -228,7 +234,7 @@ impl Workbench for Bench<'_> {
             name: format!("r{asked}"),
             asked,
             file: String::new(),
-            digest: model.digest()?,
+            digest: project_inside(&model)?.digest()?,
             figures,
             cuts: report::cuts(self.known, plan),
             bypassed: plan

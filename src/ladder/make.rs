@@ -8,6 +8,7 @@ use super::bench::{Bench, Built, Workbench};
 use super::calibration::free_sizes;
 use super::importance::check;
 use super::manifest::{FrozenInfo, NotBuilt};
+use super::opened;
 use super::plan::{Known, group_choices, items, widths};
 use super::quality::Judges;
 use super::ranks::{RankChoices, candidates};
@@ -17,6 +18,7 @@ use super::table::{LatencyTable, Stopwatch};
 use super::task::{Event, Finished, Keeper, Ladder, LadderError, SoFar, Task};
 use crate::coupling::{Group, Neutral, blocks, couple};
 use crate::onnx::{ExecError, Graph, Shapes, operators};
+use crate::surgery::attention::project_inside;
 use crate::surgery::repair::{Mode, is_held_out};
 
 impl Task<'_> {
@@ -27,6 +29,18 @@ impl Task<'_> {
     /// Where the runtime fails on the dense model, importances are not of it, or `keeper` cannot keep
     /// something.
     pub fn make(
+        &self,
+        before: Option<SoFar>,
+        table: &mut LatencyTable,
+        keeper: &mut dyn Keeper,
+    ) -> Result<Ladder, LadderError> {
+        match opened(self.engine, self.model, &self.samples.first)? {
+            Some(model) => Task { model: &model, ..*self }.make_of(before, table, keeper),
+            None => self.make_of(before, table, keeper),
+        }
+    }
+
+    fn make_of(
         &self,
         before: Option<SoFar>,
         table: &mut LatencyTable,
@@ -90,6 +104,7 @@ impl Task<'_> {
                 Ok(Ok((mut built, step))) => {
                     bench.share_weights(&mut built)?;
                     let Built { mut rung, model, .. } = built;
+                    let model = project_inside(&model)?;
                     keeper.rung(&mut rung, &model).map_err(LadderError::NotKept)?;
                     so_far.finished.push(Finished { rung: rung.clone(), step });
                     keeper.so_far(so_far).map_err(LadderError::NotKept)?;

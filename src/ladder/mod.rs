@@ -13,6 +13,7 @@ pub mod make;
 pub mod manifest;
 mod merging;
 mod nest;
+mod opened;
 mod packed;
 pub mod plan;
 mod prices;
@@ -34,3 +35,4 @@ mod tests;
 pub mod timing;
 
 pub use manifest::Manifest;
+pub use opened::{OpenError, opened};

@@ -18,6 +18,7 @@ use crate::spectra::activations::Activations;
 use crate::spectra::moments::Moments;
 use crate::spectra::rows::Geometry;
 use crate::spectra::sampler::Sampler;
+use crate::surgery::attention::project_inside;
 use crate::surgery::low_rank::writer;
 use crate::surgery::repair::{is_held_out, rows_wanted, set_bias};
 
@@ -80,7 +81,7 @@ impl Bench<'_> {
             return Ok(false);
         }
         built.rung.figures = self.sized(&model, agreement)?;
-        built.rung.digest = model.digest()?;
+        built.rung.digest = project_inside(&model)?.digest()?;
         built.model = model;
         Ok(true)
     }

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::calibration::Samples;
 use super::importance::{ImportanceError, Importances};
 use super::manifest::{Figures, FrozenInfo, NotBuilt, Rung};
+use super::opened::OpenError;
 use super::plan::{Plan, PlanError};
 use super::table::{LatencyTable, TableError};
 use crate::coupling::Coupling;
@@ -73,6 +74,8 @@ pub enum LadderError {
     Repair(#[from] RepairError),
     #[error(transparent)]
     Importance(#[from] ImportanceError),
+    #[error(transparent)]
+    Open(#[from] OpenError),
     #[error("{0}")]
     NotKept(String),
 }

@@ -151,6 +151,10 @@ pub const SUBSTITUTE_ERROR: f64 = 0.05;
 /// Most substitutions that are tried in one rung: each is a run over the held-out samples.
 pub const SUBSTITUTIONS_TRIED: usize = 16;
 
+/// Squared difference of two forms of one model, relative to the outputs' squares, up to which they compute the
+/// same: a dozen layers of 16-bit floats, which round by 2⁻¹¹, stay well below a third of a percent.
+pub const SAME_SQUARES: f64 = 1e-5;
+
 /// Most that a rung's quality and its explained variance may fall by all substitutions together: what a smaller
 /// file is worth, and below what two calibrations differ by.
 pub const SUBSTITUTION_FALL: f64 = 0.005;

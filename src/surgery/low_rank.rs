@@ -178,7 +178,7 @@ fn constant(
 }
 
 /// A name made of `base` and `part` that nothing of the graph goes by.
-fn fresh(graph: &Graph, base: &str, part: &str) -> String {
+pub(super) fn fresh(graph: &Graph, base: &str, part: &str) -> String {
     let labels: Vec<String> = (0..graph.nodes().len()).map(|id| graph.label(id)).collect();
     let taken = |name: &String| {
         graph.weight(name).is_some() || graph.producer(name).is_some() || labels.contains(name)

@@ -2,6 +2,7 @@
 //! cut; `ladder` decides what is.
 
 mod aim;
+pub mod attention;
 mod cut;
 mod held_out;
 pub mod low_rank;

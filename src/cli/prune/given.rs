@@ -6,6 +6,7 @@ use anyhow::{Context, anyhow};
 use blochd::coupling::couple;
 use blochd::ladder::calibration::{Samples, free_sizes};
 use blochd::ladder::importance::{self, Importances};
+use blochd::ladder::opened;
 use blochd::limits;
 use blochd::onnx::{Engine, Graph, Model};
 use blochd::shell::files;
@@ -36,6 +37,8 @@ pub fn write_groups(
     model: &Model,
     samples: &Samples,
 ) -> Result<(), Failure> {
+    let opened = opened(engine, model, &samples.first).code(Code::Data)?;
+    let model = opened.as_ref().unwrap_or(model);
     let sizes = free_sizes(model, &samples.first);
     let shapes = engine.shapes(model, &sizes).code(Code::Data)?;
     let graph = Graph::new(model);
