@@ -184,7 +184,7 @@ fn projects_again(graph: &Graph, id: NodeId) -> Option<NodeProto> {
     let node = graph.node(id);
     let split = graph.producer(graph.input(id, 0)?).filter(|split| graph.op(*split) == "Split")?;
     let three = &graph.node(split).output;
-    let only = |value: &str, by: NodeId| matches!(graph.uses(value), [Use::Input { node, .. }] if *node == by);
+    let only = |value: &str, by: NodeId| only_reader(graph, value) == Some(by);
     let own = |value: &String| only(value, id);
     let axis = graph.attrs(split).int("axis");
     if node.input.get(..3) != Some(three.as_slice()) || !three.iter().all(own) || axis != Some(2) {
@@ -226,4 +226,11 @@ fn projects_again(graph: &Graph, id: NodeId) -> Option<NodeProto> {
         made.attribute.push(attr_ints("qkv_hidden_sizes", &sizes));
     }
     Some(made)
+}
+
+fn only_reader(graph: &Graph, value: &str) -> Option<NodeId> {
+    match graph.uses(value) {
+        [Use::Input { node, .. }] => Some(*node),
+        _ => None,
+    }
 }
