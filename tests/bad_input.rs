@@ -388,6 +388,84 @@ fn external_data_outside_its_folder_is_never_read() {
 }
 
 #[test]
+fn links_that_lead_out_of_the_model_directory_bring_no_models() {
+    let home = Home::new();
+    let outside = home.dir.path().join("outside");
+    fs::create_dir_all(outside.join("1")).unwrap();
+    fs::copy(model("fixtures/mlp_gemm.onnx"), outside.join("1/model.onnx")).unwrap();
+    let within = |name: &str| {
+        let place = home.models().join(name);
+        fs::create_dir_all(place.parent().unwrap()).unwrap();
+        place
+    };
+    // The folder of a model, that of a version, the file; by whole paths and by way of what lies above.
+    symlink(&outside, within("folder")).unwrap();
+    symlink("../../outside/1", within("version/1")).unwrap();
+    symlink(outside.join("1/model.onnx"), within("file/1/model.onnx")).unwrap();
+    symlink("../outside/1/model.onnx", within("bare.onnx")).unwrap();
+    // One that leads round in a circle is followed no further than models lie deep.
+    symlink(".", within("circle")).unwrap();
+    let mut agent = serving(&home);
+    for place in ["folder", "version/1", "file/1/model.onnx", "bare.onnx"] {
+        let said = format!("{place} leads out of the model directory");
+        agent.eventually(&said, |_| home.log().contains(&said));
+    }
+    // Nor are they, once they are asked for by name.
+    for name in ["folder", "version", "file", "bare", "circle"] {
+        assert!(agent.model(name).is_null(), "{name}: {}", agent.status());
+        assert_eq!(agent.command(name, "load").0, 404, "{name}");
+    }
+    assert!(agent.infer("mlp").is_ok());
+}
+
+#[test]
+fn names_that_lead_elsewhere_are_no_models() {
+    let home = Home::new();
+    let agent = serving(&home);
+    // Where it would be found, if a name were taken for a path.
+    fs::create_dir_all(home.dir.path().join("secret/1")).unwrap();
+    fs::copy(model("fixtures/mlp_gemm.onnx"), home.dir.path().join("secret/1/model.onnx")).unwrap();
+    let names = [
+        "..",
+        "%2e%2e",
+        "..%2fsecret",
+        "%2e%2e%2fsecret",
+        "mlp%2f..%2f..%2fsecret",
+        "..%5csecret",
+        "%2fetc%2fpasswd",
+        "mlp%00",
+        "mlp%2f1",
+        ".mlp",
+    ];
+    let empty = r#"{"inputs":[]}"#;
+    let head = format!("HTTP/1.1\r\ncontent-length: {}", empty.len());
+    for name in names {
+        let calls = [
+            ("GET", format!("/v2/models/{name}"), ""),
+            ("GET", format!("/v2/models/{name}/ready"), ""),
+            ("GET", format!("/v2/models/mlp/versions/{name}"), ""),
+            ("POST", format!("/v2/models/{name}/infer"), empty),
+            ("POST", format!("/v2/repository/models/{name}/load"), ""),
+            ("POST", format!("/v2/repository/models/{name}/unload"), ""),
+        ];
+        for (method, path, body) in calls {
+            let head = if body.is_empty() { "HTTP/1.1" } else { &head };
+            let (status, said) =
+                send(home.http, &format!("{method} {path} {head}"), body.as_bytes());
+            assert!((400..=404).contains(&status), "{method} {path}: {status} {said}");
+        }
+    }
+    assert_eq!(agent.status()["models"].as_array().unwrap().len(), 1);
+    assert!(agent.infer("mlp").is_ok());
+    // On the command line as well.
+    let config = home.dir.path().join("agent.yaml").display().to_string();
+    for name in ["../secret", "..", "/etc", ".mlp"] {
+        let done = blochd(&["config", "show", "--config", &config, "--model", name]);
+        assert_eq!(done.status.code(), Some(64), "{name}: {}", words(&done));
+    }
+}
+
+#[test]
 fn broken_bytes_are_refused_with_their_offset() {
     let home = Home::new();
     let mut agent = serving(&home);

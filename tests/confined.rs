@@ -1,7 +1,8 @@
 //! The real program under its own confinement: hostile native code in the place of ONNX Runtime, sound models,
-//! a kernel that has no landlock.
+//! vendors' libraries that tell of devices, a kernel that has no landlock.
 
 mod running;
+mod standins;
 
 use std::fs;
 use std::net::TcpListener;
@@ -13,6 +14,7 @@ use nix::libc;
 use running::{Home, model};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use serde_json::{Value, json};
+use standins::Bench;
 use tempfile::TempDir;
 
 fn blochd(arguments: &[&str]) -> Command {
@@ -273,4 +275,94 @@ fn the_agent_confines_its_children_and_tells_it() {
     home.drop_model(&model("fixtures/mlp_gemm.onnx"), "mlp/1/model.onnx");
     agent.eventually("it is served", |agent| agent.serves("mlp", 1));
     assert_eq!(agent.status()["sandbox"]["in_force"], Value::Null);
+}
+
+#[test]
+fn vendors_libraries_tell_of_their_devices_confined_and_reach_nothing_else() {
+    if !can_confine() {
+        return;
+    }
+    let bench = Bench::with(&[("dcmi", ""), ("acl", ""), ("cndev", ""), ("xpuml", "")]);
+    let outside = TempDir::new().unwrap();
+    let (secret, new) = (outside.path().join("shadow"), outside.path().join("new"));
+    fs::write(&secret, "x").unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (reads, writes) = (secret.display(), new.display());
+    bench.play(&format!("cards = 2\nreads = {reads}\nwrites = {writes}\nconnects = {port}\n"));
+    for source in ["dcmi", "acl", "cndev", "xpuml"] {
+        let probe = |sandbox: &str, expected: &str| {
+            let (lines, output) = bench.probe(source, &["--sandbox", sandbox]);
+            let said = words(&output);
+            for what in ["reads", "writes", "connects"] {
+                assert!(said.contains(&format!("{what}: {expected}")), "{source}: {said}");
+            }
+            assert_eq!(new.exists(), expected == "possible", "{source}");
+            let _ = fs::remove_file(&new);
+            lines
+        };
+        let free = probe("off", "possible");
+        let confined = probe("required", "denied");
+        assert_eq!(
+            (&free[0]["event"], &confined[0]["event"]),
+            (&json!("library"), &json!("confined"))
+        );
+        assert_eq!(confined[0]["missing"], json!([]));
+        assert_eq!(free[0], confined[1]);
+        let devices = &confined[2]["devices"];
+        assert_eq!(devices.as_array().unwrap().len(), 2, "{source}");
+        assert_eq!(*devices, free[1]["devices"], "{source}");
+    }
+}
+
+#[test]
+fn the_agent_reads_vendors_libraries_confined_unless_they_tell_nothing_so() {
+    let bench = Bench::with(&[("dcmi", "")]);
+    bench.play("cards = 2\n");
+    let home = Home::new();
+    let configure = |sandbox: &str| {
+        home.configure(&format!(
+            "sandbox: {sandbox}\n\
+             devices: {{interval: 100ms, ascend: {}, cambricon: none, kunlunxin: none}}",
+            bench.path().display()
+        ));
+    };
+    configure("auto");
+    let scenario = bench.scenario();
+    let mut agent = home.start_with(&[(standins::SCENARIO, scenario.to_str().unwrap())]);
+    let ascend = |agent: &running::Agent<'_>| agent.status()["accelerators"]["ascend"].clone();
+    agent.eventually("it answers", |agent| ascend(agent)["state"] == "answers");
+    if !can_confine() {
+        return;
+    }
+    let sandbox = ascend(&agent)["sandbox"].clone();
+    let in_force = sandbox["in_force"].as_str().unwrap_or_default();
+    assert!(in_force.starts_with("landlock ABI ") && in_force.ends_with("seccomp"), "{sandbox}");
+    assert_eq!((&sandbox["missing"], &sandbox["lifted"]), (&json!([]), &Value::Null));
+    assert!(home.log().contains("its library is read by a confined child"), "{}", home.log());
+    // From now on it works only with a file that nobody who is confined may open.
+    let outside = TempDir::new().unwrap();
+    let file = outside.path().join("needed");
+    fs::write(&file, "x").unwrap();
+    bench.play(&format!("cards = 2\nneeds = {}\n", file.display()));
+    // Who insists goes without its devices; another one reads it without, and says so.
+    configure("required");
+    agent.eventually("it fails", |agent| ascend(agent)["state"] == "degraded");
+    assert_eq!(
+        ascend(&agent)["trouble"],
+        json!({"kind": "failed", "call": "dcmi_init", "code": 1})
+    );
+    configure("auto");
+    agent.eventually("it answers", |agent| {
+        let ascend = ascend(agent);
+        ascend["state"] == "answers" && ascend["sandbox"]["lifted"] == "dcmi_init failed with 1"
+    });
+    assert_eq!(ascend(&agent)["sandbox"]["in_force"], Value::Null);
+    let said = "its library is read without confinement, since it told nothing so";
+    assert!(home.log().contains(said), "{}", home.log());
+    configure("off");
+    agent.eventually("it is off", |agent| {
+        let ascend = ascend(agent);
+        ascend["state"] == "answers" && ascend["sandbox"]["lifted"].is_null()
+    });
 }

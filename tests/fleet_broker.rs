@@ -1,10 +1,11 @@
-//! A real agent, a real broker and the operator's commands: a bundle that is pushed comes into force or is refused,
-//! which the operator is told, and what the agent serves is seen from afar.
+//! A real agent, a real broker and the operator's commands: a bundle that is pushed comes into force or is
+//! refused, which the operator is told, and what the agent serves is seen from afar.
 
 mod broker;
 mod running;
 
 use std::fs;
+use std::path::Path;
 use std::process::{Command, Output};
 use std::time::Instant;
 
@@ -12,7 +13,7 @@ use blochd::fleet::Envelope;
 use broker::{Broker, FLEET, OPERATOR, PATIENCE, SignIn, secret};
 use minisign::KeyPair;
 use nix::sys::signal::Signal;
-use running::{Home, model, without_settings};
+use running::{Agent, Home, model, without_settings};
 use serde_json::Value;
 
 /// A bundle for all, and beside it its document.
@@ -122,4 +123,106 @@ fn a_pushed_bundle_comes_into_force_and_the_agent_is_seen_from_afar() {
     agent.signal(Signal::SIGTERM);
     assert!(agent.wait().success());
     assert_eq!(node(&broker, "box-1")["online"], false);
+}
+
+/// What a secret may look like where it is told: as it is, and as programs print bytes.
+fn forms(secret: &str) -> [String; 4] {
+    let bytes = secret.as_bytes();
+    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let list = format!("{bytes:?}");
+    let escaped: String = bytes.iter().map(|byte| format!("\\x{byte:02x}")).collect();
+    [secret.to_owned(), hex, list.trim_matches(['[', ']']).to_owned(), escaped]
+}
+
+/// All files below a folder as one text.
+fn contents(folder: &Path) -> String {
+    let mut all = String::new();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            all.push_str(&contents(&path));
+        } else {
+            all.push_str(&String::from_utf8_lossy(&fs::read(&path).unwrap_or_default()));
+        }
+    }
+    all
+}
+
+/// Everything that an agent tells anybody.
+fn told(agent: &Agent<'_>, home: &Home) -> String {
+    let config = home.dir.path().join("agent.yaml").display().to_string();
+    let blochd = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_blochd"));
+        without_settings(&mut command);
+        let done = command.args(arguments).output().unwrap();
+        let (out, err) = running::words(&done);
+        assert!(done.status.success(), "{arguments:?}: {err}");
+        out + &err
+    };
+    let metrics = format!("http://127.0.0.1:{}/metrics", home.metrics);
+    let metrics = ureq::get(metrics).call().unwrap().body_mut().read_to_string().unwrap();
+    assert!(metrics.contains("blochd_"), "{metrics}");
+    let url = home.url("");
+    [
+        home.log(),
+        agent.status().to_string(),
+        metrics,
+        contents(&home.state()),
+        blochd(&["config", "show", "--effective", "--config", &config]),
+        blochd(&["config", "show", "--json", "--config", &config]),
+        blochd(&["config", "check", "--config", &config]),
+        blochd(&["status", "--url", &url]),
+        blochd(&["status", "--json", "--url", &url]),
+    ]
+    .join("\n")
+}
+
+#[test]
+fn nothing_secret_is_told_by_an_agent_that_a_broker_refuses() {
+    let broker = Broker::start(SignIn::Passwords, &["box-1"]);
+    let home = Home::new();
+    let at = |name: &str| home.dir.path().join("secrets").join(name);
+    fs::create_dir(at("")).unwrap();
+    let signer = KeyPair::generate_unencrypted_keypair().unwrap();
+    fs::write(home.dir.path().join("ops.pub"), signer.pk.to_base64()).unwrap();
+    broker.authority.certify(&at(""), "box-1");
+    let password = "wr0ng-pass-w0rd-of-a-box";
+    fs::write(at("password"), format!("{password}\n")).unwrap();
+    // Lines of a key, as its file has them.
+    let key = fs::read_to_string(at("box-1.key")).unwrap();
+    let of_key: Vec<&str> = key.lines().filter(|line| !line.starts_with('-')).collect();
+    assert!(of_key[0].len() > 40, "{key}");
+    home.configure(&format!(
+        "log_level: trace\ndefaults: {{ladder: {{enabled: false}}}}\nfleet:\n  node_id: box-1\n  \
+         keys: [ops.pub]\n  inbox: inbox\n  mqtt:\n    url: mqtts://localhost:{}\n    fleet: {FLEET}\n    \
+         ca: {}\n    username: box-1\n    password_file: secrets/password\n    \
+         client_certificate: secrets/box-1.pem\n    client_key: secrets/box-1.key",
+        broker.port,
+        broker.path("ca.pem").display(),
+    ));
+    let mut agent = home.start_ready();
+    let says =
+        |agent: &Agent<'_>, words: &str| agent.status()["broker"].to_string().contains(words);
+    agent.eventually("it is refused", |agent| says(agent, "does not take this user name"));
+    let check = |told: &str, secrets: &[&str]| {
+        for form in secrets.iter().flat_map(|secret| forms(secret)) {
+            let found = told.find(&form).map(|at| &told[at.saturating_sub(200)..at]);
+            assert_eq!(found, None, "a secret stands behind this");
+        }
+    };
+    let all = told(&agent, &home);
+    assert!(all.contains("TRACE"), "it tells all that it has to tell");
+    // That the search would find something.
+    assert!(all.contains("secrets/password") && all.contains("secrets/box-1.key"));
+    check(&all, &[&[password][..], &of_key[..]].concat());
+    // Files that hold something else than they should are named, and nothing of them told.
+    let spoilt = "TWlkbmlnaHQtaW4tdGhlLWdhcmRlbi1vZi1nb29kLWFuZC1ldmls";
+    let pem = format!("-----BEGIN PRIVATE KEY-----\n{spoilt}\n-----END PRIVATE KEY-----\n");
+    for contents in [spoilt, &pem] {
+        drop(agent);
+        fs::write(at("box-1.key"), contents).unwrap();
+        agent = home.start_ready();
+        agent.eventually("it is refused", |agent| says(agent, "secrets/box-1."));
+        check(&told(&agent, &home), &[&[password, spoilt][..], &of_key[..]].concat());
+    }
 }

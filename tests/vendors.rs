@@ -9,6 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use blochd::config::Sandbox;
 use blochd::hardware::Trouble;
 use blochd::shell::children::Wish;
 use blochd::shell::children::telemetry;
@@ -252,6 +253,7 @@ fn watched(
         every: Duration::from_millis(20),
         sweeps,
         opens: false,
+        sandbox: Sandbox::Off,
     };
     let told = Mutex::new(Vec::new());
     let tell = |line: Told| {
@@ -281,7 +283,7 @@ fn numbers(told: &[Told]) -> Vec<Vec<(u32, Option<f64>)>> {
         Told::Sweep { devices, .. } => {
             Some(devices.iter().map(|device| (device.index, device.celsius)).collect())
         }
-        Told::Library { .. } | Told::Trouble { .. } => None,
+        Told::Confined(_) | Told::Library { .. } | Told::Trouble { .. } => None,
     };
     told.iter().filter_map(sweep).collect()
 }
@@ -361,7 +363,7 @@ fn one_sweep_of_all_three_vendors_costs_little() {
             .iter()
             .filter_map(|told| match told {
                 Told::Sweep { cpu_us, .. } => Some(*cpu_us),
-                Told::Library { .. } | Told::Trouble { .. } => None,
+                Told::Confined(_) | Told::Library { .. } | Told::Trouble { .. } => None,
             })
             .collect();
         costs.sort_unstable();

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::anyhow;
 use blochd::config::{
     Config, ConfigErrors, Loaded, Origin, Policy, json_schema, model_settings, plugin_settings,
-    settings,
+    settings, version,
 };
 use blochd::units::check_model_name;
 use clap::{Args, Subcommand};
@@ -92,7 +92,9 @@ impl ConfigCommand {
 }
 
 fn of_agent(loaded: &Loaded) -> Vec<Held> {
-    let mut all = settings(&loaded.config);
+    // Whatever version a text was written for, what holds is of this one.
+    let mut all = vec![(version::KEY.to_owned(), version::VERSION.to_string())];
+    all.extend(settings(&loaded.config));
     for (name, plugin) in &loaded.config.plugins {
         let own = plugin_settings(plugin).into_iter();
         all.extend(own.map(|(path, text)| (format!("plugins.{name}.{path}"), text)));

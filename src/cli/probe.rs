@@ -6,10 +6,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
+use blochd::shell::children::confine::{self, Needs};
 use blochd::shell::probe::source::{Reading, Source, Told, read};
 use blochd::units::Span;
 use clap::Args;
 
+use super::sandbox::SandboxArgs;
 use super::{Code, Failure, OrFail};
 
 /// Read the accelerators of one vendor and print a line of JSON for each sweep.
@@ -31,12 +33,20 @@ pub struct Probe {
     /// Open the devices, which takes some of their memory, to ask how much they have.
     #[arg(long)]
     open_devices: bool,
+    #[command(flatten)]
+    sandbox: SandboxArgs,
 }
 
 impl Probe {
     pub fn run(self) -> Result<(), Failure> {
         // What is named relatively is meant from here.
         let library = self.library.map(std::path::absolute).transpose().code(Code::Io)?;
+        // What it cannot find is told when it is to be loaded.
+        let file = self.source.file(library.as_deref()).ok();
+        self.sandbox.begin(Needs::telemetry(file.as_deref()), true)?;
+        let nodes = confine::nodes();
+        // A node that was made anew is shut to who is confined: the next child finds it open.
+        let goes_on = || self.sandbox.is_off() || confine::nodes() == nodes;
         let mut lines = take_standard_output()
             .context("standard output cannot be kept for the lines")
             .code(Code::Software)?;
@@ -48,9 +58,10 @@ impl Probe {
             every: Duration::from(self.every),
             sweeps: self.sweeps,
             opens: self.open_devices,
+            sandbox: self.sandbox.wanted(),
         };
         let mut failed = None;
-        let told = read(&reading, |told| {
+        let told = read(&reading, goes_on, |told| {
             let line = serde_json::to_string(&told).map_err(io::Error::other)?;
             if let Told::Trouble { trouble } = told {
                 failed = Some(trouble);

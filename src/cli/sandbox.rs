@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
+use blochd::config::Sandbox;
 use blochd::shell::children::confine::{self, Needs};
 use clap::{Args, ValueEnum};
 use serde_json::json;
@@ -31,6 +32,15 @@ enum SandboxArg {
 impl SandboxArgs {
     pub fn is_off(&self) -> bool {
         self.sandbox == SandboxArg::Off
+    }
+
+    /// What is asked for, in the configuration's words.
+    pub fn wanted(&self) -> Sandbox {
+        match self.sandbox {
+            SandboxArg::Auto => Sandbox::Auto,
+            SandboxArg::Off => Sandbox::Off,
+            SandboxArg::Required => Sandbox::Required,
+        }
     }
 
     /// The folder for what is kept for a while, where there is one.

@@ -79,7 +79,7 @@ fn refuse(set: &Set) -> Option<Problem> {
         Set::Agent(setting, _, origin) => (setting.path, reserved(setting.path)?, origin),
         // Told once for each, and not for all that is said of it.
         Set::Plugin(said) if said.part == Part::Itself => ("plugins", LOADS_CODE, &said.origin),
-        Set::Plugin(_) | Set::Defaults(_) | Set::Model(..) => return None,
+        Set::Plugin(_) | Set::Defaults(_) | Set::Model(..) | Set::Version(_) => return None,
     };
     let what = format!("a bundle may not set `{path}`: {why}");
     Some(Problem { origin: Origin::clone(origin), what, right: "leave it out".to_owned() })

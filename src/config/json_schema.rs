@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use super::checked::{Config, ModelConfig};
 use super::providers::Plugin;
 use super::schema::{AGENT, MODEL, PLUGIN, Setting, Shape};
+use super::version::{self, VERSION};
 
 const DIALECT: &str = "https://json-schema.org/draft/2020-12/schema";
 
@@ -31,7 +32,7 @@ pub fn agent() -> Value {
     let plugin = json!({ "$ref": "#/$defs/plugin" });
     let plugins = json!({ "type": ["object", "null"], "additionalProperties": plugin });
     schema["properties"]["plugins"] = described("plugins", plugins);
-    schema["$schema"] = json!(DIALECT);
+    named(&mut schema, &words, "agent");
     schema["title"] = json!("blochd: the agent's configuration");
     schema["$defs"] = json!({ "model": model, "plugin": plugin_object() });
     schema
@@ -66,9 +67,19 @@ fn plugin_object() -> Value {
 pub fn policy() -> Value {
     let words = descriptions(DOCUMENTED);
     let mut schema = object(&words, "defaults.", MODEL, &ModelConfig::default());
-    schema["$schema"] = json!(DIALECT);
+    named(&mut schema, &words, "policy");
     schema["title"] = json!("blochd: what holds for one model");
     schema
+}
+
+/// Gives the schema of a text its own name, and the text its version. The name is an address of nothing.
+fn named(schema: &mut Value, words: &BTreeMap<String, String>, text: &str) {
+    schema["$schema"] = json!(DIALECT);
+    schema["$id"] = json!(format!("urn:blochd:config:{text}:{VERSION}"));
+    schema["properties"][version::KEY] = json!({
+        "description": words.get(version::KEY).cloned().unwrap_or_default(),
+        "type": "integer", "minimum": 1, "maximum": VERSION, "default": VERSION,
+    });
 }
 
 /// An object of the settings of a table; those with dots in their names lie in objects of their own.

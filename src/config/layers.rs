@@ -8,13 +8,16 @@ use super::error::{ConfigErrors, Origin, Problem};
 use super::fleet::{self, FleetPart};
 use super::plugins;
 use super::schema::{AGENT, MODEL, Set, Setting, find, read_agent};
+use super::version;
 
 /// What all variables of the agent begin with.
 pub const VARIABLE_PREFIX: &str = "BLOCHD_";
 
 /// Variables with our prefix that are no settings: the file to read is given by `BLOCHD_CONFIG`, the agent
-/// that `status` asks by `BLOCHD_URL`.
-const NOT_SETTINGS: &[&str] = &["BLOCHD_CONFIG", "BLOCHD_URL", "BLOCHD_EXTRA_MODELS"];
+/// that `status` asks by `BLOCHD_URL`. `BLOCHD_VERSION` is what images of containers are wont to call the
+/// program's.
+const NOT_SETTINGS: &[&str] =
+    &["BLOCHD_CONFIG", "BLOCHD_URL", "BLOCHD_EXTRA_MODELS", "BLOCHD_VERSION"];
 
 /// The same by their beginnings: what the project's own benches and tests are told.
 const NOT_SETTINGS_BELOW: &[&str] = &["BLOCHD_BENCH_", "BLOCHD_TEST_"];
@@ -201,6 +204,7 @@ pub(super) fn merge(config: &mut Config, sets: Vec<Set>, problems: &mut Vec<Prob
                 config.models.entry(name).or_default().push(item);
             }
             Set::Plugin(said) => problems.extend(said.merge(config, &mut origins).err()),
+            Set::Version(origin) => drop(origins.insert(version::KEY.to_owned(), origin)),
         }
     }
     problems.sort();

@@ -4,8 +4,8 @@
 //! from which files, environment variables and flags are read and differences are told; [`layers`] puts
 //! defaults < files < fleet < environment < flags on top of each other; [`fleet`] says what a fleet's bundle
 //! may set; [`mqtt`] is where the fleet's broker is; [`checked`] is what the rest of the program sees, and
-//! [`json_schema`] what editors do; [`providers`] names what can run a model. The room reads neither files nor
-//! the environment: `shell` hands them in.
+//! [`json_schema`] what editors do; [`version`] is that of all this; [`providers`] names what can run a model.
+//! The room reads neither files nor the environment: `shell` hands them in.
 
 pub mod checked;
 pub mod diff;
@@ -19,6 +19,7 @@ pub mod providers;
 pub mod raw;
 pub mod schema;
 mod values;
+pub mod version;
 mod wanted;
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use super::plugins::{self, Part, Said};
 use super::providers::Plugin;
 use super::raw::{At, Key, Node, Value, parse};
 use super::values::{self as read, Show};
+use super::version;
 use super::wanted;
 
 /// A setting of `T`.
@@ -218,6 +219,8 @@ pub(super) enum Set {
     Defaults(Assigned),
     Model(String, Assigned),
     Plugin(Said),
+    /// The version that a text names, which this program understands.
+    Version(Origin),
 }
 
 impl<T> PartialEq for Setting<T> {
@@ -253,9 +256,13 @@ pub(super) fn read_fleet(
 pub(super) fn read_model(file: &str, text: &str) -> (Vec<Assigned>, Vec<Problem>) {
     let mut reader = Reader::new(file);
     let Some(root) = reader.document(text) else { return (Vec::new(), reader.problems) };
-    let found = reader.map(MODEL, root, "", &[]);
+    let Some((root, _)) = reader.version(root) else { return (Vec::new(), reader.problems) };
+    let found = reader.map(MODEL, root, "", &[version::KEY]);
     (found.into_iter().map(Assigned::from).collect(), reader.sorted())
 }
+
+/// The entries of a map.
+type Entries = Vec<(Key, Node)>;
 
 type Found<T> = (&'static Setting<T>, String, Origin);
 
@@ -325,8 +332,29 @@ impl Reader {
         seen
     }
 
+    /// The entries without the version that they name, and its place; `None` where that is not understood.
+    fn version(&mut self, entries: Entries) -> Option<(Entries, Option<Origin>)> {
+        let (named, rest): (Entries, Entries) =
+            entries.into_iter().partition(|(key, _)| key.text == version::KEY);
+        let Some((_, node)) = named.into_iter().next() else { return Some((rest, None)) };
+        let checked = match &node.value {
+            Value::Scalar(text) => version::check(text),
+            Value::Null => version::check(""),
+            Value::List(_) | Value::Map(_) => version::check("what stands here"),
+        };
+        match checked {
+            Ok(()) => Some((rest, Some(self.origin(node.at)))),
+            Err(Wrong { what, right }) => {
+                self.problem(node.at, what, right);
+                None
+            }
+        }
+    }
+
     /// The settings of the agent, of all models and of single ones.
     fn agent(&mut self, root: Vec<(Key, Node)>, sets: &mut Vec<Set>) {
+        let Some((root, version)) = self.version(root) else { return };
+        sets.extend(version.map(Set::Version));
         let own: Vec<(Key, Node)> = root
             .into_iter()
             .filter_map(|(key, node)| match key.text.as_str() {
@@ -361,7 +389,8 @@ impl Reader {
                 _ => Some((key, node)),
             })
             .collect();
-        let found = self.map(AGENT, own, "", &["defaults", "models", "plugins"]);
+        let also = ["defaults", "models", "plugins", version::KEY];
+        let found = self.map(AGENT, own, "", &also);
         sets.extend(found.into_iter().map(|(setting, text, at)| Set::Agent(setting, text, at)));
     }
 

@@ -187,6 +187,12 @@ fn a_document_of_another_form_is_not_read_any_further() {
     assert_eq!(said.len(), 1, "{said:?}");
     assert!(said[0].contains("has form 2; this blochd reads form 1"), "{said:?}");
     assert!(parse("revision: 1\n").is_err() && parse("").is_err() && parse("[1]").is_err());
+    // Its configuration has a form of its own.
+    assert!(parse(&format!("{HEAD}config: {{version: 1, log_level: debug}}\n")).is_ok());
+    let said =
+        parse(&format!("{HEAD}config: {{version: 2, log_levels: {{all: 7}}}}\n")).unwrap_err();
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(said[0].contains("is written for version 2 of the configuration"), "{said:?}");
 }
 
 #[test]

@@ -4,6 +4,9 @@
 //! - `cards = 2`, `gone = 0,1`: cards, and which of them are not there at the moment.
 //! - `hang = CALL`, `crash = CALL`: what becomes of whoever makes the call.
 //! - `error.CALL = CODE`: what the call returns instead of doing anything.
+//! - `reads = FILE`, `writes = FILE`, `connects = PORT`: what it tries at each sweep, as code that has taken a
+//!   library over would, and tells on standard error.
+//! - `needs = FILE`: without reading that, every call fails with 1.
 //! - anything else is a number that the library tells, such as `temperature = 61`; `temperature.step = 3` adds that
 //!   much at each sweep.
 //!
@@ -47,7 +50,24 @@ fn value(library: &str, key: &str) -> Option<String> {
 pub fn sweep() {
     let mut play = PLAY.lock().unwrap();
     let sweeps = play.as_ref().map_or(0, |play| play.sweeps + 1);
-    *play = Some(Play { keys: read(), sweeps });
+    let keys = read();
+    reach_out(&keys);
+    *play = Some(Play { keys, sweeps });
+}
+
+fn reach_out(keys: &BTreeMap<String, String>) {
+    let say = |what: &str, done: bool| {
+        eprintln!("{what}: {}", if done { "possible" } else { "denied" });
+    };
+    if let Some(file) = keys.get("reads") {
+        say("reads", std::fs::read(file).is_ok());
+    }
+    if let Some(file) = keys.get("writes") {
+        say("writes", std::fs::write(file, "x").is_ok());
+    }
+    if let Some(port) = keys.get("connects").and_then(|port| port.parse::<u16>().ok()) {
+        say("connects", std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
+    }
 }
 
 /// How long a library that knows no sweeps takes the file for unchanged.
@@ -81,6 +101,9 @@ pub fn enter(library: &str, call: &str) -> Option<c_int> {
     }
     if is("crash") {
         std::process::abort();
+    }
+    if value(library, "needs").is_some_and(|file| std::fs::read(file).is_err()) {
+        return Some(1);
     }
     if is("chatter") {
         // As vendors' libraries do, in the middle of a line.

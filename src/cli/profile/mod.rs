@@ -95,7 +95,11 @@ impl Profile {
             "host": host,
             "accelerators": accelerators,
             "runtime": located.as_ref().ok().map(runtime),
-            "runtimes": runtimes::all(&search, located.as_ref().ok().map(|l| l.path.as_path())),
+            "runtimes": runtimes::all(
+                &search,
+                located.as_ref().ok().map(|l| l.path.as_path()),
+                config.sandbox,
+            ),
             "runtime_error": located.as_ref().err().map(ToString::to_string),
             "roofline": measured.as_ref().unwrap_or(&Value::Null),
         });
@@ -155,7 +159,8 @@ fn host(config: &Config) -> Result<(Host, Value), Failure> {
         .context("cannot start the event loop")
         .code(Code::Software)?;
     let program = this_program();
-    let looks = runtime.block_on(looks::look(&program, Path::new("/"), &config.devices));
+    let looks =
+        runtime.block_on(looks::look(&program, Path::new("/"), &config.devices, config.sandbox));
     // A child in which a driver hangs must not hold the end up.
     runtime.shutdown_background();
     let mut host = HostProbe::new().host();

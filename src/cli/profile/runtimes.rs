@@ -1,8 +1,10 @@
 //! Every ONNX Runtime on the box, and whether CANN can be used by those that were built with it. The provider's
-//! library and all that it needs of Huawei's is loaded in a child: it runs the vendor's code.
+//! library and all that it needs of Huawei's is loaded in a child, confined as a trial is: it runs the vendor's
+//! code.
 
 use std::path::Path;
 
+use blochd::config::Sandbox;
 use blochd::limits;
 use blochd::shell::children::{self, Bounds, Memory, Priority, Wish, this_program};
 use blochd::shell::engine::{Located, Search, cann, inspect};
@@ -10,13 +12,13 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 /// A list, in the order in which they are looked at; `used` is the one that is taken.
-pub fn all(search: &Search, used: Option<&Path>) -> Value {
+pub fn all(search: &Search, used: Option<&Path>, sandbox: Sandbox) -> Value {
     let shown =
         search.candidates().into_iter().map(|(origin, path)| match inspect(&path, origin) {
             Ok(found) => json!({
                 "path": found.path, "origin": found.origin, "version": found.version,
                 "providers": found.providers, "in_use": Some(found.path.as_path()) == used,
-                "cann": cann(&found),
+                "cann": cann(&found, sandbox),
             }),
             Err(error) => {
                 json!({"path": path, "origin": origin, "in_use": false, "why": error.to_string()})
@@ -26,17 +28,17 @@ pub fn all(search: &Search, used: Option<&Path>) -> Value {
 }
 
 /// Whether CANN's provider loads, and why not; null where the library was built without it.
-fn cann(library: &Located) -> Value {
+fn cann(library: &Located, sandbox: Sandbox) -> Value {
     if !library.providers.iter().any(|name| name == cann::NAME) {
         return Value::Null;
     }
-    match loads(&library.path) {
+    match loads(&library.path, sandbox) {
         Ok(()) => json!({"loads": true}),
         Err(why) => json!({"loads": false, "why": why}),
     }
 }
 
-fn loads(library: &Path) -> Result<(), String> {
+fn loads(library: &Path, sandbox: Sandbox) -> Result<(), String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| error.to_string())?;
     let folder = tempfile::tempdir().map_err(|error| error.to_string())?;
@@ -52,6 +54,8 @@ fn loads(library: &Path) -> Result<(), String> {
             .map(str::to_owned)
             .into();
     arguments.push(library.to_string_lossy().into_owned());
+    arguments.extend(["--sandbox".to_owned(), sandbox.to_string(), "--scratch".to_owned()]);
+    arguments.push(folder.path().to_string_lossy().into_owned());
     let mut why = None;
     let mut line = |line: &str| {
         // What vendors' libraries print stands between.

@@ -2,10 +2,12 @@
 
 use anyhow::Context;
 use blochd::config::Provider;
+use blochd::shell::children::confine::Needs;
 use blochd::shell::engine::{self, EngineOptions, OrtEngine, Search, preflight};
 use clap::Args;
 use serde_json::json;
 
+use crate::cli::sandbox::SandboxArgs;
 use crate::cli::{Code, Failure, OrFail};
 
 #[derive(Debug, Args)]
@@ -20,16 +22,27 @@ pub struct Check {
     /// ONNX Runtime library, or its folder, instead of the one that is found.
     #[arg(long)]
     pub runtime_library: Option<std::path::PathBuf>,
+    #[command(flatten)]
+    sandbox: SandboxArgs,
 }
 
 impl Check {
     pub fn run(&self, search: Search, as_json: bool) -> Result<(), Failure> {
-        let runtime = engine::init(&search.wanting(&self.provider)).code(Code::Unavailable)?;
+        let search = search.wanting(&self.provider);
         // Providers look for libraries, and for compiled models, in the working directory: this one is nobody
         // else's.
-        let folder =
-            tempfile::tempdir().context("a temporary folder cannot be made").code(Code::Io)?;
+        let folder = match self.sandbox.scratch() {
+            Some(scratch) => tempfile::tempdir_in(scratch),
+            None => tempfile::tempdir(),
+        };
+        let folder = folder.context("a temporary folder cannot be made").code(Code::Io)?;
         std::env::set_current_dir(folder.path()).code(Code::Io)?;
+        let mut needs = Needs::default();
+        needs.runtime(&search);
+        needs.provider(&self.provider);
+        needs.write.push(folder.path().to_owned());
+        self.sandbox.begin(needs, false)?;
+        let runtime = engine::init(&search).code(Code::Unavailable)?;
         let options = EngineOptions { provider: self.provider.clone(), ..EngineOptions::default() };
         let tried = preflight(&OrtEngine::new(&runtime, options), !self.load_only);
         // Its folder goes with it.

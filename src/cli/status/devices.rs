@@ -18,6 +18,11 @@ pub fn lines(hardware: &Value, accelerators: &Value) -> Vec<Told> {
             let text = format!("{} cannot be read: {}", printable(vendor), printable(why));
             lines.push(Told { text, alarm: true });
         }
+        if let Some(why) = state["sandbox"]["lifted"].as_str() {
+            let (vendor, why) = (printable(vendor), printable(why));
+            let text = format!("{vendor} is read without confinement, under which it said: {why}");
+            lines.push(Told { text, alarm: false });
+        }
     }
     lines
 }
@@ -91,7 +96,8 @@ mod tests {
                  "health": {"state": "unknown"}, "presence": "lost", "losses": 2},
             ]},
             "accelerators": {
-                "ascend": {"state": "answers", "why": null},
+                "ascend": {"state": "answers", "why": null,
+                    "sandbox": {"lifted": "dcmi_init failed with 1"}},
                 "kunlunxin": {"state": "degraded", "why": "xpumlInit failed with 9"},
             },
         });
@@ -99,6 +105,10 @@ mod tests {
             ("ascend 0  310P3  0000:3b:00.0  50 °C  12.8 W  34 % busy  2.0 of 8.0 GiB  ok", false),
             ("ascend 1  8.0 GiB  degraded: alarm 2  lost once", true),
             ("cambricon 0  MLU 370  LOST  lost 2 times", true),
+            (
+                "ascend is read without confinement, under which it said: dcmi_init failed with 1",
+                false,
+            ),
             ("kunlunxin cannot be read: xpumlInit failed with 9", true),
         ];
         let told: Vec<(String, bool)> = lines(&status["hardware"], &status["accelerators"])

@@ -12,11 +12,13 @@ use tokio::sync::{mpsc, watch};
 
 use super::Agent;
 use super::event::Event;
-use crate::config::{self, Accelerator};
+use crate::config::{Accelerator, Config, Sandbox};
 use crate::hardware::{
     Change, Device, Health, Known, Presence, Roster, Seen, Trouble, Vendor, complete,
 };
 use crate::limits;
+use crate::shell::children::confine::Confined;
+use crate::shell::children::confining::Confining;
 use crate::shell::children::{Wish, telemetry, this_program};
 use crate::shell::metrics::VendorState;
 use crate::shell::probe::detect;
@@ -28,6 +30,8 @@ pub enum VendorEvent {
     Seen(Seen),
     /// What the library tells.
     Told(Told),
+    /// It is read by a child that is not confined, though that was wanted: it told nothing otherwise.
+    Lifted(Trouble),
     /// What the library of its runtime tells of the same devices.
     Runtime(Vec<Device>),
 }
@@ -47,18 +51,26 @@ struct Wanted {
     library: Option<PathBuf>,
     every: Duration,
     patience: Duration,
+    sandbox: Sandbox,
 }
 
 impl Wanted {
     /// `None` where the vendor is not looked after.
-    fn of(config: &config::Devices, vendor: Vendor) -> Option<Self> {
+    fn of(config: &Config, vendor: Vendor) -> Option<Self> {
+        let (config, sandbox) = (&config.devices, config.sandbox);
         let library = match Source::setting(config, vendor) {
             Accelerator::Off => return None,
             Accelerator::Auto => None,
             Accelerator::At(path) => Some(path.clone()),
         };
         let (every, patience) = (config.interval.into(), config.timeout.into());
-        Some(Self { library, every, patience })
+        Some(Self { library, every, patience, sandbox })
+    }
+
+    fn reading(&self, source: Source) -> Reading {
+        let (library, every) = (self.library.clone(), self.every);
+        let sweeps = limits::TELEMETRY_SWEEPS;
+        Reading { source, library, every, sweeps, opens: false, sandbox: self.sandbox }
     }
 }
 
@@ -75,8 +87,46 @@ struct Watched {
     /// Processor time of the last sweep, and of all.
     cpu_us: Option<u64>,
     cpu_sum_us: u64,
+    /// How far the child is confined that reads it; `None` where it is not.
+    confined: Option<Confined>,
+    /// Why it is not where that was wanted.
+    lifted: Option<Trouble>,
+    /// What was logged of both.
+    told: (Option<Confined>, Option<Trouble>),
     /// What its runtime tells; `None` until that was asked.
     runtime: Option<Vec<Device>>,
+}
+
+impl Watched {
+    fn sandbox(&self) -> Value {
+        let confined = self.confined.as_ref();
+        json!({
+            "in_force": confined.and_then(Confined::in_force),
+            "missing": confined.map_or(&[][..], |confined| &confined.missing),
+            "lifted": self.lifted.as_ref().map(Trouble::to_string),
+        })
+    }
+
+    /// Logs how its library is read where that has changed.
+    fn tell_confinement(&mut self, vendor: Vendor) {
+        let now = (self.confined.clone(), self.lifted.clone());
+        if now == self.told {
+            return;
+        }
+        self.told = now;
+        match &self.told {
+            (_, Some(why)) => tracing::warn!(
+                %vendor, "its library is read without confinement, since it told nothing so: {why}"
+            ),
+            (Some(confined), None) if confined.missing.is_empty() => {
+                tracing::info!(%vendor, "its library is read by a confined child: {confined}");
+            }
+            (Some(confined), None) => {
+                tracing::warn!(%vendor, "its library is not confined as it could be: {confined}");
+            }
+            (None, None) => {}
+        }
+    }
 }
 
 /// How it stands with a vendor's library.
@@ -136,7 +186,7 @@ impl Devices {
             json!({
                 "state": state, "why": trouble.map(Trouble::to_string), "trouble": trouble,
                 "library": watched.library, "version": watched.version,
-                "sweep_cpu_us": watched.cpu_us, "seen": watched.seen,
+                "sweep_cpu_us": watched.cpu_us, "seen": watched.seen, "sandbox": watched.sandbox(),
             })
         };
         shown.map(|(vendor, watched)| (vendor.name().to_owned(), one(watched))).collect()
@@ -147,7 +197,7 @@ impl Agent {
     /// Looks after the vendors that the configuration wants looked after, as it says.
     pub(super) fn follow_devices(&mut self) {
         for vendor in Vendor::ALL {
-            let wanted = Wanted::of(&self.config.devices, vendor);
+            let wanted = Wanted::of(&self.config, vendor);
             let now = self.devices.vendors.get(&vendor).map(|watched| &watched.wanted);
             if now == wanted.as_ref() {
                 continue;
@@ -170,6 +220,9 @@ impl Agent {
                     version: None,
                     cpu_us: None,
                     cpu_sum_us: 0,
+                    confined: None,
+                    lifted: None,
+                    told: (None, None),
                     runtime: None,
                 };
                 self.devices.vendors.insert(vendor, watched);
@@ -192,6 +245,14 @@ impl Agent {
                     State::Absent | State::Asked | State::Answers | State::Degraded(_) => {}
                 }
             }
+            VendorEvent::Told(Told::Confined(confined)) => {
+                watched.confined = Some(confined);
+                watched.lifted = None;
+            }
+            VendorEvent::Lifted(why) => {
+                watched.confined = None;
+                watched.lifted = Some(why);
+            }
             VendorEvent::Told(Told::Library { path, version }) => {
                 if watched.library.as_ref() != Some(&path) {
                     let version = version.as_deref().unwrap_or("of unknown version");
@@ -205,6 +266,7 @@ impl Agent {
                 if watched.state != State::Answers {
                     tracing::info!(%vendor, "{} accelerators answer", listed.len());
                 }
+                watched.tell_confinement(vendor);
                 watched.state = State::Answers;
                 watched.cpu_us = Some(cpu_us);
                 watched.cpu_sum_us = watched.cpu_sum_us.saturating_add(cpu_us);
@@ -242,15 +304,10 @@ impl Agent {
             return;
         }
         watched.runtime = Some(Vec::new());
-        let wanted = watched.wanted.clone();
+        let patience = watched.wanted.patience;
         let teller = Teller { vendor, task: watched.task, events: self.events.clone() };
-        let reading = Reading {
-            source: Source::Acl,
-            library: wanted.library,
-            every: Duration::ZERO,
-            sweeps: 1,
-            opens,
-        };
+        let reading = watched.wanted.reading(Source::Acl);
+        let reading = Reading { every: Duration::ZERO, sweeps: 1, opens, ..reading };
         let wish = watched.end.subscribe();
         tokio::spawn(async move {
             let tell = |told| match told {
@@ -259,10 +316,10 @@ impl Agent {
                 Told::Trouble { trouble } => {
                     tracing::debug!("the runtime tells nothing: {trouble}")
                 }
-                Told::Library { .. } => {}
+                Told::Library { .. } | Told::Confined(_) => {}
             };
             // What went wrong was told.
-            let _ = telemetry::watch(&this_program(), &reading, wanted.patience, wish, &tell).await;
+            let _ = telemetry::once(&this_program(), &reading, patience, wish, &tell).await;
         });
     }
 
@@ -317,13 +374,7 @@ impl Teller {
 /// Reads a vendor's devices until it is ended; what fails is tried again, later and later.
 async fn look_after(teller: Teller, wanted: Wanted, mut wish: watch::Receiver<Wish>) {
     let vendor = teller.vendor;
-    let reading = Reading {
-        source: Source::of(vendor),
-        library: wanted.library.clone(),
-        every: wanted.every,
-        sweeps: limits::TELEMETRY_SWEEPS,
-        opens: false,
-    };
+    let mut confining = Confining::new(wanted.sandbox);
     let mut wait = limits::TELEMETRY_FIRST;
     loop {
         let seen = tokio::task::spawn_blocking(|| detect::accelerators(Path::new("/"))).await;
@@ -340,10 +391,19 @@ async fn look_after(teller: Teller, wanted: Wanted, mut wish: watch::Receiver<Wi
                 }
                 teller.try_tell(VendorEvent::Told(told));
             };
+            if let Some(why) = confining.lifted() {
+                teller.try_tell(VendorEvent::Lifted(why.clone()));
+            }
+            let mut reading = wanted.reading(Source::of(vendor));
+            reading.sandbox = confining.now();
+            if confining.is_trying() {
+                reading.sweeps = 1;
+            }
             let program = this_program();
             let watched =
                 telemetry::watch(&program, &reading, wanted.patience, wish.clone(), &tell).await;
             let worked = swept.load(Ordering::Relaxed);
+            confining.ended(worked, watched.as_ref().err().and_then(Option::as_ref));
             if worked {
                 wait = limits::TELEMETRY_FIRST;
             }
@@ -386,13 +446,13 @@ mod tests {
 
     #[test]
     fn a_vendor_is_looked_after_as_the_configuration_says_or_not_at_all() {
-        let mut config = config::Config::default().devices;
+        let mut config = Config::default();
         let wanted = Wanted::of(&config, Vendor::Cambricon).unwrap();
         assert_eq!(wanted.library, None);
-        config.cambricon = Accelerator::At("/opt/neuware".into());
+        config.devices.cambricon = Accelerator::At("/opt/neuware".into());
         let named = Wanted::of(&config, Vendor::Cambricon).unwrap();
         assert_eq!(named.library.as_deref(), Some(Path::new("/opt/neuware")));
-        config.cambricon = Accelerator::Off;
+        config.devices.cambricon = Accelerator::Off;
         assert_eq!(Wanted::of(&config, Vendor::Cambricon), None);
     }
 }

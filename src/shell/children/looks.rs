@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use super::process::Wish;
 use super::telemetry;
-use crate::config::{Accelerator, Devices};
+use crate::config::{Accelerator, Devices, Sandbox};
 use crate::hardware::{Device, Seen, Trouble, Vendor, complete};
 use crate::limits;
 use crate::shell::probe::detect;
@@ -34,8 +34,13 @@ pub struct Look {
 }
 
 /// Looks at every vendor of which something is seen below `root`, or whose library the configuration names,
-/// with `program` (this one, outside of tests).
-pub async fn look(program: &Path, root: &Path, config: &Devices) -> BTreeMap<Vendor, Look> {
+/// with `program` (this one, outside of tests), confined as `sandbox` says.
+pub async fn look(
+    program: &Path,
+    root: &Path,
+    config: &Devices,
+    sandbox: Sandbox,
+) -> BTreeMap<Vendor, Look> {
     let mut seen = detect::accelerators(root);
     let mut asked = Vec::new();
     for vendor in Vendor::ALL {
@@ -45,7 +50,15 @@ pub async fn look(program: &Path, root: &Path, config: &Devices) -> BTreeMap<Ven
             Accelerator::Auto if seen.is_any() => None,
             Accelerator::Auto | Accelerator::Off => continue,
         };
-        asked.push(one(program, vendor, seen, library, config.timeout.into()));
+        let reading = Reading {
+            source: Source::of(vendor),
+            library,
+            every: Duration::ZERO,
+            sweeps: 1,
+            opens: false,
+            sandbox,
+        };
+        asked.push(one(program, vendor, seen, reading, config.timeout.into()));
     }
     let mut looks = BTreeMap::new();
     // Three at the most: what they wait for runs in their children.
@@ -67,16 +80,9 @@ async fn one(
     program: &Path,
     vendor: Vendor,
     seen: Seen,
-    library: Option<PathBuf>,
+    reading: Reading,
     patience: Duration,
 ) -> (Vendor, Look) {
-    let reading = Reading {
-        source: Source::of(vendor),
-        library,
-        every: Duration::ZERO,
-        sweeps: 1,
-        opens: false,
-    };
     let mut look = Look { seen, ..read(program, &reading, patience).await };
     if vendor == Vendor::Ascend {
         let opens = look.devices.iter().any(|device| device.memory_total.is_none());
@@ -103,13 +109,18 @@ async fn read(program: &Path, reading: &Reading, patience: Duration) -> Look {
                 look.library = Some(path);
                 look.version = version;
             }
-            Told::Sweep { devices, .. } => look.devices = devices,
+            Told::Sweep { devices, .. } => {
+                look.devices = devices;
+                look.trouble = None;
+            }
+            Told::Confined(_) => {}
             Told::Trouble { trouble } => look.trouble = Some(trouble),
         }
     };
     let (_wisher, wish) = watch::channel(Wish::Run);
-    let watched = telemetry::watch(program, reading, patience, wish, &tell);
-    // What went wrong was told. A child that not even SIGKILL ends is left behind.
-    let _ = tokio::time::timeout(patience + limits::TELEMETRY_END, watched).await;
+    let watched = telemetry::once(program, reading, patience, wish, &tell);
+    // What went wrong was told. A child that not even SIGKILL ends is left behind. There may be two, one after
+    // the other.
+    let _ = tokio::time::timeout(2 * (patience + limits::TELEMETRY_END), watched).await;
     look.into_inner().unwrap_or_else(PoisonError::into_inner)
 }

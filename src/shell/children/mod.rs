@@ -1,10 +1,12 @@
 //! Child processes: this program itself, started again for what must not share an address space or a
 //! priority with serving. A child that crashes, hangs, floods its output or eats the memory becomes
 //! a typed reason; it never becomes our end. `process` starts and bounds any child; `confine` is what
-//! the child itself begins with; `trial`, `builder` and `telemetry` know the kinds that the agent runs.
+//! the child itself begins with; `trial`, `builder` and `telemetry` know the kinds that the agent runs;
+//! `confining` finds out how far the last of them can be confined.
 
 pub mod builder;
 pub mod confine;
+pub mod confining;
 pub mod looks;
 mod process;
 pub mod telemetry;

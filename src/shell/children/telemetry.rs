@@ -1,15 +1,17 @@
 //! `blochd probe`: a vendor's library is read in a child, which tells a line a sweep. A library that hangs in a
 //! sick card's driver holds the child up and nobody else; one that crashes ends it. The library is the system's
-//! or the operator's own and sees no model: the child is bounded like any, and not confined, since nobody has
-//! written down what such libraries open and call.
+//! or the operator's own and sees no model: the child is bounded like any, and confined as far as such
+//! libraries are known to work.
 
 use std::path::Path;
 use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
+use super::confining::Confining;
 use super::process::{Bounds, ChildError, Memory, Priority, Wish, argument, run};
 use crate::hardware::Trouble;
 use crate::limits;
@@ -38,15 +40,18 @@ pub async fn watch(
     };
     let heard = Notify::new();
     let (own, hears) = watch::channel(Wish::Run);
-    let mut trouble = None;
-    let mut hung = None;
+    let (mut trouble, mut hung) = (None, None);
+    let mut first = true;
     let ended = {
         let mut line = |line: &str| {
             match serde_json::from_str(line) {
                 Ok(Told::Trouble { trouble: found }) => trouble = Some(found),
+                // Of how it is confined only the first line tells, before the library can speak.
+                Ok(Told::Confined(_)) if !first => {}
                 Ok(other) => told(other),
                 Err(_) => tracing::debug!(line, "a probe wrote"),
             }
+            first = false;
             heard.notify_one();
             Ok(())
         };
@@ -90,6 +95,33 @@ pub async fn watch(
     Err(Some(trouble))
 }
 
+/// The same for a library that is read in one child and no other: where it told nothing confined, and the
+/// configuration does not insist, it is read once more without.
+///
+/// # Errors
+/// As [`watch()`], of the last child.
+pub async fn once(
+    program: &Path,
+    reading: &Reading,
+    patience: Duration,
+    wish: watch::Receiver<Wish>,
+    told: &(dyn Fn(Told) + Send + Sync),
+) -> Result<(), Option<Trouble>> {
+    let swept = AtomicBool::new(false);
+    let tell = |what: Told| {
+        swept.fetch_or(matches!(what, Told::Sweep { .. }), Ordering::Relaxed);
+        told(what);
+    };
+    let mut confining = Confining::new(reading.sandbox);
+    let ended = watch(program, reading, patience, wish.clone(), &tell).await;
+    confining.ended(swept.load(Ordering::Relaxed), ended.as_ref().err().and_then(Option::as_ref));
+    if confining.lifted().is_none() {
+        return ended;
+    }
+    let reading = Reading { sandbox: confining.now(), ..reading.clone() };
+    watch(program, &reading, patience, wish, &tell).await
+}
+
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
@@ -99,6 +131,7 @@ fn arguments(reading: &Reading) -> Vec<String> {
     let options = [
         ("--every", format!("{}ms", reading.every.as_millis())),
         ("--sweeps", reading.sweeps.to_string()),
+        ("--sandbox", reading.sandbox.to_string()),
     ];
     for (name, value) in options {
         arguments.extend([name.to_owned(), value]);

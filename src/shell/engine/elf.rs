@@ -11,6 +11,9 @@ use crate::limits;
 const LOAD: u32 = 1;
 const DYNAMIC: u32 = 2;
 
+/// Bytes of a segment's entry in the table of 64-bit files.
+const SEGMENT: u16 = 56;
+
 /// Tags of the dynamic section: the table of texts, and the places of the paths in it.
 const STRTAB: u64 = 5;
 const RPATH: u64 = 15;
@@ -43,7 +46,7 @@ fn texts(read: Read) -> Option<Vec<String>> {
         return None;
     }
     let (at, size, count) = (u64_at(&header, 32)?, u16_at(&header, 54)?, u16_at(&header, 56)?);
-    if size < 56 || usize::from(count) > limits::ELF_SEGMENTS {
+    if size != SEGMENT || usize::from(count) > limits::ELF_SEGMENTS {
         return None;
     }
     let table = read(at, usize::from(size) * usize::from(count))?;

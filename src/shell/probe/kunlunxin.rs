@@ -10,7 +10,7 @@ use super::library::{self, Buffer, Function, Loaded, Places};
 use crate::hardware::{Complaint, Device, Health, Quantity, Trouble, Vendor, Why};
 use crate::limits;
 
-const PLACES: Places = Places {
+pub const PLACES: Places = Places {
     names: &["libxpuml.so", "libxpuml.so.1"],
     folders: &["/usr/local/xpu/lib64", "/usr/local/xpu/lib", "/usr/lib64", "/usr/local/lib"],
 };

@@ -96,7 +96,10 @@ impl Loaded {
 }
 
 /// The file that is to be loaded, without links.
-fn find(named: Option<&Path>, places: &Places) -> Result<PathBuf, Trouble> {
+///
+/// # Errors
+/// Where there is none.
+pub fn find(named: Option<&Path>, places: &Places) -> Result<PathBuf, Trouble> {
     let whole = |path: &Path| path.canonicalize().ok().filter(|path| path.is_file());
     let inside = |dir: &Path| places.names.iter().find_map(|name| whole(&dir.join(name)));
     if let Some(path) = named {

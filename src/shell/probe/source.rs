@@ -10,12 +10,13 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 use serde::{Deserialize, Serialize};
 
-use super::ascend::Dcmi;
-use super::ascend::runtime::Acl;
-use super::cambricon::Cndev;
-use super::kunlunxin::Xpuml;
-use crate::config::{Accelerator, Devices};
+use super::ascend::{self, Dcmi, runtime::Acl};
+use super::cambricon::{self, Cndev};
+use super::kunlunxin::{self, Xpuml};
+use super::library;
+use crate::config::{Accelerator, Devices, Sandbox};
 use crate::hardware::{Device, Trouble, Vendor};
+use crate::shell::children::confine::Confined;
 
 /// A library that tells of devices.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +52,19 @@ impl Source {
         }
     }
 
+    /// The file that would be loaded, without links; `named` as for [`Reading::library`].
+    ///
+    /// # Errors
+    /// Where there is none.
+    pub fn file(self, named: Option<&Path>) -> Result<PathBuf, Trouble> {
+        match self {
+            Self::Dcmi => library::find(named, &ascend::PLACES),
+            Self::Acl => library::find(Acl::folder(named).as_deref(), &ascend::runtime::PLACES),
+            Self::Cndev => library::find(named, &cambricon::PLACES),
+            Self::Xpuml => library::find(named, &kunlunxin::PLACES),
+        }
+    }
+
     fn name(self) -> &'static str {
         match self {
             Self::Dcmi => "dcmi",
@@ -80,6 +94,8 @@ impl FromStr for Source {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum Told {
+    /// How far the process is confined; the first line, where it is.
+    Confined(Confined),
     /// The library is loaded and ready.
     Library { path: PathBuf, version: Option<String> },
     /// All of its devices, as they are now.
@@ -104,6 +120,8 @@ pub struct Reading {
     pub sweeps: u32,
     /// Whether devices are opened to be asked for their memory.
     pub opens: bool,
+    /// How the process is confined.
+    pub sandbox: Sandbox,
 }
 
 enum Opened {
@@ -152,11 +170,16 @@ impl Opened {
     }
 }
 
-/// Reads a library in this process, which it may hang or end. `tell` is given a line at a time.
+/// Reads a library in this process, which it may hang or end. `tell` is given a line at a time; `goes_on` says
+/// before each further sweep whether there is to be one.
 ///
 /// # Errors
 /// What `tell` returns where nobody listens any more.
-pub fn read<E>(reading: &Reading, mut tell: impl FnMut(Told) -> Result<(), E>) -> Result<(), E> {
+pub fn read<E>(
+    reading: &Reading,
+    goes_on: impl Fn() -> bool,
+    mut tell: impl FnMut(Told) -> Result<(), E>,
+) -> Result<(), E> {
     let mut library = match Opened::open(reading) {
         Ok(library) => library,
         Err(trouble) => return tell(Told::Trouble { trouble }),
@@ -166,6 +189,9 @@ pub fn read<E>(reading: &Reading, mut tell: impl FnMut(Told) -> Result<(), E>) -
     for sweep in 0..reading.sweeps.max(1) {
         if sweep > 0 {
             std::thread::sleep(reading.every);
+            if !goes_on() {
+                break;
+            }
         }
         let before = processor_us();
         match library.sweep() {

@@ -1,5 +1,7 @@
 //! Landlock: which paths may be opened for what, and no TCP at all.
 
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use landlock::{
@@ -87,6 +89,12 @@ pub fn accelerators(dev: &Path) -> Vec<PathBuf> {
     names.into_iter().filter(known).map(|name| dev.join(name)).collect()
 }
 
+/// These files with the numbers that the file system knows them by; those that are gone are left out.
+pub fn numbers(files: Vec<PathBuf>) -> BTreeMap<PathBuf, u64> {
+    let number = |file: PathBuf| file.symlink_metadata().ok().map(|meta| (file, meta.ino()));
+    files.into_iter().filter_map(number).collect()
+}
+
 /// Folders in which the kernel has device nodes of accelerators and processors of pictures, whoever made them.
 const OTHERS: &[&str] = &["accel", "dri"];
 
@@ -133,7 +141,9 @@ fn rights(needs: &Needs, accelerators: &[PathBuf], programs: bool) -> Vec<(PathB
 /// Leaves this thread, and what it starts, with those paths and without TCP. Returns the version of landlock's
 /// interface that the kernel has.
 pub fn restrict(needs: &Needs, accelerators: &[PathBuf], programs: bool) -> Result<u32, String> {
-    let status = ruleset(&rights(needs, accelerators, programs))
+    // Signals stay within; the rest keeps away from what listens at names of no file's.
+    let scope = if needs.daemons { Scope::Signal.into() } else { Scope::from_all(KNOWN) };
+    let status = ruleset(&rights(needs, accelerators, programs), scope)
         .and_then(RulesetCreated::restrict_self)
         .map_err(|error| error.to_string())?;
     match (status.ruleset, status.landlock) {
@@ -156,11 +166,14 @@ pub fn restrict(needs: &Needs, accelerators: &[PathBuf], programs: bool) -> Resu
     }
 }
 
-fn ruleset(rights: &[(PathBuf, Rights)]) -> Result<RulesetCreated, RulesetError> {
+fn ruleset(
+    rights: &[(PathBuf, Rights)],
+    scope: BitFlags<Scope>,
+) -> Result<RulesetCreated, RulesetError> {
     let mut rules = Ruleset::default()
         .handle_access(AccessFs::from_all(KNOWN))?
         .handle_access(AccessNet::from_all(KNOWN))?
-        .scope(Scope::from_all(KNOWN))?
+        .scope(scope)?
         .create()?;
     for (path, access) in rights {
         // What is not there, or not to be reached, cannot be opened either.

@@ -7,6 +7,10 @@
 //! *seccomp* (`calls`) knows system calls and their numbers, and no paths. Both bind the calling thread and
 //! what it starts, for good: a child begins with this while it has one thread. What a superuser may besides
 //! (`powers`) goes first.
+//!
+//! A vendor's library that tells of its devices sees no model, and reads what a driver and a card answer.
+//! Nobody has written down what such libraries open and call: they keep what vendors' own are known to need,
+//! and where one tells nothing so, [`Confining`](super::confining::Confining) says what becomes of it.
 
 mod calls;
 mod files;
@@ -14,6 +18,7 @@ mod powers;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -35,11 +40,19 @@ pub struct Needs {
     pub any_device: bool,
     /// Whether a vendor's compiler may start programs, even where no device of a known maker is seen.
     pub programs: bool,
+    /// Whether daemons may be spoken with that listen at a name of no file's.
+    pub daemons: bool,
 }
 
 /// Variables by which vendors' toolkits are told where they lie, beside `LD_LIBRARY_PATH`.
 const TOOLKITS: &[&str] =
     &["ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME", "ASCEND_OPP_PATH", "NEUWARE_HOME", "XPU_HOME"];
+
+/// Variables by which vendors' libraries are told where their logs go.
+const LOGS: &[&str] = &["ASCEND_PROCESS_LOG_PATH", "ASCEND_WORK_PATH"];
+
+/// What the C library looks a user's name and home up in, and vendors the system's: who nobody is, no secrets.
+const FACTS: &[&str] = &["/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/etc/os-release"];
 
 impl Needs {
     /// What loading the model at `path` needs: its folder, where its external data lies, and the file itself
@@ -68,15 +81,42 @@ impl Needs {
             Provider::Cann(_) => self.programs = true,
             Provider::Plugin(plugin) => {
                 self.any_device = true;
-                let file = plugin.library.canonicalize();
-                let file = file.unwrap_or_else(|_| plugin.library.clone());
-                self.read.extend(file.parent().map(Path::to_owned));
-                self.read.extend(run_paths(&file));
+                self.library(&plugin.library);
             }
         }
-        let named = TOOLKITS.iter().filter_map(std::env::var_os).map(PathBuf::from);
-        self.read.extend(named.filter(|folder| folder.is_absolute()));
+        self.read.extend(named(TOOLKITS));
     }
+
+    /// What a vendor's library that tells of devices needs. `library`: its file, where it was found.
+    pub fn telemetry(library: Option<&Path>) -> Self {
+        let mut needs = Self { any_device: true, programs: true, daemons: true, ..Self::default() };
+        needs.read.extend(FACTS.iter().map(PathBuf::from));
+        library.into_iter().for_each(|file| needs.library(file));
+        needs.read.extend(named(TOOLKITS));
+        needs.write.extend(named(LOGS));
+        // Where Ascend's write their logs as long as no variable says otherwise.
+        needs.write.extend(named(&["HOME"]).map(|home| home.join("ascend/log")));
+        needs
+    }
+
+    /// A library with what lies beside it and where it names others.
+    fn library(&mut self, file: &Path) {
+        let file = file.canonicalize().unwrap_or_else(|_| file.to_owned());
+        self.read.extend(file.parent().map(Path::to_owned));
+        self.read.extend(run_paths(&file));
+    }
+}
+
+/// The folders that these variables name.
+fn named(variables: &[&str]) -> impl Iterator<Item = PathBuf> {
+    let named = variables.iter().filter_map(std::env::var_os).map(PathBuf::from);
+    named.filter(|folder| folder.is_absolute()).collect::<Vec<_>>().into_iter()
+}
+
+/// The device nodes of accelerators as they are now, each with the number of its file. Whoever is confined may
+/// open those that were there when that began: one that a driver makes anew is another file.
+pub fn nodes() -> BTreeMap<PathBuf, u64> {
+    files::numbers(files::accelerators(Path::new("/dev")))
 }
 
 /// What is in force in a child: the first that it tells.

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::net::{TcpListener, TcpStream, UdpSocket};
-use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -28,6 +29,8 @@ struct Role {
     read: PathBuf,
     write: PathBuf,
     port: u16,
+    /// Where a daemon listens that has no file.
+    name: String,
     kind: Kind,
 }
 
@@ -38,6 +41,8 @@ enum Kind {
     Child,
     /// By system calls alone, as where a vendor's programs are at work.
     Vendor,
+    /// As what reads a library that tells of devices.
+    Telemetry,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -74,6 +79,10 @@ fn forbidden(role: &Role) -> Vec<(&'static str, io::Result<()>)> {
         Ok(setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?)
     };
     let environment = format!("/proc/{parent}/environ");
+    let nameless = || {
+        let address = SocketAddr::from_abstract_name(&role.name)?;
+        UnixStream::connect_addr(&address).map(drop)
+    };
     vec![
         ("read", File::open(at("secret")).map(drop)),
         ("list", fs::read_dir(&role.outside).map(drop)),
@@ -88,6 +97,7 @@ fn forbidden(role: &Role) -> Vec<(&'static str, io::Result<()>)> {
         ("listen", TcpListener::bind("127.0.0.1:0").map(drop)),
         ("UDP", UdpSocket::bind("127.0.0.1:0").map(drop)),
         ("speak with a daemon", UnixStream::connect(at("socket")).map(drop)),
+        ("speak with a daemon that has no file", nameless()),
         ("local datagrams", UnixDatagram::unbound().map(drop)),
         ("start a program", Command::new("/bin/true").status().map(drop)),
         ("signal its parent", kill(parent, None).map_err(io::Error::from)),
@@ -145,6 +155,7 @@ fn inmate() {
             write: vec![role.write.clone()],
             ..Needs::default()
         })),
+        Kind::Telemetry => Some(begin(&Needs::telemetry(Some(&role.read.join("model"))))),
         Kind::Vendor => {
             let seccomp = calls::restrict(calls::Work::Programs);
             let missing = seccomp.clone().err().into_iter().collect();
@@ -184,13 +195,17 @@ fn report(kind: Kind) -> Report {
     };
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
-    let role =
-        Role { outside: place("outside"), read: place("read"), write: place("write"), port, kind };
+    // Only this process has such a name.
+    let name = format!("blochd-test-{}-{}", std::process::id(), dir.path().display());
+    let (outside, read, write) = (place("outside"), place("read"), place("write"));
+    let role = Role { outside, read, write, port, name, kind };
+    let address = SocketAddr::from_abstract_name(&role.name).unwrap();
+    let _nameless = UnixListener::bind_addr(&address).unwrap();
     for name in ["secret", "victim"] {
         fs::write(role.outside.join(name), "x").unwrap();
     }
     fs::write(role.read.join("model"), "x").unwrap();
-    let _daemon = std::os::unix::net::UnixListener::bind(role.outside.join("socket")).unwrap();
+    let _daemon = UnixListener::bind(role.outside.join("socket")).unwrap();
     let name = concat!(module_path!(), "::inmate");
     let name = name.split_once("::").unwrap().1;
     let output = Command::new(std::env::current_exe().unwrap())
@@ -253,6 +268,66 @@ fn a_vendors_programs_may_be_started_and_spoken_with_and_reach_no_network() {
     for name in ["connect", "listen", "UDP", "bounds", "outlive its parent", "trace"] {
         assert_eq!(vendor.tried[name], Some(libc::EPERM), "{name}");
     }
+}
+
+#[test]
+fn what_reads_a_vendors_library_speaks_with_its_daemons_and_reaches_no_files_and_no_network() {
+    let report = report(Kind::Telemetry);
+    let how = report.confined.unwrap();
+    if !how.is_enough() {
+        eprintln!("skipped: this kernel cannot confine anybody: {how}");
+        return;
+    }
+    for name in [
+        "needed: read the model",
+        "needed: list its folder",
+        "needed: libraries",
+        "needed: facts of itself",
+        "needed: devices of the box",
+        "needed: a thread",
+        "start a program",
+        "speak with a daemon",
+        "speak with a daemon that has no file",
+        "local datagrams",
+    ] {
+        assert_eq!(report.tried[name], None, "{name}");
+    }
+    for name in [
+        "needed: write",
+        "read",
+        "list",
+        "write",
+        "overwrite",
+        "remove",
+        "write where it reads",
+        "move out",
+        "connect",
+        "listen",
+        "UDP",
+        "its parent's secrets",
+        "outlive its parent",
+        "look into memory",
+        "rings",
+        "trace",
+    ] {
+        assert!(report.tried[name].is_some(), "{name}");
+    }
+}
+
+#[test]
+fn a_node_that_is_made_anew_is_another_one() {
+    let dev = tempfile::tempdir().unwrap();
+    let node = dev.path().join("davinci0");
+    fs::write(&node, "").unwrap();
+    let numbers = || super::files::numbers(super::files::accelerators(dev.path()));
+    let before = numbers();
+    assert_eq!((before.len(), numbers()), (1, before.clone()));
+    // Both are there for a moment, so that the number of the first is not given away again.
+    fs::write(dev.path().join("new"), "").unwrap();
+    fs::rename(dev.path().join("new"), &node).unwrap();
+    assert_ne!(numbers(), before);
+    fs::remove_file(&node).unwrap();
+    assert!(numbers().is_empty());
 }
 
 #[test]

@@ -13,7 +13,7 @@ use super::library::{self, Buffer, Function, Loaded, Places};
 use crate::hardware::{Complaint, Device, EccErrors, Health, Quantity, Trouble, Vendor, Why};
 use crate::limits;
 
-const PLACES: Places = Places {
+pub const PLACES: Places = Places {
     names: &["libdcmi.so"],
     folders: &[
         "/usr/local/dcmi",

@@ -3,13 +3,13 @@
 //! takes some of its memory: this is asked once, in a process that ends.
 
 use std::ffi::{c_char, c_int};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::hardware::{Device, Quantity, Trouble, Vendor, Why};
 use crate::limits;
 use crate::shell::probe::library::{self, Function, Loaded, Places};
 
-const PLACES: Places = Places {
+pub const PLACES: Places = Places {
     names: &["libascendcl.so"],
     folders: &[
         "/usr/local/Ascend/cann/lib64",
@@ -53,12 +53,7 @@ impl Acl {
     /// # Errors
     /// Where there is none that can be used.
     pub fn open(named: Option<&Path>, opens: bool) -> Result<Self, Trouble> {
-        // What is named may be the driver's library: the runtime's then lies beside it.
-        let beside = |path: &Path| {
-            if path.is_dir() { Some(path.to_owned()) } else { path.parent().map(Path::to_owned) }
-        };
-        let folder = named.and_then(beside);
-        let loaded = library::open(folder.as_deref(), &PLACES)?;
+        let loaded = library::open(Self::folder(named).as_deref(), &PLACES)?;
         // SAFETY: the signatures are those of the vendor's headers.
         let acl = unsafe {
             Self {
@@ -81,6 +76,15 @@ impl Acl {
             0 | REPEATED => Ok(acl),
             code => Err(Trouble::Failed { call: init.name.to_owned(), code: code.into() }),
         }
+    }
+
+    /// What is named may be the driver's library: the runtime's then lies beside it.
+    pub fn folder(named: Option<&Path>) -> Option<PathBuf> {
+        let folder = |path: &Path| match path.is_dir() {
+            true => Some(path.to_owned()),
+            false => path.parent().map(Path::to_owned),
+        };
+        named.and_then(folder)
     }
 
     pub fn path(&self) -> &Path {

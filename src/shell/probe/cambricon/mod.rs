@@ -17,7 +17,7 @@ use super::library::{self, Buffer, Function, Loaded, Places};
 use crate::hardware::{Complaint, Device, EccErrors, Health, Quantity, Trouble, Vendor, Why};
 use crate::limits;
 
-const PLACES: Places = Places {
+pub const PLACES: Places = Places {
     names: &["libcndev.so"],
     folders: &["/usr/local/neuware/lib64", "/usr/lib64", "/usr/local/lib"],
 };
