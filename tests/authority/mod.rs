@@ -4,7 +4,6 @@
 #![allow(dead_code)]
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SanType};
@@ -35,11 +34,10 @@ impl Authority {
         self.certify_as(dir, name, vec![SanType::DnsName("localhost".try_into().unwrap())])
     }
 
-    /// The same with other alternative names, and this machine's address.
+    /// The same with other alternative names.
     pub fn certify_as(&self, dir: &Path, name: &str, names: Vec<SanType>) -> (PathBuf, PathBuf) {
         let mut params = CertificateParams::default();
         params.subject_alt_names = names;
-        params.subject_alt_names.push(SanType::IpAddress(IpAddr::V4(Ipv4Addr::LOCALHOST)));
         params.distinguished_name.push(DnType::CommonName, name);
         let key = KeyPair::generate().unwrap();
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
