@@ -76,6 +76,8 @@ class Box:
         self.environment = {"PATH": "/usr/bin", "HOME": "/root", "TMPDIR": "/tmp"}
         for name, port in zip(("HTTP", "GRPC", "METRICS"), ports):
             self.environment[f"BLOCHD_{name}_ADDRESS"] = f"127.0.0.1:{port}"
+        # Nobody loads and unloads here; the port of other agents on this machine stays free.
+        self.environment["BLOCHD_ADMIN_ADDRESS"] = "none"
         # Ladders are timed; of an emulator's times nothing follows.
         self.environment["BLOCHD_DEFAULTS__LADDER__ENABLED"] = "false"
         self.environment["BLOCHD_TRIAL__TIMEOUT"] = f"{PATIENCE}s"

@@ -165,7 +165,7 @@ fn a_bad_configuration_is_refused_whole_and_the_last_good_one_holds() {
         home.configure(bad);
         agent.signal(Signal::SIGHUP);
         agent.eventually(bad, |a| {
-            a.status()["config"]["error"].as_str().is_some_and(|e| e.contains("agent.yaml:7"))
+            a.status()["config"]["error"].as_str().is_some_and(|e| e.contains("agent.yaml:8"))
         });
         let status = agent.status();
         assert_eq!(status["config"]["revision"], revision + 1, "{bad}");
@@ -349,7 +349,7 @@ fn a_wrong_configuration_at_the_start_ends_with_every_error_and_its_place() {
     let run = run.output().unwrap();
     assert_eq!(run.status.code(), Some(78));
     let words = String::from_utf8_lossy(&run.stderr);
-    for place in ["agent.yaml:7:23:", "agent.yaml:7:26:", "agent.yaml:8:1:", "budgte", "`http`"] {
+    for place in ["agent.yaml:8:23:", "agent.yaml:8:26:", "agent.yaml:9:1:", "budgte", "`http`"] {
         assert!(words.contains(place), "{place}: {words}");
     }
 }

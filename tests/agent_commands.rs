@@ -107,7 +107,7 @@ fn a_load_that_waits_is_answered_when_the_agent_ends() {
     home.configure("defaults: {ladder: {enabled: false}}\ntrial: {timeout: 3600s}");
     let mut agent = home.start_ready();
     hang(&home, &mut agent);
-    let url = home.url("/v2/repository/models/hang/load");
+    let url = format!("http://127.0.0.1:{}/v2/repository/models/hang/load", home.admin);
     let client = std::thread::spawn(move || {
         let config = ureq::Agent::config_builder().http_status_as_error(false).build();
         let mut answer = ureq::Agent::new_with_config(config).post(url).send_empty().unwrap();

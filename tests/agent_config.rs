@@ -22,7 +22,7 @@ fn revision(agent: &Agent<'_>) -> u64 {
 fn configure_arrivals(home: &Home, settle: &str, rescan: &str, more: &str) {
     let text = format!(
         "model_dir: models\nstate_dir: state\nhttp_address: 127.0.0.1:{}\ngrpc_address: none\n\
-         metrics_address: 127.0.0.1:{}\narrivals: {{settle: {settle}, rescan: {rescan}}}\n{NO_LADDER}\n{more}\n",
+         admin_address: none\nmetrics_address: 127.0.0.1:{}\narrivals: {{settle: {settle}, rescan: {rescan}}}\n{NO_LADDER}\n{more}\n",
         home.http, home.metrics
     );
     home.write_config(&text);

@@ -105,7 +105,8 @@ fn status_asks_where_the_configuration_says_that_the_agent_serves() {
     assert_eq!(status(&mut at("BLOCHD_CONFIG", "agent.yaml")), "");
     assert_eq!(status(&mut at("BLOCHD_HTTP_ADDRESS", &address)), "");
     assert_eq!(status(&mut at("BLOCHD_URL", &format!("http://{address}/"))), "");
-    assert_eq!(status(&mut at("BLOCHD_HTTP_ADDRESS", &format!("0.0.0.0:{}", home.http))), "");
+    let mut everywhere = at("BLOCHD_HTTP_ADDRESS", &format!("0.0.0.0:{}", home.http));
+    assert_eq!(status(everywhere.env("BLOCHD_ALLOW_PLAINTEXT", "true")), "");
     // A file that the agent refuses must not keep one from asking it why.
     home.write_config("nonsense: 1\n");
     let mut command = at("BLOCHD_HTTP_ADDRESS", &address);
@@ -168,7 +169,11 @@ fn a_check_says_all_that_is_wrong_at_once_or_that_nothing_is() {
     fs::write(dir.join("models/ocr/policy.yaml"), "queue_length: 9\n").unwrap();
     let right = check(&[]);
     assert!(right.status.success(), "{:?}", out(&right));
-    assert_eq!(out(&right).0, "agent.yaml is right; policies that are right, too: 1.\n");
+    let (said, _) = out(&right);
+    assert!(said.starts_with("agent.yaml is right; policies that are right, too: 1.\n"), "{said}");
+    let http = format!("http_address 127.0.0.1:{}", home.http);
+    assert!(said.contains(&format!("{http} is open to whoever is on this box, without TLS.\n")));
+    assert_eq!(said.lines().count(), 5, "{said}");
     assert_eq!(out(&check(&["--json"])).0, "[]\n");
     // A policy is told with its place, and so is each part.
     fs::write(dir.join("models/ocr/policy.yaml"), "queue_lenght: 9\nbudget: -1ms\n").unwrap();

@@ -117,7 +117,7 @@ fn every_failure_has_its_code_and_words_and_leaves_the_connection_open() {
         let twice = Bytes::from([&fine[..], &fine].concat());
         let compressed = Bytes::from([&[1][..], &fine[1..]].concat());
         let large = Bytes::from_static(&[0, 0, 0, 0x10, 1]);
-        let cases: [(&str, Bytes, u32, &str); 19] = [
+        let cases: [(&str, Bytes, u32, &str); 18] = [
             ("ModelInfer", whole(&infer("q", "", &[1.0])), 5, "unknown model: 'q' is not found"),
             ("ModelInfer", whole(&at("9")), 5, "version 9 is not found"),
             ("ModelInfer", whole(&at("one")), 3, "'one' is not a model version"),
@@ -139,13 +139,7 @@ fn every_failure_has_its_code_and_words_and_leaves_the_connection_open() {
             ("ServerLive", framed(&[0x0A, 9]), 3, "failed to parse the request message"),
             ("Nothing", framed(&[]), 12, "there is no call Nothing"),
             ("CudaSharedMemoryStatus", framed(&[]), 12, "CUDA shared memory is not supported"),
-            ("RepositoryModelLoad", framed(&[0x12, 1, b'q']), 5, "there is no model 'q'"),
-            (
-                "RepositoryModelLoad",
-                framed(&[0x12, 6, b'b', b'r', b'o', b'k', b'e', b'n']),
-                3,
-                "model.onnx is truncated",
-            ),
+            ("RepositoryModelLoad", framed(&[0x12, 1, b'q']), 7, "unloaded at the admin port"),
             (
                 "SystemSharedMemoryStatus",
                 framed(&[0x0A, 1, b'q']),
@@ -153,7 +147,18 @@ fn every_failure_has_its_code_and_words_and_leaves_the_connection_open() {
                 "Unable to find shared memory region: 'q'",
             ),
         ];
-        for (name, body, code, words) in cases {
+        let broken = framed(&[0x12, 6, b'b', b'r', b'o', b'k', b'e', b'n']);
+        let commands: [(&str, Bytes, u32, &str); 4] = [
+            ("RepositoryModelLoad", framed(&[0x12, 1, b'q']), 5, "there is no model 'q'"),
+            ("RepositoryModelLoad", broken, 3, "model.onnx is truncated"),
+            ("ModelInfer", fine.clone(), 7, "not at the admin port"),
+            ("SystemSharedMemoryStatus", framed(&[]), 7, "not at the admin port"),
+        ];
+        let admin = &Caller::tcp(served.admin).await;
+        let all = cases.into_iter().map(|case| (caller, case));
+        for (caller, (name, body, code, words)) in
+            all.chain(commands.into_iter().map(|case| (admin, case)))
+        {
             let ended = caller.bytes(name, &[], body).await;
             assert_eq!(ended.code, code, "{name} {words}: {ended:?}");
             assert!(ended.message.contains(words), "{words:?} is not in {:?}", ended.message);
@@ -166,7 +171,7 @@ fn every_failure_has_its_code_and_words_and_leaves_the_connection_open() {
             parameters,
             ..Default::default()
         };
-        let ended = caller.call("RepositoryModelLoad", &load).await;
+        let ended = admin.call("RepositoryModelLoad", &load).await;
         assert_eq!((ended.code, ended.message.contains("'config' is not supported")), (3, true));
         let ended = caller.bytes("ModelInfer", &[("grpc-timeout", "soon")], fine.clone()).await;
         assert_eq!((ended.code, ended.message.as_str()), (3, "grpc-timeout is no time"));

@@ -189,6 +189,17 @@ fn every_failure_has_its_status_and_words_and_leaves_the_connection_open() {
         ("POST", SUM, "{", 400, "failed to parse the request JSON: EOF"),
         ("POST", SUM, r#"{"inputs":[]}"#, 400, "missing 'x' (FP32 [-1])"),
         ("POST", SUM, &body("-1", ""), 500, "running node Sqrt_3: negative"),
+        ("POST", "/v2/repository/index", "[3", 400, "failed to parse the request JSON"),
+        (
+            "POST",
+            "/v2/repository/models/sum/load",
+            "",
+            403,
+            "loaded and unloaded at the admin port",
+        ),
+        ("POST", "/v2/repository/models/sum/unload", "{}", 403, "at the admin port"),
+    ];
+    let commands = [
         ("POST", "/v2/repository/models/q/load", "", 404, "there is no model 'q'"),
         ("POST", "/v2/repository/models/broken/load", "{}", 400, "model.onnx is truncated"),
         (
@@ -199,13 +210,23 @@ fn every_failure_has_its_status_and_words_and_leaves_the_connection_open() {
             "'config' is not supported",
         ),
         ("POST", "/v2/repository/index", "[3", 400, "failed to parse the request JSON"),
+        ("GET", "/v2/models/q", "", 404, "unknown model: 'q' is not found"),
+        ("POST", SUM, &whole, 403, "models are asked at http_address"),
+        ("GET", "/v2/systemsharedmemory/status", "", 403, "not at the admin port"),
     ];
-    for (method, path, body, status, words) in cases {
+    let admin = &mut Client::to(served.admin);
+    let all = cases.into_iter().map(|case| (false, case));
+    for (at_admin, (method, path, body, status, words)) in
+        all.chain(commands.into_iter().map(|case| (true, case)))
+    {
+        let client = if at_admin { &mut *admin } else { &mut *client };
         let reply = client.call(method, path, body.as_bytes());
         assert_eq!(reply.status, status, "{method} {path}: {:?}", reply.json());
         assert!(reply.error().contains(words), "{method} {path}: {}", reply.error());
         assert_eq!(reply.header("retry-after").is_some(), status == 503, "{method} {path}");
     }
+    assert_eq!(admin.get("/v2/blochd/status").status, 200);
+    assert_eq!(admin.get("/v2/models/sum").status, 200);
     let reply = client.get("/v2/models/slow/ready");
     assert_eq!((reply.status, reply.json()), (503, json!({ "ready": false })));
     served.repository.set_ready(false);

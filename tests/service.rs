@@ -271,10 +271,28 @@ fn sockets_of_socket_units_serve_and_what_does_not_fit_is_told_and_closed() {
         assert!(log.contains(&words), "{words}\n{log}");
     }
     // Socket units have theirs themselves; what the agent has made is given to the manager.
-    assert_eq!(manager.kept(), ["stored-metrics"]);
+    assert_eq!(manager.kept(), ["stored-admin", "stored-metrics"]);
     assert_eq!(inherited(agent.pid()), [0_u32; 0], "children get none of it");
     end(agent);
     assert!(path.exists(), "a socket unit's socket is the manager's");
+}
+
+#[test]
+fn a_socket_unit_opens_no_port_to_everybody_that_the_configuration_keeps_closed() {
+    let manager = Manager::new();
+    let everywhere = || TcpListener::bind(("0.0.0.0", 0)).unwrap();
+    let (http, home) = (everywhere(), home_with(""));
+    let mut agent = manager.start(&home, &[("http", http.as_fd())], &[]);
+    assert_eq!(agent.wait().code(), Some(78), "{}", home.log());
+    let at = http.local_addr().unwrap();
+    let words = format!("the socket unit has http where it may not be: {at} is reached");
+    assert!(home.log().contains(&words), "{}", home.log());
+    let (http, home) = (everywhere(), home_with("allow_plaintext: true"));
+    let at = http.local_addr().unwrap();
+    let _agent = manager.start(&home, &[("http", http.as_fd())], &[]);
+    eventually("it is told", || home.log().contains("since allow_plaintext says so"));
+    let url = format!("http://127.0.0.1:{}/v2/health/live", at.port());
+    assert!(ureq::get(url).call().is_ok());
 }
 
 /// Clients that connect anew for every request, without a pause.
@@ -334,7 +352,8 @@ fn a_restart_under_load_refuses_nobody() {
     let path = home.dir.path().join("b.sock");
     let mut agent = manager.start(&home, &[], &[]);
     agent.eventually("it is ready", |agent| agent.get("/v2/health/ready").is_some());
-    assert_eq!(manager.kept(), ["stored-grpc", "stored-http", "stored-metrics", "stored-unix"]);
+    let kept = ["stored-admin", "stored-grpc", "stored-http", "stored-metrics", "stored-unix"];
+    assert_eq!(manager.kept(), kept);
     let file = fs::metadata(&path).unwrap().ino();
     let request = agent.input("mlp").unwrap();
     let clients = Clients::start(4, home.http, &request);
@@ -361,7 +380,7 @@ fn a_restart_under_load_refuses_nobody() {
     );
     assert!(failed.is_empty(), "{failed:?}\n{}", home.log());
     assert!(is_live(&path) && fs::metadata(&path).unwrap().ino() == file, "the same socket");
-    assert_eq!(manager.kept().len(), 4);
+    assert_eq!(manager.kept().len(), 5);
 
     // Another address: the old socket is given up, and the new one kept.
     let old = home.http;
@@ -373,7 +392,7 @@ fn a_restart_under_load_refuses_nobody() {
     eventually("it says that it is ready", || manager.count("READY=1") == restarts + 2);
     assert!(TcpStream::connect(free).is_ok());
     assert!(TcpStream::connect(("127.0.0.1", old)).is_err(), "nobody has it any more");
-    assert_eq!(manager.kept().len(), 4);
+    assert_eq!(manager.kept().len(), 5);
     assert!(home.log().contains("http_address says otherwise by now"), "{}", home.log());
     end(agent);
 }

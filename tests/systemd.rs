@@ -138,6 +138,7 @@ fn the_socket_unit_listens_where_the_configuration_says_by_default() {
         config.http_address.to_string(),
         config.grpc_address.unwrap().to_string(),
         config.metrics_address.to_string(),
+        config.admin_address.address().unwrap().to_string(),
         "/run/blochd/blochd.sock".to_owned(),
     ];
     wanted.sort_unstable();

@@ -1,13 +1,10 @@
-//! The unmodified `tritonclient[grpc,http]` from PyPI against a real server. The Python of `BLOCHD_TEST_PYTHON` is
-//! used where it is set; else pip installs the client into a folder under `target/`, which needs neither a
-//! virtual environment (Debian packs `venv` apart) nor leave to write into the system's Python.
+//! The unmodified `tritonclient[grpc,http]` from PyPI against a real server.
 
+mod python;
 mod running;
 mod serving;
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::Mutex;
+use std::path::Path;
 
 use blochd::onnx::{DType, ExecError, Tensor};
 use blochd::protocol::{Signature, TensorSpec};
@@ -15,41 +12,9 @@ use blochd::shell::engine::{EngineOptions, LiveSession, Search, init};
 use blochd::shell::places::state_dir;
 use blochd::shell::slot::Runner;
 
+use python::{python, run};
 use running::{Home, model};
 use serving::Served;
-
-const CLIENT: &str = "tritonclient[grpc,http]==2.73.0";
-
-/// Two tests must not install it at the same time.
-static INSTALLING: Mutex<()> = Mutex::new(());
-
-/// A Python that has the client.
-fn python() -> Command {
-    let _alone = INSTALLING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    if let Some(python) = std::env::var_os("BLOCHD_TEST_PYTHON") {
-        return Command::new(python);
-    }
-    let folder =
-        PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("tritonclient-grpc-2.73.0-packages");
-    let python = || {
-        let mut python = Command::new("python3");
-        python.env("PYTHONPATH", &folder);
-        python
-    };
-    let imports = python().args(["-c", "import tritonclient.grpc, tritonclient.http"]).output();
-    if !imports.is_ok_and(|out| out.status.success()) {
-        let pip = ["-m", "pip", "install", "--quiet", "--upgrade", "--target"];
-        run(Command::new("python3").args(pip).arg(&folder).arg(CLIENT));
-    }
-    python()
-}
-
-fn run(command: &mut Command) {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let (out, err) = (text(&output.stdout), text(&output.stderr));
-    assert!(output.status.success(), "{command:?}\n{out}\n{err}");
-}
 
 #[test]
 fn the_unmodified_tritonclient_is_served() {
@@ -57,7 +22,9 @@ fn the_unmodified_tritonclient_is_served() {
     served.add("types", serving::types(), serving::echo());
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tritonclient_calls.py");
     let address = served.http.to_string();
-    run(python().args([script, &address, "--types", "types", "--reload", "types"]));
+    let admin = served.admin.to_string();
+    let more = ["--types", "types", "--reload", "types", "--admin", &admin];
+    run(python().args([script, &address]).args(more));
 }
 
 const GRPC: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tritonclient_grpc_calls.py");
@@ -94,15 +61,17 @@ fn the_unmodified_tritonclient_is_served_over_grpc_and_shared_memory() {
         served.add(&format!("echo_{word}"), signature, serving::echo());
     }
     let unix = format!("unix:{}", served.unix.display());
-    let http = served.http.to_string();
-    for target in [served.grpc.to_string(), unix] {
+    let (http, admin) = (served.http.to_string(), served.admin.to_string());
+    // Over the Unix socket its owner loads and unloads, too.
+    for (target, admin) in [(served.grpc.to_string(), &admin), (unix.clone(), &unix)] {
         let x = vec![serving::spec("x", DType::F32, &[-1])];
         for (model, session) in gate() {
             let signature = Signature { inputs: x.clone(), outputs: x.clone() };
             served.add(model, signature, session);
         }
         let more = ["--types", "types", "--reload", "types", "--gate", "gate", "--http", &http];
-        run(python().args([GRPC, &target]).args(more));
+        let admin = (target != *admin).then_some(["--admin", admin]);
+        run(python().args([GRPC, &target]).args(more).args(admin.into_iter().flatten()));
     }
 }
 
@@ -115,8 +84,9 @@ fn the_unmodified_tritonclient_is_served_by_a_real_model() {
     let served = Served::start(1 << 20);
     served.add("digits", Signature::from(&session), Box::new(session));
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tritonclient_calls.py");
-    run(python().args([script, &served.http.to_string()]));
-    run(python().args([GRPC, &served.grpc.to_string()]));
+    let admin = served.admin.to_string();
+    run(python().args([script, &served.http.to_string(), "--admin", &admin]));
+    run(python().args([GRPC, &served.grpc.to_string(), "--admin", &admin]));
 }
 
 #[test]
@@ -130,11 +100,12 @@ fn the_unmodified_tritonclient_is_served_by_the_agent() {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tritonclient_calls.py");
     let address = format!("127.0.0.1:{}", home.http);
     let more = ["--reload", "digits", "--broken", "broken"];
-    run(python().args([script, &address]).args(more));
+    let admin = format!("127.0.0.1:{}", home.admin);
+    run(python().args([script, &address, "--admin", &admin]).args(more));
     let unix = format!("unix:{}", home.dir.path().join("b.sock").display());
-    for target in [format!("127.0.0.1:{}", home.grpc), unix] {
-        run(python().args([GRPC, &target, "--no-memory"]).args(more));
-    }
+    run(python().args([GRPC, &unix, "--no-memory"]).args(more));
+    let target = format!("127.0.0.1:{}", home.grpc);
+    run(python().args([GRPC, &target, "--no-memory", "--admin", &admin]).args(more));
     // What was unloaded and loaded again still serves.
     assert!(agent.serves("digits", 3) && agent.infer("digits").is_ok());
 }

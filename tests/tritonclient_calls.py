@@ -1,11 +1,12 @@
 """Drives a running server with the unmodified tritonclient[http]: metadata, inference in JSON and
 binary, repository calls, errors.
 
-    tritonclient_calls.py HOST:PORT [--types MODEL] [--reload MODEL]
+    tritonclient_calls.py HOST:PORT [--types MODEL] [--reload MODEL] [--admin HOST:PORT]
 
 Every ready model of the index is asked once with zeros, in all four combinations of JSON and binary.
 --types names a model that gives each input in_<DATATYPE> (shape [-1,2]) back as out_<DATATYPE>.
---reload names a model that may be unloaded and loaded again.
+--reload names a model that may be unloaded and loaded again. --admin is where that is done, and refused at the first
+address.
 """
 
 import argparse
@@ -152,34 +153,37 @@ def wrong_requests(client, model, inputs):
     fails(packed, "415", "compressed")
 
 
-def unknown_names(client):
+def unknown_names(client, admin):
     value = tensor("x", "FP32", np.zeros(1, np.float32), True)
     fails(lambda: client.infer("nowhere", [value]), "404", "'nowhere'")
     fails(lambda: client.get_model_metadata("nowhere"), "404", "'nowhere'")
-    fails(lambda: client.load_model("nowhere"), "404", "nowhere")
+    fails(lambda: admin.load_model("nowhere"), "404", "nowhere")
     assert not client.is_model_ready("nowhere")
 
 
-def reload(client, model):
+def reload(client, admin, model):
     state = lambda: [
         line["state"] for line in client.get_model_repository_index() if line["name"] == model
     ]
-    client.unload_model(model)
+    if admin is not client:
+        fails(lambda: client.unload_model(model), "403", "loaded and unloaded")
+        fails(lambda: client.load_model(model), "403", "loaded and unloaded")
+    admin.unload_model(model)
     assert "READY" not in state() and not client.is_model_ready(model)
     value = tensor("x", "FP32", np.zeros(1, np.float32), True)
     fails(lambda: client.infer(model, [value]), "503", model)
-    client.load_model(model)
+    admin.load_model(model)
     assert "READY" in state() and client.is_model_ready(model)
-    fails(lambda: client.load_model(model, config="{}"), "400", "config")
+    fails(lambda: admin.load_model(model, config="{}"), "400", "config")
 
 
-def broken(client, model):
+def broken(client, admin, model):
     """A model whose file is not sound: in the index with its reason, and not loaded by asking."""
     lines = [line for line in client.get_model_repository_index() if line["name"] == model]
     assert [line["state"] for line in lines] == ["UNAVAILABLE"], lines
     assert "offset" in lines[0]["reason"], lines
     assert not client.is_model_ready(model)
-    fails(lambda: client.load_model(model), "400", "model.onnx", "offset")
+    fails(lambda: admin.load_model(model), "400", "model.onnx", "offset")
 
 
 def main():
@@ -188,17 +192,19 @@ def main():
     parser.add_argument("--types")
     parser.add_argument("--reload")
     parser.add_argument("--broken")
+    parser.add_argument("--admin")
     args = parser.parse_args()
     client = http.InferenceServerClient(args.address, concurrency=2)
+    admin = http.InferenceServerClient(args.admin) if args.admin else client
     server(client)
     each_model(client)
-    unknown_names(client)
+    unknown_names(client, admin)
     if args.types:
         every_type(client, args.types)
     if args.reload:
-        reload(client, args.reload)
+        reload(client, admin, args.reload)
     if args.broken:
-        broken(client, args.broken)
+        broken(client, admin, args.broken)
     if args.types:
         every_type(client, args.types)
     client.close()

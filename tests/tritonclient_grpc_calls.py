@@ -2,11 +2,11 @@
 calls, errors, deadlines, shared memory.
 
     tritonclient_grpc_calls.py TARGET [--types MODEL] [--reload MODEL] [--broken MODEL] [--gate MODEL]
-                               [--http HOST:PORT | --no-memory]
+                               [--http HOST:PORT | --no-memory] [--admin TARGET]
 
 TARGET is HOST:PORT or unix:/path. Every ready model of the index is asked once with zeros. --types names a
 model that gives each input in_<DATATYPE> (shape [-1,2]) back as out_<DATATYPE>, --reload one that may be
-unloaded and loaded again, --gate one that answers when the model "open" is asked, while "begun" answers when
+unloaded and loaded again (at --admin, where that is given; the first target then refuses to), --gate one that answers when the model "open" is asked, while "begun" answers when
 it has begun. --http is where the same server speaks REST: shared memory is then tried over both. With
 --no-memory it must be switched off.
 """
@@ -266,36 +266,40 @@ def wrong_requests(client, model, inputs):
     fails(infer(large), "RESOURCE_EXHAUSTED", "more than the limit of 1048576")
 
 
-def unknown_names(client):
+def unknown_names(client, admin):
     value = tensor("x", "FP32", np.zeros(1, np.float32))
     fails(lambda: client.infer("nowhere", [value]), "NOT_FOUND", "'nowhere'")
     fails(lambda: client.get_model_metadata("nowhere"), "NOT_FOUND", "'nowhere'")
-    fails(lambda: client.load_model("nowhere"), "NOT_FOUND", "nowhere")
+    fails(lambda: admin.load_model("nowhere"), "NOT_FOUND", "nowhere")
     fails(lambda: client.get_inference_statistics("nowhere"), "NOT_FOUND", "nowhere")
     assert not client.is_model_ready("nowhere")
     fails(lambda: client.get_trace_settings(), "UNIMPLEMENTED")
     fails(lambda: client.get_cuda_shared_memory_status(), "UNIMPLEMENTED", "CUDA")
 
 
-def reload(client, model):
+def reload(client, admin, model):
     index = lambda: client.get_model_repository_index().models
     state = lambda: [line.state for line in index() if line.name == model]
-    client.unload_model(model)
+    if admin is not client:
+        refused = "PERMISSION_DENIED", "loaded and unloaded"
+        fails(lambda: client.unload_model(model), *refused)
+        fails(lambda: client.load_model(model), *refused)
+    admin.unload_model(model)
     assert "READY" not in state() and not client.is_model_ready(model)
     value = tensor("x", "FP32", np.zeros(1, np.float32))
     fails(lambda: client.infer(model, [value]), "UNAVAILABLE", model, "try again after")
-    client.load_model(model)
+    admin.load_model(model)
     assert "READY" in state() and client.is_model_ready(model)
-    fails(lambda: client.load_model(model, config="{}"), "INVALID_ARGUMENT", "config")
+    fails(lambda: admin.load_model(model, config="{}"), "INVALID_ARGUMENT", "config")
 
 
-def broken(client, model):
+def broken(client, admin, model):
     """A model whose file is not sound: in the index with its reason, and not loaded by asking."""
     index = client.get_model_repository_index().models
     lines = [line for line in index if line.name == model]
     assert [line.state for line in lines] == ["UNAVAILABLE"] and "offset" in lines[0].reason, lines
     assert not client.is_model_ready(model)
-    fails(lambda: client.load_model(model), "INVALID_ARGUMENT", "model.onnx", "offset")
+    fails(lambda: admin.load_model(model), "INVALID_ARGUMENT", "model.onnx", "offset")
 
 
 def gate(client, model):
@@ -432,12 +436,14 @@ def main():
     parser.add_argument("--broken")
     parser.add_argument("--gate")
     parser.add_argument("--http")
+    parser.add_argument("--admin")
     parser.add_argument("--no-memory", action="store_true")
     args = parser.parse_args()
     client = grpc.InferenceServerClient(args.target)
+    admin = grpc.InferenceServerClient(args.admin) if args.admin else client
     server(client)
     each_model(client)
-    unknown_names(client)
+    unknown_names(client, admin)
     if args.types:
         every_type(client, args.types)
         asyncio.run(with_asyncio(args.target, args.types))
@@ -452,9 +458,9 @@ def main():
         shared_memory(rest, http, args.types)
         rest.close()
     if args.reload:
-        reload(client, args.reload)
+        reload(client, admin, args.reload)
     if args.broken:
-        broken(client, args.broken)
+        broken(client, admin, args.broken)
     client.close()
     print("tritonclient over gRPC: all calls answered as expected")
 

@@ -14,6 +14,7 @@ model_dir: models
 state_dir: state
 http_address: 127.0.0.1:{http}
 grpc_address: 127.0.0.1:{grpc}
+admin_address: none
 metrics_address: 127.0.0.1:{metrics}
 unix_socket: b.sock
 shared_memory: true

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
 use blochd::config::{
-    Config, ConfigErrors, Loaded, Origin, Policy, json_schema, model_settings, plugin_settings,
-    settings, version,
+    Config, ConfigErrors, Loaded, Origin, Policy, grant_settings, json_schema, model_settings,
+    plugin_settings, settings, version,
 };
 use blochd::units::check_model_name;
 use clap::{Args, Subcommand};
@@ -99,6 +99,10 @@ fn of_agent(loaded: &Loaded) -> Vec<Held> {
         let own = plugin_settings(plugin).into_iter();
         all.extend(own.map(|(path, text)| (format!("plugins.{name}.{path}"), text)));
     }
+    for (name, grant) in &loaded.config.access {
+        let own = grant_settings(grant);
+        all.extend(own.map(|(path, text)| (format!("access.{name}.{path}"), text)));
+    }
     // Of single models only what was written for them.
     for model in loaded.config.named_models() {
         let Ok(own) = loaded.config.model(model, None) else { continue };
@@ -163,9 +167,15 @@ fn tree(held: &[Held]) -> Value {
 fn check(file: Option<&Path>, as_json: bool) -> Result<(), Failure> {
     let mut wrong: Vec<ConfigErrors> = Vec::new();
     let mut policies = 0;
+    let mut openings: Vec<_> = Vec::new();
     match configured::load_and_warn(file, &[]) {
         Ok(loaded) => {
-            loaded.exposed.iter().for_each(|port| eprintln!("blochd: {port}"));
+            openings = loaded
+                .config
+                .ports()
+                .into_iter()
+                .map(|(setting, at)| (setting, at, loaded.config.opening(at)))
+                .collect();
             policies = check_policies(&loaded.config, &mut wrong)?;
         }
         Err(error) => match error.downcast::<ConfigErrors>() {
@@ -191,6 +201,9 @@ fn check(file: Option<&Path>, as_json: bool) -> Result<(), Failure> {
         let name = file.map_or("the defaults".to_owned(), |file| file.display().to_string());
         if !as_json {
             println!("{name} is right; policies that are right, too: {policies}.");
+            for (setting, at, opening) in openings {
+                println!("{setting} {at} is open to {opening}.");
+            }
         }
         return Ok(());
     }

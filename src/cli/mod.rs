@@ -2,6 +2,7 @@
 //! its error into an exit code.
 
 mod analyze;
+mod asking;
 mod config;
 mod configured;
 mod demo;

@@ -44,6 +44,10 @@ pub struct Run {
     /// Unix socket of both, or `none` [default: blochd.sock in the runtime directory that systemd gives].
     #[arg(long)]
     unix_socket: Option<String>,
+    /// Where models are loaded and unloaded: an address, `none`, or `same` for the ports of inference [default:
+    /// 127.0.0.1:8003].
+    #[arg(long)]
+    admin_address: Option<String>,
     /// Address of the metrics page, at /metrics [default: 127.0.0.1:8002].
     #[arg(long)]
     metrics_address: Option<String>,
@@ -73,8 +77,7 @@ impl Run {
         // Looked at before it is read: what is written meanwhile is read again.
         let config_file = file.clone().map(ConfigFile::new);
         let loaded = configured::load(file.as_deref(), &flags).code(Code::Config)?;
-        let Loaded { config, mut warnings, exposed, .. } = loaded;
-        warnings.extend(exposed);
+        let Loaded { config, warnings, .. } = loaded;
         cpus::check(&config).code(Code::Config)?;
         let log_level = log::begin(&config);
         warn(&warnings);
@@ -82,8 +85,7 @@ impl Run {
         let reread = Box::new(move |bundle: Option<&KeptBundle>| {
             let loaded = configured::load_with(file.as_deref(), &flags, bundle);
             let loaded = loaded.map_err(|error| format!("{error:#}"))?;
-            let Loaded { config, mut warnings, exposed, .. } = loaded;
-            warnings.extend(exposed);
+            let Loaded { config, warnings, .. } = loaded;
             cpus::check(&config).map_err(|error| error.to_string())?;
             // What was told before is known.
             if *told.borrow() != warnings {
@@ -108,6 +110,7 @@ impl Run {
                 AgentError::Runtime(_) | AgentError::Listen { .. } | AgentError::Socket { .. } => {
                     Code::Unavailable
                 }
+                AgentError::Exposed { .. } | AgentError::Gate(_) => Code::Config,
                 AgentError::Handed { .. } | AgentError::Watchdog(_) => Code::Software,
                 AgentError::Store(_) | AgentError::ModelDir { .. } => Code::Io,
                 AgentError::Signals(_) | AgentError::Spans(_) => Code::Software,
@@ -122,6 +125,8 @@ impl Run {
                 | AgentError::Listen { .. }
                 | AgentError::Socket { .. }
                 | AgentError::Handed { .. }
+                | AgentError::Exposed { .. }
+                | AgentError::Gate(_)
                 | AgentError::Watchdog(_)
                 | AgentError::Signals(_)
                 | AgentError::Spans(_) => "",
@@ -137,6 +142,7 @@ impl Run {
             ("--http-address", "http_address", &self.http_address),
             ("--grpc-address", "grpc_address", &self.grpc_address),
             ("--unix-socket", "unix_socket", &self.unix_socket),
+            ("--admin-address", "admin_address", &self.admin_address),
             ("--metrics-address", "metrics_address", &self.metrics_address),
             ("--runtime-library", "runtime_library", &self.runtime_library),
             ("--log-level", "log_level", &self.log_level),

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use crate::limits::{CALIBRATION_SAMPLES, QUEUE_LENGTH};
 use crate::units::{ByteSize, Percentile, Span};
 
+use super::access::{AdminDoor, Grant, Tls};
 use super::error::{ConfigErrors, Origin, Problem};
 use super::layers::{Assigned, Origins};
 use super::mqtt::Mqtt;
@@ -30,11 +31,15 @@ pub struct Config {
     pub grpc_address: Option<SocketAddr>,
     /// The Unix socket at which both are served.
     pub unix_socket: Socket,
+    /// Where models are loaded and unloaded.
+    pub admin_address: AdminDoor,
     /// Whether clients on this box may give and take tensors in shared memory.
     pub shared_memory: bool,
     /// Where Prometheus metrics are served.
     pub metrics_address: SocketAddr,
-    /// Whether ports that other machines reach are meant so, without TLS and without a login.
+    /// What ports that other machines reach show, and who vouches for clients.
+    pub tls: Tls,
+    /// Whether ports that other machines reach may be without TLS, and ask nobody who they are.
     pub allow_plaintext: bool,
     /// ONNX Runtime's shared library; `None` searches `ORT_DYLIB_PATH`, the state directory, the
     /// system.
@@ -60,6 +65,8 @@ pub struct Config {
     /// Libraries with further execution providers, by name.
     pub plugins: BTreeMap<String, Plugin>,
     pub fleet: Fleet,
+    /// Who may come in, by name; empty: nobody is asked by a name.
+    pub access: BTreeMap<String, Grant>,
     /// What holds for each model where nothing else is said of it.
     pub defaults: ModelConfig,
     /// What the agent's own file, the environment and flags say of single models.
@@ -382,8 +389,10 @@ impl Default for Config {
             http_address: SocketAddr::from((Ipv4Addr::LOCALHOST, 8000)),
             grpc_address: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 8001))),
             unix_socket: Socket::Auto,
+            admin_address: AdminDoor::At(SocketAddr::from((Ipv4Addr::LOCALHOST, 8003))),
             shared_memory: false,
             metrics_address: SocketAddr::from((Ipv4Addr::LOCALHOST, 8002)),
+            tls: Tls::default(),
             allow_plaintext: false,
             runtime_library: None,
             log_level: LogLevel::Info,
@@ -415,6 +424,7 @@ impl Default for Config {
                 bandwidth: None,
                 mqtt: Mqtt::default(),
             },
+            access: BTreeMap::new(),
             defaults: ModelConfig::default(),
             models: BTreeMap::new(),
         }

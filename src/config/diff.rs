@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::access::grant_settings;
 use super::checked::Config;
 use super::plugins::plugin_settings;
 use super::schema::{AGENT, MODEL};
@@ -39,23 +40,15 @@ impl Diff {
         self.changes.iter().filter(|change| change.restart)
     }
 
-    fn compare_plugins(&mut self, old: &Config, new: &Config) {
-        let names: BTreeSet<&String> = old.plugins.keys().chain(new.plugins.keys()).collect();
-        let of = |config: &Config, name: &String| -> BTreeMap<String, String> {
-            let plugin = config.plugins.get(name);
-            plugin.map(plugin_settings).unwrap_or_default().into_iter().collect()
-        };
-        for name in names {
-            let (before, after) = (of(old, name), of(new, name));
-            let paths: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
-            for path in paths.into_iter().filter(|path| before.get(*path) != after.get(*path)) {
-                let text = |all: &BTreeMap<String, String>| {
-                    all.get(path).cloned().unwrap_or_else(|| "none".to_owned())
-                };
-                let (from, to) = (text(&before), text(&after));
-                let path = format!("plugins.{name}.{path}");
-                self.changes.push(Change { path, from, to, restart: false });
-            }
+    /// Settings of what has a name of its own, by their full paths.
+    fn compare_named(&mut self, old: &BTreeMap<String, String>, new: &BTreeMap<String, String>) {
+        let paths: BTreeSet<&String> = old.keys().chain(new.keys()).collect();
+        for path in paths.into_iter().filter(|path| old.get(*path) != new.get(*path)) {
+            let text = |all: &BTreeMap<String, String>| {
+                all.get(path).cloned().unwrap_or_else(|| "none".to_owned())
+            };
+            let (from, to) = (text(old), text(new));
+            self.changes.push(Change { path: path.clone(), from, to, restart: false });
         }
     }
 
@@ -63,6 +56,22 @@ impl Diff {
     pub fn touches(&self, model: &str) -> bool {
         self.defaults || self.models.contains(model)
     }
+}
+
+fn of_plugins(config: &Config) -> BTreeMap<String, String> {
+    let of = |(name, plugin)| {
+        let own = plugin_settings(plugin).into_iter();
+        own.map(move |(path, text)| (format!("plugins.{name}.{path}"), text))
+    };
+    config.plugins.iter().flat_map(of).collect()
+}
+
+fn of_access(config: &Config) -> BTreeMap<String, String> {
+    let of = |(name, grant)| {
+        let own = grant_settings(grant);
+        own.map(move |(path, text)| (format!("access.{name}.{path}"), text))
+    };
+    config.access.iter().flat_map(of).collect()
 }
 
 impl Config {
@@ -84,7 +93,8 @@ impl Config {
                 diff.defaults = true;
             }
         }
-        diff.compare_plugins(old, new);
+        diff.compare_named(&of_plugins(old), &of_plugins(new));
+        diff.compare_named(&of_access(old), &of_access(new));
         // What runs a model may be another one now.
         diff.defaults |= old.cann != new.cann || old.plugins != new.plugins;
         let named = old.models.keys().chain(new.models.keys());
@@ -102,6 +112,7 @@ impl Config {
         kept.http_address = self.http_address;
         kept.grpc_address = self.grpc_address;
         kept.unix_socket = self.unix_socket.clone();
+        kept.admin_address = self.admin_address;
         kept.shared_memory = self.shared_memory;
         kept.metrics_address = self.metrics_address;
         kept.runtime_library = self.runtime_library.clone();

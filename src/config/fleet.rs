@@ -37,6 +37,8 @@ pub static RESERVED: &[(&str, &str)] = &[
     ("http_address", CUTS_OFF),
     ("grpc_address", CUTS_OFF),
     ("unix_socket", CUTS_OFF),
+    ("admin_address", CUTS_OFF),
+    ("tls.", WIDENS_TRUST),
     ("metrics_address", CUTS_OFF),
     ("allow_plaintext", "that a network is trusted is said on the box alone"),
     ("shared_memory", "it opens memory of the box to every client on it"),
@@ -79,7 +81,10 @@ fn refuse(set: &Set) -> Option<Problem> {
         Set::Agent(setting, _, origin) => (setting.path, reserved(setting.path)?, origin),
         // Told once for each, and not for all that is said of it.
         Set::Plugin(said) if said.part == Part::Itself => ("plugins", LOADS_CODE, &said.origin),
-        Set::Plugin(_) | Set::Defaults(_) | Set::Model(..) | Set::Version(_) => return None,
+        Set::Access(given) if given.setting.is_none() => ("access", WIDENS_TRUST, &given.origin),
+        Set::Plugin(_) | Set::Access(_) | Set::Defaults(_) | Set::Model(..) | Set::Version(_) => {
+            return None;
+        }
     };
     let what = format!("a bundle may not set `{path}`: {why}");
     Some(Problem { origin: Origin::clone(origin), what, right: "leave it out".to_owned() })

@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
+use super::access::Grant;
 use super::checked::{Config, ModelConfig};
 use super::providers::Plugin;
-use super::schema::{AGENT, MODEL, PLUGIN, Setting, Shape};
+use super::schema::{AGENT, GRANT, MODEL, PLUGIN, Setting, Shape};
 use super::version::{self, VERSION};
 
 const DIALECT: &str = "https://json-schema.org/draft/2020-12/schema";
@@ -32,9 +33,12 @@ pub fn agent() -> Value {
     let plugin = json!({ "$ref": "#/$defs/plugin" });
     let plugins = json!({ "type": ["object", "null"], "additionalProperties": plugin });
     schema["properties"]["plugins"] = described("plugins", plugins);
+    let grant = json!({ "$ref": "#/$defs/grant" });
+    let access = json!({ "type": ["object", "null"], "additionalProperties": grant });
+    schema["properties"]["access"] = described("access", access);
     named(&mut schema, &words, "agent");
     schema["title"] = json!("blochd: the agent's configuration");
-    schema["$defs"] = json!({ "model": model, "plugin": plugin_object() });
+    schema["$defs"] = json!({ "model": model, "plugin": plugin_object(), "grant": grant_object() });
     schema
 }
 
@@ -61,6 +65,21 @@ fn plugin_object() -> Value {
         "additionalProperties": { "type": ["string", "number", "boolean"] },
     });
     schema
+}
+
+const GRANT_WORDS: &[(&str, &str)] = &[
+    ("token_file", "A file whose first line is the token, or `credential:NAME`; none: no token."),
+    (
+        "certificate",
+        "dns:, uri: or cn: and a name in the client's certificate; none: no certificate.",
+    ),
+    ("scopes", "What it may do: infer, admin, metrics."),
+];
+
+/// The schema of one who may come in.
+fn grant_object() -> Value {
+    let words = GRANT_WORDS.iter().map(|(key, words)| ((*key).to_owned(), (*words).to_owned()));
+    object(&words.collect(), "", GRANT, &Grant::default())
 }
 
 /// The schema of a model's `policy.yaml`.
@@ -153,7 +172,7 @@ fn value<T>(setting: &Setting<T>, described: &str, default: &str) -> Value {
         (Shape::List, _) => {
             serde_json::from_str(&format!("[{default}]")).unwrap_or_else(|_| json!(default))
         }
-        (Shape::Paths, _) if default.is_empty() => json!([]),
+        (Shape::Paths | Shape::Names, _) if default.is_empty() => json!([]),
         (Shape::Map, _) if default.is_empty() => json!({}),
         _ => json!(default),
     };

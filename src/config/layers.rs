@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use super::access;
 use super::checked::{Config, Inbox, ModelConfig, apply};
 use super::error::{ConfigErrors, Origin, Problem};
 use super::fleet::{self, FleetPart};
@@ -14,10 +15,18 @@ use super::version;
 pub const VARIABLE_PREFIX: &str = "BLOCHD_";
 
 /// Variables with our prefix that are no settings: the file to read is given by `BLOCHD_CONFIG`, the agent
-/// that `status` asks by `BLOCHD_URL`. `BLOCHD_VERSION` is what images of containers are wont to call the
-/// program's.
-const NOT_SETTINGS: &[&str] =
-    &["BLOCHD_CONFIG", "BLOCHD_URL", "BLOCHD_EXTRA_MODELS", "BLOCHD_VERSION"];
+/// that `status` asks by `BLOCHD_URL` and those after it. `BLOCHD_VERSION` is what images of containers are wont
+/// to call the program's.
+const NOT_SETTINGS: &[&str] = &[
+    "BLOCHD_CONFIG",
+    "BLOCHD_URL",
+    "BLOCHD_CA",
+    "BLOCHD_TOKEN_FILE",
+    "BLOCHD_CLIENT_CERTIFICATE",
+    "BLOCHD_CLIENT_KEY",
+    "BLOCHD_EXTRA_MODELS",
+    "BLOCHD_VERSION",
+];
 
 /// The same by their beginnings: what the project's own benches and tests are told.
 const NOT_SETTINGS_BELOW: &[&str] = &["BLOCHD_BENCH_", "BLOCHD_TEST_"];
@@ -85,9 +94,6 @@ pub struct Loaded {
     /// Variables with our prefix that name no setting. No error: Kubernetes alone sets seven of
     /// them (`BLOCHD_PORT`, …) for a service that is called blochd.
     pub warnings: Vec<Problem>,
-    /// Ports that other machines reach, where nothing says that this is meant: for those who start an agent or
-    /// check its configuration.
-    pub exposed: Vec<Problem>,
     /// Where each setting was written last, by its full path; those that are not there have their defaults.
     pub origins: Origins,
 }
@@ -138,10 +144,10 @@ impl Layers<'_> {
         }
         if problems.is_empty() {
             check(&config, &origins, &mut problems);
+            problems.sort();
         }
         if problems.is_empty() {
-            let exposed = exposed(&config, &origins);
-            Ok(Loaded { config, warnings, exposed, origins })
+            Ok(Loaded { config, warnings, origins })
         } else {
             Err(ConfigErrors(problems))
         }
@@ -204,37 +210,12 @@ pub(super) fn merge(config: &mut Config, sets: Vec<Set>, problems: &mut Vec<Prob
                 config.models.entry(name).or_default().push(item);
             }
             Set::Plugin(said) => problems.extend(said.merge(config, &mut origins).err()),
+            Set::Access(given) => problems.extend(given.merge(config, &mut origins).err()),
             Set::Version(origin) => drop(origins.insert(version::KEY.to_owned(), origin)),
         }
     }
     problems.sort();
     origins
-}
-
-/// Ports that other machines reach, where nobody said that this is meant.
-fn exposed(config: &Config, origins: &Origins) -> Vec<Problem> {
-    if config.allow_plaintext {
-        return Vec::new();
-    }
-    let ports = [
-        ("http_address", Some(config.http_address)),
-        ("grpc_address", config.grpc_address),
-        ("metrics_address", Some(config.metrics_address)),
-    ];
-    let open = ports.into_iter().filter_map(|(setting, address)| Some((setting, address?)));
-    let open = open.filter(|(_, address)| !address.ip().to_canonical().is_loopback());
-    open.map(|(setting, address)| Problem {
-        origin: origins.get(setting).cloned().unwrap_or(Origin::Default),
-        what: format!(
-            "{setting} {address} is reached from other machines, and there is neither TLS nor \
-             a login: whoever gets there reads what goes over it, and by REST or gRPC asks, loads \
-             and unloads as they like"
-        ),
-        right: "listen on 127.0.0.1 behind a proxy that has both, or say by allow_plaintext: \
-                true that the network is trusted"
-            .to_owned(),
-    })
-    .collect()
 }
 
 /// What no single value can be blamed for.
@@ -243,13 +224,6 @@ fn check(config: &Config, origins: &Origins, problems: &mut Vec<Problem>) {
         let found = paths.iter().find_map(|path| origins.get(*path));
         found.cloned().unwrap_or(Origin::Default)
     };
-    if config.http_address == config.metrics_address && config.http_address.port() != 0 {
-        problems.push(Problem {
-            origin: origin(["metrics_address", "http_address"]),
-            what: format!("requests and metrics are both at {}", config.http_address),
-            right: "give one of them another port".to_owned(),
-        });
-    }
     if config.model_dir == config.state_dir {
         problems.push(Problem {
             origin: origin(["model_dir", "state_dir"]),
@@ -267,6 +241,7 @@ fn check(config: &Config, origins: &Origins, problems: &mut Vec<Problem>) {
             right: "write a rescan of at least the settle time".to_owned(),
         });
     }
+    access::check(config, origins, &origin, problems);
     plugins::check(config, origins, problems);
     check_fleet(config, &origin, problems);
     config.defaults.check(
@@ -354,8 +329,8 @@ fn check_fleet(
     }
 }
 
-/// Every setting's path and the text of its value, in the order of the table, those of single models and
-/// plugins left out: what `configs/agent.yaml` documents and a person may ask for.
+/// Every setting's path and the text of its value, in the order of the table, those of single models, plugins
+/// and clients left out: what `configs/agent.yaml` documents and a person may ask for.
 pub fn settings(config: &Config) -> Vec<(String, String)> {
     let agent = AGENT.iter().map(|s| (s.path.to_owned(), (s.get)(config)));
     let model = model_settings(&config.defaults);

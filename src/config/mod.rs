@@ -3,10 +3,11 @@
 //! [`raw`] reads YAML into a tree in which each value knows its place; [`schema`] is the one table of settings,
 //! from which files, environment variables and flags are read and differences are told; [`layers`] puts
 //! defaults < files < fleet < environment < flags on top of each other; [`fleet`] says what a fleet's bundle
-//! may set; [`mqtt`] is where the fleet's broker is; [`checked`] is what the rest of the program sees, and
-//! [`json_schema`] what editors do; [`version`] is that of all this; [`providers`] names what can run a model.
-//! The room reads neither files nor the environment: `shell` hands them in.
+//! may set; [`mqtt`] is where the fleet's broker is, and [`access`] who may come in; [`checked`] is what the
+//! rest of the program sees, and [`json_schema`] what editors do; [`version`] is that of all this; [`providers`]
+//! names what can run a model. The room reads neither files nor the environment: `shell` hands them in.
 
+pub mod access;
 pub mod checked;
 pub mod diff;
 pub mod error;
@@ -25,6 +26,9 @@ mod wanted;
 #[cfg(test)]
 mod tests;
 
+pub use access::{
+    AdminDoor, Asks, CertificateName, Grant, Opening, Scope, Scopes, Tls, WAYS_OUT, grant_settings,
+};
 pub use checked::{
     Accelerator, Bandwidth, Budget, Collector, Config, Cpus, Devices, Fleet, Inbox, KeyFiles,
     Labels, LogFormat, LogLevel, Method, ModelConfig, NodeId, Policy, Sandbox, Socket, Threads,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::limits;
 use crate::units::{Span, check_model_name};
 
+use super::access::{self, Given, Grant};
 use super::checked::{Config, ModelConfig};
 use super::error::{Origin, Problem, Wrong, did_you_mean};
 use super::layers::Assigned;
@@ -100,8 +101,12 @@ pub static AGENT: &[Setting<Config>] = &[
     agent!("http_address", Scalar, true, read::address, http_address),
     agent!("grpc_address", Scalar, true, read::address_or_none, grpc_address),
     agent!("unix_socket", Path, true, read::socket, unix_socket),
+    agent!("admin_address", Scalar, true, access::admin_address, admin_address),
     agent!("shared_memory", Scalar, true, read::flag, shared_memory),
     agent!("metrics_address", Scalar, true, read::address, metrics_address),
+    agent!("tls.certificate", Path, false, read::secret_file, tls.certificate),
+    agent!("tls.key", Path, false, read::secret_file, tls.key),
+    agent!("tls.client_ca", Path, false, read::secret_file, tls.client_ca),
     agent!("allow_plaintext", Scalar, false, read::flag, allow_plaintext),
     agent!("runtime_library", Path, true, read::path_or_auto, runtime_library),
     agent!("log_level", Scalar, false, read::log_level, log_level),
@@ -170,6 +175,13 @@ pub static PLUGIN: &[Setting<Plugin>] = &[
     setting!(Plugin, "device", Scalar, false, read::device, device),
 ];
 
+/// Settings of one who may come in, below `access: <name>:`.
+pub static GRANT: &[Setting<Grant>] = &[
+    setting!(Grant, "token_file", Path, false, read::secret_file, token_file),
+    setting!(Grant, "certificate", Scalar, false, access::certificate_name, certificate),
+    setting!(Grant, "scopes", Names, false, access::scopes, scopes),
+];
+
 /// Settings of one model: under `defaults:`, under `models: <model>:`, and in
 /// `<model>/policy.yaml`.
 pub static MODEL: &[Setting<ModelConfig>] = &[
@@ -219,6 +231,7 @@ pub(super) enum Set {
     Defaults(Assigned),
     Model(String, Assigned),
     Plugin(Said),
+    Access(Given),
     /// The version that a text names, which this program understands.
     Version(Origin),
 }
@@ -386,10 +399,20 @@ impl Reader {
                     }
                     None
                 }
+                "access" => {
+                    for (name, node) in self.entries(node, "access") {
+                        if let Err(wrong) = access::check_name(&name.text) {
+                            self.problem(name.at, wrong.what, wrong.right);
+                            continue;
+                        }
+                        sets.extend(self.grant(&name, node).into_iter().map(Set::Access));
+                    }
+                    None
+                }
                 _ => Some((key, node)),
             })
             .collect();
-        let also = ["defaults", "models", "plugins", version::KEY];
+        let also = ["defaults", "models", "plugins", "access", version::KEY];
         let found = self.map(AGENT, own, "", &also);
         sets.extend(found.into_iter().map(|(setting, text, at)| Set::Agent(setting, text, at)));
     }
@@ -402,6 +425,17 @@ impl Reader {
     ) -> Vec<Assigned> {
         let entries = self.entries(node, name);
         self.map(table, entries, "", &[]).into_iter().map(Assigned::from).collect()
+    }
+
+    /// All that is said of one who may come in.
+    fn grant(&mut self, name: &Key, node: Node) -> Vec<Given> {
+        let given =
+            |setting, text, origin| Given { name: name.text.clone(), setting, text, origin };
+        let itself = given(None, String::new(), self.origin(name.at));
+        let entries = self.entries(node, &format!("access.{}", name.text));
+        let found = self.map(GRANT, entries, "", &[]).into_iter();
+        let settings = found.map(|(setting, text, origin)| given(Some(setting), text, origin));
+        std::iter::once(itself).chain(settings).collect()
     }
 
     /// All that is said of one plugin.
@@ -584,6 +618,9 @@ pub(super) fn find(path: &str, text: &str, origin: &Origin) -> Result<Set, Wrong
     }
     if let Some(rest) = path.strip_prefix("plugins.") {
         return plugins::find(rest, text, origin).map(Set::Plugin);
+    }
+    if let Some(rest) = path.strip_prefix("access.") {
+        return access::find(rest, text, origin).map(Set::Access);
     }
     let (setting, text) = lookup(AGENT, path, text)?;
     Ok(Set::Agent(setting, text, origin.clone()))

@@ -60,8 +60,8 @@ pub const LINK_FAREWELL: Duration = Duration::from_secs(2);
 /// Bundles that wait for the agent. A link that cannot hand one over reads no further.
 pub const LINK_BUNDLES: usize = 16;
 
-/// Largest file of a certificate, a key or a password.
-pub const LINK_SECRET_BYTES: usize = 256 << 10;
+/// Largest file of certificates, a key, a password or a token.
+pub const SECRET_BYTES: usize = 256 << 10;
 
 /// Most nodes that an operator's commands follow.
 pub const LINK_NODES: usize = 100_000;

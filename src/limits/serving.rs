@@ -130,6 +130,25 @@ pub const HTTP2_SEND_BYTES: usize = 64 << 10;
 pub const HTTP2_PING_SECS: u64 = 60;
 pub const HTTP2_PONG_SECS: u64 = 20;
 
+/// How long a client may take for TLS's handshake: four ways over a satellite, and a slow processor's
+/// signature. One that says nothing holds a connection's place no longer.
+pub const TLS_HANDSHAKE: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// Clients that are listed by a name. Each request is held against all of them.
+pub const ACCESS_ENTRIES: usize = 64;
+
+/// Shortest token: what is shorter can be guessed, and 16 letters are what `openssl rand -base64 12` makes.
+pub const TOKEN_LEAST_BYTES: usize = 16;
+
+/// Longest token: half of what the headers of a call may have.
+pub const TOKEN_BYTES: usize = 4096;
+
+/// Longest name in a client's certificate that is listed: SPIFFE's are the longest, of at most 2,048 bytes.
+pub const CERTIFICATE_NAME_BYTES: usize = 2048;
+
+/// Names of one certificate that are looked at.
+pub const CERTIFICATE_NAMES: usize = 64;
+
 /// How often a connection is looked at for answers that are not taken and for being idle.
 pub const CONNECTION_CHECK_SECS: u64 = 5;
 

@@ -7,6 +7,7 @@
 //! Strings travel through the program as they do in binary tensor data: each element is a 4-byte
 //! little-endian length and its bytes.
 
+pub mod access;
 mod answer;
 mod check;
 mod elements;

@@ -1,11 +1,28 @@
-//! Writing files so that a crash at any instant leaves the old one or the new one, never half of one.
+//! Writing files so that a crash at any instant leaves the old one or the new one, never half of one; reading
+//! them within bounds; telling one state of a file from another.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use bytes::Bytes;
 use tempfile::NamedTempFile;
+
+/// What tells one state of a file from another without reading it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fingerprint {
+    pub size: u64,
+    pub modified_ns: i128,
+    pub inode: u64,
+}
+
+/// How a file looks, wherever links lead; `None` where it is not there.
+pub fn fingerprint(path: &Path) -> Option<Fingerprint> {
+    let meta = fs::metadata(path).ok()?;
+    let modified_ns = i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec());
+    Some(Fingerprint { size: meta.len(), modified_ns, inode: meta.ino() })
+}
 
 /// The text of a file of at most `most` bytes. Of a larger one no more is read than shows that it is.
 ///

@@ -72,12 +72,16 @@ impl BuildOutcome {
 /// Bundles of a fleet since the start, by what became of them and why.
 pub type Bundles = BTreeMap<(&'static str, &'static str), u64>;
 
+/// Calls that were not let in since the start, and connections that did not come to TLS, by door and reason.
+pub type Refused = BTreeMap<(&'static str, &'static str), u64>;
+
 /// Everything that the page shows.
 pub struct Metrics {
     repository: Arc<Repository>,
     told: Mutex<BTreeMap<Key, Told>>,
     accelerators: Mutex<Accelerators>,
     bundles: Mutex<Bundles>,
+    refused: Mutex<Refused>,
     /// Where spans are sent.
     tracer: Option<Arc<Tracer>>,
 }
@@ -90,6 +94,7 @@ impl Metrics {
             told: Mutex::default(),
             accelerators: Mutex::default(),
             bundles: Mutex::default(),
+            refused: Mutex::default(),
             tracer: None,
         }
     }
@@ -99,6 +104,11 @@ impl Metrics {
     pub fn traced(mut self, tracer: Option<Arc<Tracer>>) -> Self {
         self.tracer = tracer;
         self
+    }
+
+    /// Calls that were not let in so far.
+    pub fn refused(&self, refused: Refused) {
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = refused;
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Key, Told>> {
@@ -231,10 +241,20 @@ impl Metrics {
         for ((outcome, why), count) in bundles {
             page.sample(&[("outcome", outcome), ("why", why)], count as f64);
         }
+        refused(&mut page, &self.refused.lock().unwrap_or_else(PoisonError::into_inner));
         if let Some(tracer) = &self.tracer {
             spans(&mut page, tracer.tally());
         }
         page.finish()
+    }
+}
+
+fn refused(page: &mut Page, refused: &Refused) {
+    let help = "Calls that were not let in, and connections that did not come to TLS (no_tls), by \
+                door and reason.";
+    page.family("blochd_refused_calls_total", Kind::Counter, help);
+    for ((door, why), count) in refused {
+        page.sample(&[("door", door), ("why", why)], *count as f64);
     }
 }
 

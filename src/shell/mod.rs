@@ -17,6 +17,7 @@ pub mod npz;
 pub mod places;
 pub mod probe;
 pub mod recorder;
+pub mod secrets;
 pub mod serve;
 pub mod shadow;
 pub mod slot;

@@ -10,8 +10,12 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use blochd::config::{FleetName, Mqtt, SecretFile, UserName};
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;
+
+#[path = "../authority/mod.rs"]
+mod authority;
+
+pub use authority::Authority;
 
 /// Nothing that is waited for takes longer, unless it is broken.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -28,40 +32,6 @@ pub enum SignIn {
 
 /// The example that is given to operators: a node reads what is wanted of it and writes what it is.
 const ACCESS: &str = include_str!("../../configs/broker/mosquitto.acl");
-
-/// Who vouches for certificates.
-pub struct Authority {
-    issuer: Issuer<'static, KeyPair>,
-    pem: String,
-}
-
-impl Authority {
-    pub fn new() -> Self {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, "an authority of the tests");
-        let key = KeyPair::generate().unwrap();
-        let pem = params.self_signed(&key).unwrap().pem();
-        Self { issuer: Issuer::new(params, key), pem }
-    }
-
-    pub fn write(&self, path: &Path) {
-        fs::write(path, &self.pem).unwrap();
-    }
-
-    /// Writes `<name>.pem` and `<name>.key` into `dir`.
-    pub fn certify(&self, dir: &Path, name: &str) -> (PathBuf, PathBuf) {
-        let names = vec!["localhost".to_owned()];
-        let mut params = CertificateParams::new(names).unwrap();
-        params.distinguished_name.push(DnType::CommonName, name);
-        let key = KeyPair::generate().unwrap();
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
-        let (pem, secret) = (dir.join(format!("{name}.pem")), dir.join(format!("{name}.key")));
-        fs::write(&pem, certificate.pem()).unwrap();
-        fs::write(&secret, key.serialize_pem()).unwrap();
-        (pem, secret)
-    }
-}
 
 /// A broker that runs while this lives.
 pub struct Broker {

@@ -62,6 +62,7 @@ pub struct Home {
     pub dir: TempDir,
     pub http: u16,
     pub grpc: u16,
+    pub admin: u16,
     pub metrics: u16,
 }
 
@@ -69,7 +70,8 @@ impl Home {
     pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("models")).unwrap();
-        let home = Self { dir, http: free_port(), grpc: free_port(), metrics: free_port() };
+        let [http, grpc, admin, metrics] = [(); 4].map(|()| free_port());
+        let home = Self { dir, http, grpc, admin, metrics };
         home.configure("");
         home
     }
@@ -87,15 +89,16 @@ impl Home {
     }
 
     /// The line of the configuration at which `more` begins, see [`Home::configure`].
-    pub const MORE: usize = 7;
+    pub const MORE: usize = 8;
 
     /// Writes the configuration: what every test needs, and `more`.
     pub fn configure(&self, more: &str) {
         let text = format!(
             "model_dir: models\nstate_dir: state\nhttp_address: 127.0.0.1:{}\n\
-             grpc_address: 127.0.0.1:{}\nmetrics_address: 127.0.0.1:{}\n\
+             grpc_address: 127.0.0.1:{}\nadmin_address: 127.0.0.1:{}\n\
+             metrics_address: 127.0.0.1:{}\n\
              arrivals: {{settle: 100ms, rescan: 1s}}\n{more}\n",
-            self.http, self.grpc, self.metrics
+            self.http, self.grpc, self.admin, self.metrics
         );
         self.write_config(&text);
     }
@@ -287,9 +290,10 @@ impl Agent<'_> {
         Ok(json!({ "inputs": inputs.collect::<Vec<_>>() }))
     }
 
-    /// A command to the repository, such as `load`: the answer's status code and body.
+    /// A command to the repository, such as `load`, at the admin port: the answer's status code and body.
     pub fn command(&self, name: &str, command: &str) -> (u16, Value) {
-        let url = self.home.url(&format!("/v2/repository/models/{name}/{command}"));
+        let path = format!("/v2/repository/models/{name}/{command}");
+        let url = format!("http://127.0.0.1:{}{path}", self.home.admin);
         let mut answer = client().post(url).send_empty().unwrap();
         (answer.status().as_u16(), answer.body_mut().read_json().unwrap_or(Value::Null))
     }

@@ -33,6 +33,8 @@ pub struct Served {
     pub metrics: Arc<Metrics>,
     pub http: SocketAddr,
     pub grpc: SocketAddr,
+    /// Where models are loaded and unloaded.
+    pub admin: SocketAddr,
     /// Both protocols over one Unix socket.
     pub unix: PathBuf,
     pub metrics_at: SocketAddr,
@@ -62,13 +64,19 @@ impl Served {
         let metrics = Arc::new(Metrics::new(Arc::clone(&repository)));
         let stop = CancellationToken::new();
         let bind = || runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
-        let (rest, calls, metrics_listener) = (bind(), bind(), bind());
-        let [http, grpc, metrics_at] =
-            [&rest, &calls, &metrics_listener].map(|listener| listener.local_addr().unwrap());
+        let [rest, calls, commands_listener, metrics_listener] = [(); 4].map(|()| bind());
+        let [http, grpc, admin, metrics_at] =
+            [&rest, &calls, &commands_listener, &metrics_listener]
+                .map(|listener| listener.local_addr().unwrap());
         let folder = tempfile::tempdir().unwrap();
         let unix = folder.path().join("s.sock");
         let socket = runtime.block_on(UnixSocket::bind(&unix)).unwrap();
-        let doors = vec![Door::Rest(rest), Door::Grpc(calls), Door::Unix(socket)];
+        let doors = vec![
+            Door::Rest(rest),
+            Door::Grpc(calls),
+            Door::Admin(commands_listener),
+            Door::Unix(socket),
+        ];
         let status = Arc::new(|| serde_json::json!({ "models": [] }));
         let app = App::with_max_body(Arc::clone(&repository), status, max_body);
         let app = Arc::new(app.sharing_memory(true));
@@ -76,12 +84,25 @@ impl Served {
         let ended = runtime.spawn(serve(doors, app, stop.clone(), grace));
         let (counters, stopped) = (Arc::clone(&metrics), stop.clone());
         runtime.spawn(async move {
-            serve_metrics(metrics_listener, counters, stopped, &Life::default()).await
+            let gate = Arc::default();
+            serve_metrics(metrics_listener, (counters, gate), stopped, &Life::default()).await
         });
         runtime.spawn(agent(Arc::clone(&repository), commands));
         let ended = Some(ended);
         let _folder = folder;
-        Self { repository, metrics, http, grpc, unix, metrics_at, stop, ended, runtime, _folder }
+        Self {
+            repository,
+            metrics,
+            http,
+            grpc,
+            admin,
+            unix,
+            metrics_at,
+            stop,
+            ended,
+            runtime,
+            _folder,
+        }
     }
 
     /// Stops the server and waits for its end; the number of connections that were cut off.

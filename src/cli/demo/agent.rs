@@ -50,7 +50,7 @@ impl Agent {
         });
         let text = format!(
             "model_dir: {0}/models\nstate_dir: {0}/state\nhttp_address: 127.0.0.1:{1}\n\
-             grpc_address: none\nunix_socket: none\n\
+             grpc_address: none\nadmin_address: none\nunix_socket: none\n\
              metrics_address: 127.0.0.1:{2}\nruntime_library: {3}\ndefaults:\n{4}  \
              intra_op_threads: 1\n  quality_floor: 0.9\n  governor:\n    \
              sustain: 6s\n    dwell: 2s\n  \

@@ -6,8 +6,8 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::{
-    array, devices, hardware, millis, or_dash, printable, refused_configuration, sandbox, title,
-    word,
+    access, array, devices, hardware, millis, or_dash, printable, refused_configuration, sandbox,
+    title, word,
 };
 
 /// How far back the line of past latencies reaches.
@@ -209,6 +209,10 @@ impl Page {
         let lines = [hardware(&status["hardware"]), sandbox(&status["sandbox"])];
         for line in lines.iter().filter(|line| !line.is_empty()) {
             self.parts(Style::Dim, "", ", ", &split(line, ", "));
+        }
+        for line in access::lines(&status["access"]) {
+            let style = if line.alarm { Style::Alarm } else { Style::Dim };
+            self.parts(style, "", " ", &split(&line.text, " "));
         }
         for line in devices::lines(&status["hardware"], &status["accelerators"]) {
             let style = if line.alarm { Style::Alarm } else { Style::Dim };

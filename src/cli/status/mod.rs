@@ -1,5 +1,6 @@
 //! `blochd status`: what the agent on this box does now.
 
+mod access;
 mod devices;
 mod fleet;
 mod live;
@@ -8,17 +9,15 @@ mod terminal;
 
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write as _};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use blochd::config::Config;
 use blochd::units::Span;
 use clap::Args;
 use serde_json::Value;
 
-use super::{Code, Failure, OrFail, configured};
+use super::asking::{Asking, Client};
+use super::{Code, Failure, OrFail};
 use terminal::Waited;
 
 /// Show the models that an agent serves, their budgets, ladders, and the box.
@@ -27,12 +26,8 @@ use terminal::Waited;
 /// it serves. Exit code 69 where no agent answers.
 #[derive(Debug, Args)]
 pub struct Status {
-    /// Where the agent serves [default: http:// and the configured `http_address`].
-    #[arg(long, env = "BLOCHD_URL")]
-    url: Option<String>,
-    /// The configuration. Without: `/etc/blochd/agent.yaml` where it is there, else the defaults.
-    #[arg(long, env = "BLOCHD_CONFIG")]
-    config: Option<PathBuf>,
+    #[command(flatten)]
+    asking: Asking,
     /// Show on the terminal what it does at the moment, until `q` or Ctrl-C. With --json: the agent's answer on
     /// one line, again and again.
     #[arg(long, short)]
@@ -45,8 +40,6 @@ pub struct Status {
     interval: Duration,
 }
 
-/// How long the agent may take to answer, in seconds.
-const PATIENCE: Duration = Duration::from_secs(5);
 /// The shortest and the longest time between two questions.
 const INTERVALS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3600));
 /// Largest answer that is taken: a thousand models with their ladders.
@@ -54,28 +47,26 @@ const ANSWER_BYTES: u64 = 16 << 20;
 
 impl Status {
     pub fn run(self) -> Result<(), Failure> {
-        let config = ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).build();
-        let client = ureq::Agent::new_with_config(config);
-        let url = self.url();
+        let client = self.asking.client().code(Code::Usage)?;
         if !self.watch {
-            let shown = ask(&client, &url).map(|status| self.show(&status));
+            let shown = ask(&client).map(|status| self.show(&status));
             return shown.and_then(|text| print(&text)).code(Code::Unavailable);
         }
         if self.json {
-            return self.lines(&client, &url).code(Code::Unavailable);
+            return self.lines(&client).code(Code::Unavailable);
         }
         if !std::io::stdout().is_terminal() {
             let error =
                 anyhow!("--watch draws on a terminal; --watch --json writes lines for programs");
             return Err(Failure { code: Code::Usage, error });
         }
-        self.draw(&client, &url).code(Code::Software)
+        self.draw(&client).code(Code::Software)
     }
 
     /// The agent's answers, each on a line. One that restarts is waited for.
-    fn lines(&self, client: &ureq::Agent, url: &str) -> anyhow::Result<()> {
+    fn lines(&self, client: &Client) -> anyhow::Result<()> {
         loop {
-            match ask(client, url) {
+            match ask(client) {
                 Ok(status) => print(&format!("{status}\n"))?,
                 Err(error) => eprintln!("blochd: {error:#}"),
             }
@@ -84,13 +75,13 @@ impl Status {
     }
 
     /// Draws until somebody leaves. An agent that restarts is waited for.
-    fn draw(&self, client: &ureq::Agent, url: &str) -> anyhow::Result<()> {
+    fn draw(&self, client: &Client) -> anyhow::Result<()> {
         let begun = Instant::now();
         let mut history = live::History::default();
         let mut terminal = terminal::Terminal::enter().context("cannot draw on this terminal")?;
         loop {
             let asked = Instant::now();
-            let answer = ask(client, url);
+            let answer = ask(client);
             if let Ok(status) = &answer {
                 history.take(status, begun.elapsed());
             }
@@ -111,27 +102,6 @@ impl Status {
         }
     }
 
-    /// Where the agent is asked. A configuration that cannot be read is told and passed over: the agent may
-    /// well run by the last good one, and its status says what is wrong.
-    fn url(&self) -> String {
-        if let Some(url) = &self.url {
-            return url.trim_end_matches('/').to_owned();
-        }
-        let file = configured::file(self.config.clone());
-        let read = configured::load_and_warn(file.as_deref(), &[]).or_else(|error| {
-            eprintln!("blochd: {error:#}");
-            configured::load_and_warn(None, &[])
-        });
-        let address = read.map_or_else(
-            |error| {
-                eprintln!("blochd: {error:#}");
-                Config::default().http_address
-            },
-            |loaded| loaded.config.http_address,
-        );
-        format!("http://{}", reachable(address))
-    }
-
     fn show(&self, status: &Value) -> String {
         if self.json { format!("{status:#}\n") } else { render(status) }
     }
@@ -147,26 +117,27 @@ fn interval(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// Where a client on this box finds a server that listens on `address`.
-fn reachable(address: SocketAddr) -> SocketAddr {
-    let ip = match address.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    };
-    SocketAddr::new(ip, address.port())
-}
-
-fn ask(client: &ureq::Agent, at: &str) -> anyhow::Result<Value> {
-    let url = format!("{at}/v2/blochd/status");
+fn ask(client: &Client) -> anyhow::Result<Value> {
+    let at = &client.url;
     let failed = || format!("no agent answers at {at}; is `blochd run` running there?");
-    let mut answer = client.get(&url).call().with_context(failed)?;
+    let mut answer = match client.get("/v2/blochd/status") {
+        Err(ureq::Error::StatusCode(code @ (401 | 403))) => return Err(not_let_in(at, code)),
+        answer => answer.with_context(failed)?,
+    };
     let body = answer.body_mut().with_config().limit(ANSWER_BYTES);
     let status: Value = body.read_json().with_context(failed)?;
     if status.get("models").is_none() {
         return Err(anyhow!("what answers at {at} is no blochd that has started"));
     }
     Ok(status)
+}
+
+fn not_let_in(at: &str, code: u16) -> anyhow::Error {
+    let why = match code {
+        401 => "does not know you: --token-file or --client-certificate say who you are",
+        _ => "does not let you read its status: that takes the right `metrics`",
+    };
+    anyhow!("the agent at {at} {why}")
 }
 
 fn print(text: &str) -> anyhow::Result<()> {
@@ -207,6 +178,9 @@ fn head(status: &Value) -> String {
         if !line.is_empty() {
             let _ = writeln!(text, "{line}");
         }
+    }
+    for line in access::lines(&status["access"]) {
+        let _ = writeln!(text, "{}", line.text);
     }
     for line in devices::lines(&status["hardware"], &status["accelerators"]) {
         let _ = writeln!(text, "{}", line.text);
@@ -527,14 +501,6 @@ bad version 3 is not served: model.onnx:  [2Jtruncated
         let mut status = status();
         status["config"]["error"] = json!("agent.yaml:3:5: no such key\nagent.yaml:4:1: too small");
         assert!(render(&status).contains("  agent.yaml:4:1: too small\n"));
-    }
-
-    #[test]
-    fn a_server_on_every_interface_is_asked_on_loopback() {
-        let asked = |text: &str| reachable(text.parse().unwrap()).to_string();
-        assert_eq!(asked("0.0.0.0:8000"), "127.0.0.1:8000");
-        assert_eq!(asked("[::]:9"), "[::1]:9");
-        assert_eq!(asked("192.168.1.7:80"), "192.168.1.7:80");
     }
 
     #[test]

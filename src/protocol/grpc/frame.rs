@@ -6,6 +6,10 @@ use std::time::Duration;
 /// Bytes in front of every message: whether it is compressed, and its length, big-endian.
 pub const PREFIX: usize = 5;
 
+/// What the paths of calls begin with: of inference and the repository, and of the health service.
+pub const INFERENCE: &str = "/inference.GRPCInferenceService/";
+pub const HEALTH: &str = "/grpc.health.v1.Health/";
+
 /// The codes of a call's end that this program gives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -21,6 +25,7 @@ pub enum Code {
     Unimplemented = 12,
     Internal = 13,
     Unavailable = 14,
+    Unauthenticated = 16,
 }
 
 /// The length of the message that `prefix` announces; `None` where it is compressed, which is not offered.

@@ -1,7 +1,6 @@
 //! The configuration's files while the agent runs: when they are read again, and what is taken over of them.
 
 use std::collections::BTreeSet;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,6 +10,7 @@ use tokio::sync::Notify;
 use super::Agent;
 use crate::config::Config;
 use crate::limits;
+use crate::shell::files::{Fingerprint, fingerprint};
 use crate::shell::systemd::tell;
 use crate::shell::{config_parts, watch};
 
@@ -29,13 +29,6 @@ impl Looks {
         let all = std::iter::once(&self.own).chain(self.parts.iter().map(|(_, looks)| looks));
         all.into_iter().any(|looks| looks.is_none_or(|looks| looks.size == 0))
     }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Fingerprint {
-    size: u64,
-    modified_ns: i128,
-    inode: u64,
 }
 
 /// A file, and the parts beside it, that are read again once they have changed and rest: who writes one in its
@@ -104,12 +97,6 @@ fn looks(path: &Path) -> Looks {
     Looks { own: fingerprint(path), parts }
 }
 
-fn fingerprint(path: &Path) -> Option<Fingerprint> {
-    let meta = std::fs::metadata(path).ok()?;
-    let modified_ns = i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec());
-    Some(Fingerprint { size: meta.len(), modified_ns, inode: meta.ino() })
-}
-
 impl Agent {
     /// Watches the file; where that fails it is still looked at every so often.
     pub(super) fn watch_config(&self, changed: &Arc<Notify>) -> Option<notify::RecommendedWatcher> {
@@ -126,6 +113,7 @@ impl Agent {
             Some(Look::Again(at)) => self.config_look = Some(at),
             Some(Look::Read) => self.reload(),
         }
+        self.look_at_gate();
     }
 
     pub(super) fn reload(&mut self) {
@@ -134,6 +122,7 @@ impl Agent {
             Err(_) => tell(&[sd_notify::NotifyState::Reloading]),
         }
         self.read_configuration();
+        self.reload_gate();
         tell(&[sd_notify::NotifyState::Ready]);
     }
 
@@ -153,7 +142,8 @@ impl Agent {
         self.config_error = None;
         let asked = Config::diff(&self.config, &new);
         let restart: Vec<_> = asked.restart().cloned().collect();
-        let kept = self.config.keeping_what_needs_a_restart(&new);
+        let mut kept = self.config.keeping_what_needs_a_restart(&new);
+        self.admitting.keep_closed(&self.config, &mut kept);
         let diff = Config::diff(&self.config, &kept);
         if diff.is_empty() && restart == self.config_restart {
             return;
@@ -162,10 +152,11 @@ impl Agent {
             tracing::warn!(setting = change.path, "its change takes effect at the next start");
         }
         self.config_restart = restart;
-        self.config = kept;
+        let old = std::mem::replace(&mut self.config, kept);
         self.config_revision += 1;
         tracing::info!(revision = self.config_revision, "the configuration was read again");
         (self.log_level)(self.config.log_level);
+        self.tell_openings(&old);
         self.arrivals.set_settle(self.config.arrivals.settle.into());
         self.follow_devices();
         // What was to settle later may have settled now.

@@ -1,6 +1,6 @@
-//! Where clients come in: two ports, a Unix socket and the metrics page's port. A socket that the service
-//! manager hands over is used instead of making one; one that is made is given to it to keep, so that the next
-//! agent takes over the queue of those who connect in between.
+//! Where clients come in: ports for REST, gRPC, administration and metrics, and a Unix socket. A socket that
+//! the service manager hands over is used instead of making one; one that is made is given to it to keep, so
+//! that the next agent takes over the queue of those who connect in between.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use tokio::net::TcpListener;
 
 use super::AgentError;
-use crate::config::{Config, Socket};
+use crate::config::{Asks, Config, Opening, Socket};
 use crate::shell::serve::{Door, UnixSocket};
 use crate::shell::systemd::{
     self, Endpoint, Handed, Listening, Place, Refusal, Taken, Verdict, Wanted,
@@ -23,30 +23,64 @@ const SOCKET: &str = "blochd.sock";
 pub(super) struct Doors {
     pub doors: Vec<Door>,
     pub metrics: TcpListener,
+    /// Where the ports are.
+    pub ports: Ports,
     /// Whether any of them was handed over: clients may have been waiting.
     pub handed: bool,
 }
+
+/// Ports, by what is served there, and where they are.
+pub(super) type Ports = BTreeMap<Endpoint, SocketAddr>;
 
 /// Listens wherever the configuration, or the service manager, says.
 pub(super) async fn open(config: &Config, handed: Taken) -> Result<Doors, AgentError> {
     let mut sockets = take_over(config, handed);
     let was_handed = !sockets.is_empty();
     let mut doors = Vec::new();
-    let http = port(config.http_address, Endpoint::Http, "requests", &mut sockets).await?;
+    let mut ports = Ports::new();
+    let http = port(config, config.http_address, Endpoint::Http, &mut sockets).await?;
+    ports.insert(Endpoint::Http, at(&http, config.http_address));
     doors.push(Door::Rest(http));
     if let Some(address) = config.grpc_address {
-        let listener = port(address, Endpoint::Grpc, "gRPC", &mut sockets).await?;
-        let at = listener.local_addr().unwrap_or(address);
+        let listener = port(config, address, Endpoint::Grpc, &mut sockets).await?;
+        let at = at(&listener, address);
+        ports.insert(Endpoint::Grpc, at);
         doors.push(Door::Grpc(listener));
         tracing::info!(grpc = %at, "gRPC is served");
+    }
+    if let Some(address) = config.admin_address.address() {
+        let listener = port(config, address, Endpoint::Admin, &mut sockets).await?;
+        let at = at(&listener, address);
+        ports.insert(Endpoint::Admin, at);
+        doors.push(Door::Admin(listener));
+        tracing::info!(admin = %at, "models are loaded and unloaded here");
     }
     if let Some(socket) = unix(config, &mut sockets).await? {
         let path = socket.path().display().to_string();
         doors.push(Door::Unix(socket));
         tracing::info!(socket = path, "REST and gRPC are served at a Unix socket");
     }
-    let metrics = port(config.metrics_address, Endpoint::Metrics, "metrics", &mut sockets).await?;
-    Ok(Doors { doors, metrics, handed: was_handed })
+    let metrics = port(config, config.metrics_address, Endpoint::Metrics, &mut sockets).await?;
+    ports.insert(Endpoint::Metrics, at(&metrics, config.metrics_address));
+    tell(config, &ports);
+    Ok(Doors { doors, metrics, ports, handed: was_handed })
+}
+
+/// Says to whom each port is open.
+pub(super) fn tell(config: &Config, ports: &Ports) {
+    for (endpoint, at) in ports {
+        let opening = config.opening(*at);
+        let Opening { elsewhere, tls, asks } = opening;
+        if elsewhere && (!tls || asks == Asks::Nothing) {
+            tracing::warn!(%at, "{endpoint} is open to {opening}, since allow_plaintext says so");
+        } else {
+            tracing::info!(%at, "{endpoint} is open to {opening}");
+        }
+    }
+}
+
+fn at(listener: &TcpListener, wanted: SocketAddr) -> SocketAddr {
+    listener.local_addr().unwrap_or(wanted)
 }
 
 /// The sockets that were handed over and are of use, by what they serve. What becomes of the others is told.
@@ -63,7 +97,7 @@ fn take_over(config: &Config, handed: Taken) -> BTreeMap<Endpoint, Handed> {
         match verdict {
             Verdict::Serves { endpoint, instead_of } => {
                 match instead_of {
-                    Some(wanted) => differs(config, (name, at), endpoint, &wanted),
+                    Some(wanted) => differs((name, at), endpoint, &wanted),
                     None => {
                         let words = "a socket was handed over";
                         tracing::info!(socket = name, at = %at, "{endpoint}: {words}");
@@ -90,21 +124,13 @@ fn take_over(config: &Config, handed: Taken) -> BTreeMap<Endpoint, Handed> {
 }
 
 /// A socket unit has an endpoint elsewhere than the configuration, which was not asked about that place.
-fn differs(config: &Config, (name, at): (&str, &Place), endpoint: Endpoint, wanted: &Place) {
+fn differs((name, at): (&str, &Place), endpoint: Endpoint, wanted: &Place) {
     let setting = endpoint.setting();
     tracing::warn!(
         socket = name, at = %at,
         "{endpoint} is served at {at}, as the socket unit says, and not at {wanted}, \
          as {setting} says: make one say what the other does"
     );
-    let reached = matches!(at, Place::Port(port) if !port.ip().to_canonical().is_loopback());
-    if reached && !config.allow_plaintext {
-        tracing::warn!(
-            socket = name, at = %at,
-            "{endpoint} is reached from other machines, without TLS and without a login; \
-             allow_plaintext: true says that this is meant"
-        );
-    }
 }
 
 fn forget_stored(name: &str) {
@@ -120,6 +146,7 @@ fn wanted(config: &Config) -> BTreeMap<Endpoint, Wanted> {
         (Endpoint::Metrics, at(config.metrics_address)),
     ]);
     wanted.extend(config.grpc_address.map(|address| (Endpoint::Grpc, at(address))));
+    wanted.extend(config.admin_address.address().map(|address| (Endpoint::Admin, at(address))));
     match (socket(&config.unix_socket), &config.unix_socket) {
         (Some(path), _) => {
             wanted.insert(Endpoint::Unix, Wanted::At(Place::Path(path)));
@@ -133,21 +160,40 @@ fn wanted(config: &Config) -> BTreeMap<Endpoint, Wanted> {
 }
 
 /// A port's listener: the one that was handed over, or a new one, which the manager gets to keep.
+///
+/// # Errors
+/// Where it cannot listen; where a socket unit has it in a place that the configuration lets nobody in at.
 async fn port(
+    config: &Config,
     address: SocketAddr,
     endpoint: Endpoint,
-    purpose: &'static str,
     sockets: &mut BTreeMap<Endpoint, Handed>,
 ) -> Result<TcpListener, AgentError> {
     match sockets.remove(&endpoint).map(|handed| handed.socket) {
-        Some(Listening::Tcp(listener)) => TcpListener::from_std(listener)
-            .map_err(|source| AgentError::Handed { endpoint, source }),
+        Some(Listening::Tcp(listener)) => {
+            let listener = TcpListener::from_std(listener)
+                .map_err(|source| AgentError::Handed { endpoint, source })?;
+            match config.closed(at(&listener, address)) {
+                None => Ok(listener),
+                Some(why) => Err(AgentError::Exposed { endpoint, why }),
+            }
+        }
         Some(Listening::Unix(_)) | None => {
             let bound = TcpListener::bind(address).await;
+            let purpose = purpose(endpoint);
             let bound = bound.map_err(|source| AgentError::Listen { address, purpose, source })?;
             systemd::store(endpoint, &bound);
             Ok(bound)
         }
+    }
+}
+
+fn purpose(endpoint: Endpoint) -> &'static str {
+    match endpoint {
+        Endpoint::Http | Endpoint::Unix => "requests",
+        Endpoint::Grpc => "gRPC",
+        Endpoint::Metrics => "metrics",
+        Endpoint::Admin => "administration",
     }
 }
 

@@ -9,6 +9,7 @@
 //! tick ─► governor ─► Action ─► slot.publish ─► drain ─► loaded again, standing by
 //! ```
 
+mod admitting;
 mod building;
 mod choosing;
 mod companions;
@@ -50,6 +51,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
+use self::admitting::Admitting;
 use self::choosing::Trying;
 pub use self::config_file::ConfigFile;
 use self::confined::Seen;
@@ -68,7 +70,7 @@ use self::served::Served;
 use self::shadowing::Shadowing;
 use self::underway::Underway;
 use crate::arrivals::{Arrival, Arrivals, VersionKey};
-use crate::config::{Change, Config, LogLevel, ModelConfig, Policy, Provider};
+use crate::config::{Change, Config, LogLevel, ModelConfig, Policy, Provider, WAYS_OUT};
 use crate::governor::{self, Verdict};
 use crate::hardware::Vendor;
 use crate::limits;
@@ -76,7 +78,7 @@ use crate::schedule::Batching;
 use crate::shell::children::{Memory, Wish};
 use crate::shell::engine::{Found, Pool, RuntimeError};
 use crate::shell::metrics::Metrics;
-use crate::shell::serve::{self, App};
+use crate::shell::serve::{self, App, Gate, GateError};
 use crate::shell::shadow::Shadow;
 use crate::shell::slot::{Command, Commands, IndexEntry, ModelState, Notice, Repository};
 use crate::shell::spans::Tracer;
@@ -117,6 +119,10 @@ pub enum AgentError {
     ModelDir { path: PathBuf, source: std::io::Error },
     #[error("the service manager's socket cannot be used for {endpoint}: {source}")]
     Handed { endpoint: Endpoint, source: std::io::Error },
+    #[error("the socket unit has {endpoint} where it may not be: {why}; {WAYS_OUT}")]
+    Exposed { endpoint: Endpoint, why: String },
+    #[error(transparent)]
+    Gate(#[from] GateError),
     #[error("cannot start the watchdog's thread: {0}")]
     Watchdog(std::io::Error),
     #[error("cannot listen for signals: {0}")]
@@ -179,6 +185,8 @@ struct Agent {
     config_look: Option<Instant>,
     config_revision: u64,
     config_error: Option<String>,
+    /// Who lets clients in, and where.
+    admitting: Admitting,
     /// Changes that were told to wait for the next start.
     config_restart: Vec<Change>,
     recording: Recording,
@@ -208,7 +216,8 @@ pub async fn run(mut setup: Setup) -> Result<(), AgentError> {
     let store = Store::open(&config.state_dir)?;
     std::fs::create_dir_all(&config.model_dir)
         .map_err(|source| AgentError::ModelDir { path: config.model_dir.clone(), source })?;
-    let Doors { doors, metrics: metrics_listener, handed } = doors::open(config, handed).await?;
+    let gate = Arc::new(Gate::open(config)?);
+    let Doors { doors, metrics: door, ports, handed } = doors::open(config, handed).await?;
     let life = Life::default();
     let (repository, commands) = Repository::new();
     let tracer = tracer(config)?;
@@ -219,24 +228,26 @@ pub async fn run(mut setup: Setup) -> Result<(), AgentError> {
     let app = App::new(Arc::clone(&repository), Arc::new(move || Value::clone(&shown.load())))
         .sharing_memory(config.shared_memory)
         .traced(tracer.clone())
+        .guarded(Arc::clone(&gate))
         .watched(life.clone())
         // Nobody finds the port closed while the agent is restarted, and nobody shall find its models missing.
         .waiting_for_start(handed.then(|| Instant::now() + limits::START_WAIT));
     let stop = CancellationToken::new();
     let (grace, granted) = tokio::sync::watch::channel(Duration::from(config.drain_timeout));
     let server = tokio::spawn(serve::serve(doors, Arc::new(app), stop.clone(), granted));
-    let (counters, stopped, alive) = (Arc::clone(&metrics), stop.clone(), life.clone());
-    let metrics_server = tokio::spawn(async move {
-        serve::serve_metrics(metrics_listener, counters, stopped, &alive).await
-    });
+    let counters = (Arc::clone(&metrics), Arc::clone(&gate));
+    let (stopped, alive) = (stop.clone(), life.clone());
+    let metrics_server =
+        tokio::spawn(async move { serve::serve_metrics(door, counters, stopped, &alive).await });
     let (events, queue) = mpsc::channel(limits::AGENT_EVENTS);
     let (notices, noticed) = mpsc::channel(limits::AGENT_EVENTS);
     tracing::info!(
         http = %config.http_address, metrics = %config.metrics_address,
         models = %config.model_dir.display(), "blochd serves"
     );
-    let tracer_of_agent = tracer.clone();
-    let ends = Ends { events, notices, repository, metrics, status, tracer: tracer_of_agent, life };
+    let (sender, admitting) = (tracer.clone(), Admitting::new(gate, ports));
+    let ends =
+        Ends { events, notices, repository, metrics, status, tracer: sender, life, admitting };
     let agent = Agent::new(setup, runtime, store, ends);
     let mut agent = agent.turn(queue, noticed, commands).await?;
     tracing::info!("stopping: the requests in flight are answered first");
@@ -309,12 +320,13 @@ struct Ends {
     status: Arc<ArcSwap<Value>>,
     tracer: Option<Arc<Tracer>>,
     life: Life,
+    admitting: Admitting,
 }
 
 impl Agent {
     fn new(setup: Setup, runtime: Found, store: Store, ends: Ends) -> Self {
         let Setup { config, config_file, reread, log_level, hardware, handed: _ } = setup;
-        let Ends { events, notices, repository, metrics, status, tracer, life } = ends;
+        let Ends { events, notices, repository, metrics, status, tracer, life, admitting } = ends;
         let now = Instant::now();
         let loader = loader(&config, runtime, &store);
         Self {
@@ -359,6 +371,7 @@ impl Agent {
             config_revision: 1,
             config_error: None,
             config_restart: Vec::new(),
+            admitting,
             recording: Recording::new(now),
             devices: Devices::default(),
             usable: BTreeSet::new(),

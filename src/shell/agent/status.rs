@@ -76,6 +76,7 @@ impl Agent {
     }
 
     fn tell_metrics(&self, elapsed: Duration) {
+        self.metrics.refused(self.admitting.gate.refused());
         for (model, served) in &self.served {
             let version = served.key.version;
             let budget = served.config.budget.map(|budget| Duration::from(budget.limit));
@@ -180,6 +181,7 @@ impl Agent {
             "hardware": hardware, "accelerators": self.devices.status(),
             "fleet": self.fleet_status(),
             "broker": self.linked.as_ref().map(Linked::status),
+            "access": self.admitting.status(&self.config),
         });
         self.status.store(Arc::new(status));
     }

@@ -2,19 +2,17 @@
 //! certificates are renewed on boxes that run for years. Nothing secret stands in an error or a log.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use rumqttc::{ConnectReturnCode, ConnectionError, MqttOptions, SessionMode, StateError};
 use rumqttc::{TlsConfiguration, Transport};
 use rustls::crypto::ring;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 
-use crate::config::{Mqtt, SecretFile, UserName};
+use crate::config::{Mqtt, UserName};
 use crate::limits;
-use crate::shell::files;
+use crate::shell::secrets::{self, SecretError, resolve};
 
 /// Why there is no connection to a broker.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -23,10 +21,8 @@ pub enum LinkError {
     NoBroker,
     #[error("{0} is not on this box: it is not spoken to without TLS (fleet.mqtt.plaintext)")]
     Plaintext(String),
-    #[error("cannot read {path}: {why}")]
-    File { path: String, why: String },
-    #[error("{path} holds no {what}")]
-    Pem { path: String, what: &'static str },
+    #[error(transparent)]
+    Secret(#[from] SecretError),
     #[error("{0}")]
     Certificates(String),
     #[error(
@@ -108,7 +104,7 @@ pub(super) fn options(settings: &Mqtt, id: &str) -> Result<MqttOptions, LinkErro
     // The client keeps a place for each message that may be on its way: 16 MiB of them, unless it is told.
     options.set_outgoing_inflight_upper_limit(limits::LINK_REQUESTS as u16);
     let file = settings.password_file.as_ref().map(resolve).transpose()?;
-    let password = file.as_deref().map(password).transpose()?;
+    let password = file.as_deref().map(secrets::first_line).transpose()?;
     let name = settings.username.as_ref().map(|UserName(name)| name);
     // Each of these setters forgets what another one set.
     match (name, password) {
@@ -124,7 +120,7 @@ fn tls(settings: &Mqtt) -> Result<ClientConfig, LinkError> {
     let mut roots = RootCertStore::empty();
     match &settings.ca {
         Some(path) => {
-            for one in certificates(path)? {
+            for one in secrets::certificates(path)? {
                 roots.add(one).map_err(|error| wrong(path, &error))?;
             }
         }
@@ -144,9 +140,8 @@ fn tls(settings: &Mqtt) -> Result<ClientConfig, LinkError> {
     match (&settings.client_certificate, &settings.client_key) {
         (Some(certificate), Some(key)) => {
             let (certificate, key) = (resolve(certificate)?, resolve(key)?);
-            let chain = certificates(&certificate)?;
-            let secret = PrivateKeyDer::from_pem_slice(&read(&key)?)
-                .map_err(|_| pem(&key, "private key in PEM"))?;
+            let chain = secrets::certificates(&certificate)?;
+            let secret = secrets::private_key(&key)?;
             builder
                 .with_client_auth_cert(chain, secret)
                 .map_err(|error| wrong(&certificate, &error))
@@ -157,45 +152,6 @@ fn tls(settings: &Mqtt) -> Result<ClientConfig, LinkError> {
             Err(LinkError::Certificates(why.to_owned()))
         }
     }
-}
-
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, LinkError> {
-    let bytes = read(path)?;
-    let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
-    match all {
-        Ok(all) if !all.is_empty() => Ok(all),
-        Ok(_) | Err(_) => Err(pem(path, "certificate in PEM")),
-    }
-}
-
-/// The first line of a password's file.
-fn password(path: &Path) -> Result<Vec<u8>, LinkError> {
-    let bytes = read(path)?;
-    let line = bytes.split(|&byte| byte == b'\n').next().unwrap_or_default();
-    Ok(line.strip_suffix(b"\r").unwrap_or(line).to_vec())
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, LinkError> {
-    files::read(path, limits::LINK_SECRET_BYTES).map_err(|error| LinkError::File {
-        path: path.display().to_string(),
-        why: error.to_string(),
-    })
-}
-
-/// Where a file lies. A credential lies in a folder that systemd names.
-fn resolve(file: &SecretFile) -> Result<PathBuf, LinkError> {
-    let SecretFile(path) = file;
-    let credential = path.to_str().and_then(|text| text.strip_prefix(SecretFile::CREDENTIAL));
-    let Some(name) = credential else { return Ok(path.clone()) };
-    let folder = std::env::var_os("CREDENTIALS_DIRECTORY").ok_or_else(|| LinkError::File {
-        path: path.display().to_string(),
-        why: "systemd gave this service no credentials (LoadCredential=)".to_owned(),
-    })?;
-    Ok(Path::new(&folder).join(name))
-}
-
-fn pem(path: &Path, what: &'static str) -> LinkError {
-    LinkError::Pem { path: path.display().to_string(), what }
 }
 
 fn wrong(path: &Path, error: &rustls::Error) -> LinkError {

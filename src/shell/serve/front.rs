@@ -1,4 +1,5 @@
-//! One connection's service: gRPC's calls and REST's, told apart by what a request says it carries.
+//! One connection's service: gRPC's calls and REST's, told apart by what a request says it carries, each of
+//! them let in by the gate first.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -13,7 +14,10 @@ use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 use tokio_util::sync::CancellationToken;
 
+use crate::protocol::access::{Call, Door};
+
 use super::activity::Activity;
+use super::gate::{Gate, Peer};
 use super::reply::Failed;
 use super::{App, grpc};
 
@@ -21,11 +25,20 @@ use super::{App, grpc};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Local(pub bool);
 
+/// A call of gRPC that is let in.
+pub(super) struct Admitted {
+    pub local: Local,
+    /// Whether its client may hear of models.
+    pub looks: Result<(), Failed>,
+}
+
 /// What a listener's connections are served by.
 #[derive(Clone)]
 pub(super) struct Front {
     pub rest: Option<TowerToHyperService<Router>>,
     pub grpc: Option<Calls>,
+    pub gate: Arc<Gate>,
+    pub door: Door,
 }
 
 /// What gRPC's calls are answered from.
@@ -37,21 +50,21 @@ pub(super) struct Calls {
 }
 
 impl Front {
-    /// One that speaks REST alone.
-    pub fn rest(router: Router) -> Self {
-        Self { rest: Some(TowerToHyperService::new(router)), grpc: None }
+    /// What serves one connection, to its end by `stop`.
+    pub fn of(&self, peer: Peer, activity: Arc<Activity>, stop: CancellationToken) -> Served {
+        Served { front: self.clone(), peer, activity, stop }
     }
 
-    /// What serves one connection, to its end by `stop`.
-    pub fn of(&self, local: bool, activity: Arc<Activity>, stop: CancellationToken) -> Served {
-        Served { front: self.clone(), local: Local(local), activity, stop }
+    /// The call that a path of REST names; the metrics page's port has nothing else.
+    fn named(&self, path: &str) -> Call {
+        if self.door == Door::Metrics { Call::Page } else { Call::rest(path) }
     }
 }
 
 /// The service of one connection.
 pub(super) struct Served {
     front: Front,
-    local: Local,
+    peer: Peer,
     activity: Arc<Activity>,
     stop: CancellationToken,
 }
@@ -65,14 +78,24 @@ impl Service<hyper::Request<Incoming>> for Served {
 
     fn call(&self, mut request: hyper::Request<Incoming>) -> Answering {
         let under = self.activity.begin();
-        let local = self.local;
-        if let Some(calls) = self.front.grpc.clone().filter(|_| carries_grpc(request.headers())) {
-            let answer = grpc::call(calls, local, request);
+        let Front { rest, grpc, gate, door } = &self.front;
+        let (local, path, headers) =
+            (Local(self.peer.local), request.uri().path(), request.headers());
+        let may = |call| gate.admit((*door, call), &self.peer, headers);
+        if let Some(calls) = grpc.clone().filter(|_| carries_grpc(headers)) {
+            let call = Call::grpc(path);
+            // What health tells of single models is known of models.
+            let looks = if call == Call::Health { may(Call::Look) } else { Ok(()) };
+            let admitted = may(call).map(|()| Admitted { local, looks });
+            let answer = grpc::call(calls, admitted, request);
             return Box::pin(async move { Ok(under.watch(answer.await)) });
         }
-        let Some(rest) = &self.front.rest else {
+        let Some(rest) = rest else {
             return Box::pin(async move { Ok(under.watch(not_grpc())) });
         };
+        if let Err(failed) = may(self.front.named(path)) {
+            return Box::pin(async move { Ok(under.watch(failed.into_response())) });
+        }
         request.extensions_mut().insert(local);
         let (stop, version) = (self.stop.clone(), request.version());
         let answer = rest.call(request);

@@ -1,4 +1,5 @@
-//! The accept loop: bounded connections, time-outs for idle ones and for those that do not read, graceful end.
+//! The accept loop: bounded connections, TLS in front of them where a port speaks it, time-outs for idle ones
+//! and for those that do not read, graceful end.
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,13 +13,16 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
 
 use crate::limits::{
     CONNECTION_CHECK_SECS, HTTP_CONNECTIONS, HTTP_IDLE_SECS, HTTP_LINGER, HTTP_WRITE_SECS,
     HTTP2_CONNECTION_WINDOW, HTTP2_CONNECTIONS, HTTP2_ERROR_STREAMS, HTTP2_FRAME_BYTES,
     HTTP2_HEADER_BYTES, HTTP2_PING_SECS, HTTP2_PONG_SECS, HTTP2_RESET_STREAMS, HTTP2_SEND_BYTES,
-    HTTP2_STREAM_WINDOW, HTTP2_STREAMS, LISTENER_PULSE,
+    HTTP2_STREAM_WINDOW, HTTP2_STREAMS, LISTENER_PULSE, TLS_HANDSHAKE,
 };
 
 use crate::shell::systemd::Pulse;
@@ -26,6 +30,7 @@ use crate::shell::systemd::Pulse;
 use super::activity::{Activity, Standing};
 use super::authority::NamedByPath;
 use super::front::Front;
+use super::gate::Peer;
 use super::patience::Patient;
 use super::unix::UnixSocket;
 
@@ -83,28 +88,41 @@ impl Speaks {
 pub(super) trait Listener: Send {
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
 
-    /// The next connection, and whether its other end is on this box.
-    fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, bool)>> + Send;
+    /// The next connection, and who is at its other end.
+    fn accept(&self) -> impl Future<Output = io::Result<(Self::Stream, Peer)>> + Send;
+
+    /// Whether other machines reach it.
+    fn is_reached(&self) -> bool;
 }
 
 impl Listener for TcpListener {
     type Stream = TcpStream;
 
-    async fn accept(&self) -> io::Result<(TcpStream, bool)> {
+    async fn accept(&self) -> io::Result<(TcpStream, Peer)> {
         let (stream, peer) = TcpListener::accept(self).await?;
         // Answers are written in one piece; waiting for more to send only adds latency. A client that has gone
         // again already is its own affair: its connection will end.
         let _ = stream.set_nodelay(true);
-        Ok((stream, is_local(peer)))
+        Ok((stream, Peer { local: is_local(peer), ..Peer::default() }))
+    }
+
+    fn is_reached(&self) -> bool {
+        // One that does not say where it is may be anywhere.
+        !self.local_addr().is_ok_and(is_local)
     }
 }
 
 impl Listener for UnixSocket {
     type Stream = NamedByPath<UnixStream>;
 
-    async fn accept(&self) -> io::Result<(Self::Stream, bool)> {
+    async fn accept(&self) -> io::Result<(Self::Stream, Peer)> {
         let (stream, _) = self.listener.accept().await?;
-        Ok((NamedByPath::new(stream), true))
+        let user = stream.peer_cred().ok().map(|of| of.uid());
+        Ok((NamedByPath::new(stream), Peer { local: true, user, certificate: None }))
+    }
+
+    fn is_reached(&self) -> bool {
+        false
     }
 }
 
@@ -121,7 +139,8 @@ pub(super) async fn run(
 ) -> usize {
     let mut beat = tokio::time::interval(LISTENER_PULSE);
     let places = Arc::new(Semaphore::new(speaks.connections()));
-    let builder = speaks.builder();
+    let builder = Arc::new(speaks.builder());
+    let reached = listener.is_reached();
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -133,7 +152,7 @@ pub(super) async fn run(
             }
             accepted = accept(&listener, &places) => accepted,
         };
-        let (stream, local, place) = match accepted {
+        let (stream, peer, place) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
@@ -141,14 +160,21 @@ pub(super) async fn run(
                 continue;
             }
         };
-        let activity = Activity::new();
-        let service = front.of(local, Arc::clone(&activity), stop.clone());
-        let stream = Patient::new(stream, Duration::from_secs(HTTP_WRITE_SECS));
-        let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
-        let stop = stop.clone();
+        // As it is now: a certificate is exchanged while the agent runs.
+        let tls = front.gate.tls(speaks).filter(|_| reached).map(TlsAcceptor::from);
+        let (front, builder, stop) = (front.clone(), Arc::clone(&builder), stop.clone());
         connections.spawn(async move {
+            // Until its end, and while it says nothing.
+            let _place = place;
+            let Some((stream, peer)) = greet(stream, peer, tls, &stop).await else {
+                front.gate.count(front.door, "no_tls");
+                return;
+            };
+            let activity = Activity::new();
+            let service = front.of(peer, Arc::clone(&activity), stop.clone());
+            let stream = Patient::new(stream, Duration::from_secs(HTTP_WRITE_SECS));
+            let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
             carry(connection, &activity, &stop).await;
-            drop(place);
         });
     }
     drop(listener);
@@ -165,8 +191,46 @@ pub(super) async fn run(
     cut
 }
 
+/// A connection as it is spoken over.
+type Wire<S> = Either<S, TlsStream<S>>;
+
+/// TLS's handshake, where the port speaks it: `None` where it fails, or takes too long.
+async fn greet<S>(
+    stream: S,
+    peer: Peer,
+    tls: Option<TlsAcceptor>,
+    stop: &CancellationToken,
+) -> Option<(Wire<S>, Peer)>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let Some(tls) = tls else { return Some((Either::Left(stream), peer)) };
+    let stops = async {
+        stop.cancelled().await;
+        tokio::time::sleep(HTTP_LINGER).await;
+    };
+    let done = tokio::select! {
+        done = tokio::time::timeout(TLS_HANDSHAKE, tls.accept(stream)) => done,
+        () = stops => return None,
+    };
+    match done {
+        Ok(Ok(stream)) => {
+            let peer = peer.showing(stream.get_ref().1.peer_certificates());
+            Some((Either::Right(stream), peer))
+        }
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "a client and the agent did not come to TLS");
+            None
+        }
+        Err(_) => {
+            tracing::debug!("a client took too long over TLS's handshake");
+            None
+        }
+    }
+}
+
 type Connection<S> =
-    auto::Connection<'static, TokioIo<Patient<S>>, super::front::Served, TokioExecutor>;
+    auto::Connection<'static, TokioIo<Patient<Wire<S>>>, super::front::Served, TokioExecutor>;
 
 /// Serves a connection to its end: the client's, or ours where it is idle, stuck or the server stops.
 async fn carry<S>(connection: Connection<S>, activity: &Activity, stop: &CancellationToken)
@@ -219,10 +283,10 @@ type Place = tokio::sync::OwnedSemaphorePermit;
 async fn accept<L: Listener>(
     listener: &L,
     places: &Arc<Semaphore>,
-) -> io::Result<(L::Stream, bool, Place)> {
+) -> io::Result<(L::Stream, Peer, Place)> {
     let place = Arc::clone(places).acquire_owned().await.map_err(io::Error::other)?;
-    let (stream, local) = listener.accept().await?;
-    Ok((stream, local, place))
+    let (stream, peer) = listener.accept().await?;
+    Ok((stream, peer, place))
 }
 
 #[cfg(test)]

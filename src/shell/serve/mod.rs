@@ -1,9 +1,10 @@
 //! The network front: the Open Inference Protocol v2 over REST and gRPC with Triton's extensions, blochd's
 //! own status, and the metrics page. Speaks `protocol`, submits to `slot`, decides nothing.
 //!
-//! REST is spoken on one TCP port, gRPC on another, both on a Unix socket. Status codes of REST: 200; 400 a
-//! request that is wrong (the error names the input); 403 shared memory from afar; 404 an unknown model,
-//! version, path or region; 405 a wrong method; 408 a body that does not come; 409 a region's name that is
+//! REST is spoken on one TCP port, gRPC on another, both on a Unix socket and on the port for administration.
+//! Status codes of REST: 200; 400 a request that is wrong (the error names the input); 401 nobody who is known;
+//! 403 no right to it, or not at this port, and shared memory from afar; 404 an unknown model, version, path or
+//! region; 405 a wrong method; 408 a body that does not come; 409 a region's name that is
 //! taken; 413 a body above the limit; 415 a compressed body; 500 a model that failed while it ran; 501 shared
 //! memory that is not switched on; 503 with `Retry-After` for a model or server that is not ready, a full
 //! queue, and a deadline that cannot be met (Triton's code for both); 504 a repository command that takes too
@@ -12,6 +13,7 @@
 mod activity;
 mod authority;
 mod front;
+mod gate;
 mod grpc;
 mod infer;
 mod listen;
@@ -27,11 +29,13 @@ mod unix;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::limits::{HTTP_BODIES_BYTES, HTTP_BODY_BYTES, HTTP_LINGER, LISTENER_SILENCE};
+use crate::protocol::access;
 use crate::shell::metrics::Metrics;
 use crate::shell::slot::{NotServed, Repository, Slot};
 use crate::shell::spans::Tracer;
@@ -43,6 +47,7 @@ use listen::Speaks;
 use regions::{RegionError, Regions};
 use reply::Failed;
 
+pub use gate::{Gate, GateError, Looks};
 pub use unix::UnixSocket;
 
 /// Gives the JSON of `GET /v2/blochd/status`, anew for every call.
@@ -63,6 +68,8 @@ pub struct App {
     start: Option<Instant>,
     /// Where listeners show that they are alive.
     life: Life,
+    /// Who is let in.
+    gate: Arc<Gate>,
 }
 
 impl App {
@@ -81,7 +88,8 @@ impl App {
         let max_body = max_body.min(HTTP_BODIES_BYTES);
         let bodies = Arc::new(Semaphore::new(HTTP_BODIES_BYTES / 1024 + 1));
         let (regions, tracer, start, life) = (None, None, None, Life::default());
-        Self { repository, status, max_body, bodies, regions, tracer, start, life }
+        let gate = Arc::default();
+        Self { repository, status, max_body, bodies, regions, tracer, start, life, gate }
     }
 
     /// With shared memory for clients on this box, or without.
@@ -110,6 +118,13 @@ impl App {
     #[must_use]
     pub fn watched(mut self, life: Life) -> Self {
         self.life = life;
+        self
+    }
+
+    /// Its clients are let in by `gate`.
+    #[must_use]
+    pub fn guarded(mut self, gate: Arc<Gate>) -> Self {
+        self.gate = gate;
         self
     }
 
@@ -164,6 +179,8 @@ pub enum Door {
     Rest(TcpListener),
     /// gRPC.
     Grpc(TcpListener),
+    /// Both, without inference and with what it takes an administrator to do.
+    Admin(TcpListener),
     /// Both.
     Unix(UnixSocket),
 }
@@ -177,25 +194,31 @@ pub async fn serve(
     stop: CancellationToken,
     grace: watch::Receiver<Duration>,
 ) -> usize {
-    let rest = Front::rest(routes::router(Arc::clone(&app)));
-    let life = app.life.clone();
-    let calls = Some(Calls { app, stop: stop.clone() });
+    let router = TowerToHyperService::new(routes::router(Arc::clone(&app)));
+    let (life, gate) = (app.life.clone(), Arc::clone(&app.gate));
+    let calls = Calls { app, stop: stop.clone() };
     let mut open = tokio::task::JoinSet::new();
     for door in doors {
-        let (rest, calls) = (rest.clone(), calls.clone());
-        let (stop, grace) = (stop.clone(), grace.clone());
+        let (rest, grpc) = (Some(router.clone()), Some(calls.clone()));
+        let (stop, grace, gate) = (stop.clone(), grace.clone(), Arc::clone(&gate));
         match door {
             Door::Rest(listener) => {
+                let front = Front { rest, grpc: None, gate, door: access::Door::Requests };
                 let pulse = life.actor("the HTTP listener", LISTENER_SILENCE);
-                open.spawn(listen::run(listener, rest, Speaks::Http1, (stop, grace), pulse))
+                open.spawn(listen::run(listener, front, Speaks::Http1, (stop, grace), pulse))
             }
             Door::Grpc(listener) => {
-                let front = Front { rest: None, grpc: calls };
+                let front = Front { rest: None, grpc, gate, door: access::Door::Requests };
                 let pulse = life.actor("the gRPC listener", LISTENER_SILENCE);
                 open.spawn(listen::run(listener, front, Speaks::Http2, (stop, grace), pulse))
             }
+            Door::Admin(listener) => {
+                let front = Front { rest, grpc, gate, door: access::Door::Admin };
+                let pulse = life.actor("the admin listener", LISTENER_SILENCE);
+                open.spawn(listen::run(listener, front, Speaks::Either, (stop, grace), pulse))
+            }
             Door::Unix(socket) => {
-                let front = Front { grpc: calls, ..rest };
+                let front = Front { rest, grpc, gate, door: access::Door::Unix };
                 let pulse = life.actor("the Unix socket's listener", LISTENER_SILENCE);
                 open.spawn(listen::run(socket, front, Speaks::Either, (stop, grace), pulse))
             }
@@ -211,15 +234,17 @@ pub async fn serve(
     cut
 }
 
-/// Serves `GET /metrics` on `listener` until `stop` is cancelled; shows in `life` that it does.
+/// Serves `GET /metrics` on `listener` until `stop` is cancelled, to whom `gate` lets in; shows in `life` that
+/// it does.
 pub async fn serve_metrics(
     listener: TcpListener,
-    metrics: Arc<Metrics>,
+    (metrics, gate): (Arc<Metrics>, Arc<Gate>),
     stop: CancellationToken,
     life: &Life,
 ) -> usize {
     let pulse = life.actor("the metrics listener", LISTENER_SILENCE);
     let (_, short) = watch::channel(2 * HTTP_LINGER);
-    let front = Front::rest(metrics_page::router(metrics));
+    let rest = Some(TowerToHyperService::new(metrics_page::router(metrics)));
+    let front = Front { rest, grpc: None, gate, door: access::Door::Metrics };
     listen::run(listener, front, Speaks::Http1, (stop, short), pulse).await
 }

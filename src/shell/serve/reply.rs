@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use axum::http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER};
+use axum::http::header::{ALLOW, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -38,6 +38,7 @@ impl Failed {
         self.finer.unwrap_or(match self.status {
             StatusCode::BAD_REQUEST => Code::InvalidArgument,
             StatusCode::NOT_FOUND => Code::NotFound,
+            StatusCode::UNAUTHORIZED => Code::Unauthenticated,
             StatusCode::FORBIDDEN => Code::PermissionDenied,
             StatusCode::CONFLICT => Code::AlreadyExists,
             StatusCode::PAYLOAD_TOO_LARGE => Code::ResourceExhausted,
@@ -54,6 +55,15 @@ impl Failed {
         Self::new(StatusCode::BAD_REQUEST, error)
     }
 
+    /// Of a client that does not say who it is.
+    pub fn unauthenticated(error: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, error)
+    }
+
+    pub fn forbidden(error: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, error)
+    }
+
     pub fn unavailable(error: impl Into<String>, retry_after: Duration) -> Self {
         let retry_after = Some(retry_after);
         Self { retry_after, ..Self::new(StatusCode::SERVICE_UNAVAILABLE, error) }
@@ -67,6 +77,10 @@ impl IntoResponse for Failed {
             // The header counts whole seconds; 0 would invite a storm.
             let seconds = after.as_secs_f64().ceil().max(1.0) as u64;
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if self.status == StatusCode::UNAUTHORIZED {
+            let challenge = HeaderValue::from_static("Bearer realm=\"blochd\"");
+            response.headers_mut().insert(WWW_AUTHENTICATE, challenge);
         }
         if self.status == StatusCode::METHOD_NOT_ALLOWED {
             response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, POST"));

@@ -16,10 +16,11 @@ pub enum Endpoint {
     Grpc,
     Unix,
     Metrics,
+    Admin,
 }
 
 impl Endpoint {
-    pub const ALL: [Self; 4] = [Self::Http, Self::Grpc, Self::Unix, Self::Metrics];
+    pub const ALL: [Self; 5] = [Self::Http, Self::Grpc, Self::Unix, Self::Metrics, Self::Admin];
 
     /// Its name for `FileDescriptorName=`.
     pub fn name(self) -> &'static str {
@@ -28,6 +29,7 @@ impl Endpoint {
             Self::Grpc => "grpc",
             Self::Unix => "unix",
             Self::Metrics => "metrics",
+            Self::Admin => "admin",
         }
     }
 
@@ -38,6 +40,7 @@ impl Endpoint {
             Self::Grpc => "grpc_address",
             Self::Unix => "unix_socket",
             Self::Metrics => "metrics_address",
+            Self::Admin => "admin_address",
         }
     }
 
@@ -98,7 +101,7 @@ pub enum Verdict {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     #[error(
-        "{setting} is none: give it an address, or disable the socket unit",
+        "{setting} gives it no place: write an address there, or disable the socket unit",
         setting = .0.setting()
     )]
     Off(Endpoint),
@@ -109,9 +112,9 @@ pub enum Refusal {
     #[error("{setting} says otherwise by now", setting = .0.setting())]
     Moved(Endpoint),
     #[error(
-        "no setting names this address: set http_address, grpc_address, unix_socket or \
-         metrics_address to it, or say in the socket unit what it is for \
-         (FileDescriptorName=http, grpc, unix or metrics)"
+        "no setting names this address: set http_address, grpc_address, unix_socket, \
+         metrics_address or admin_address to it, or say in the socket unit what it is for \
+         (FileDescriptorName=http, grpc, unix, metrics or admin)"
     )]
     Unknown,
 }

@@ -20,13 +20,14 @@ use health::health_check_response::ServingStatus;
 /// A call of the health service; `None` for one of no service that is known.
 pub(super) async fn call(
     calls: &Calls,
-    caller: &Caller,
+    caller: Caller,
     name: Option<&str>,
     messages: &mut Messages,
 ) -> Reply {
     match name {
         Some("Check") => {
             let request: health::HealthCheckRequest = asked(messages).await?;
+            of_whom_it_may(caller, &request)?;
             let unknown = || {
                 let error = format!("there is no service '{}'", request.service);
                 Failed::new(StatusCode::NOT_FOUND, error)
@@ -36,16 +37,28 @@ pub(super) async fn call(
         }
         Some("Watch") => {
             let request: health::HealthCheckRequest = asked(messages).await?;
-            Ok(watch(calls.clone(), caller, request.service))
+            Ok(watch(calls.clone(), &of_whom_it_may(caller, &request)?, request.service))
         }
         Some(_) | None => Err(not_here("there is no such call")),
     }
 }
 
+/// The server as a whole, by no name or by its service's.
+const SERVER: [&str; 2] = ["", "inference.GRPCInferenceService"];
+
+/// The server's health is for everybody, a model's for those who may hear of models.
+fn of_whom_it_may(caller: Caller, request: &health::HealthCheckRequest) -> Result<Caller, Failed> {
+    if SERVER.contains(&request.service.as_str()) {
+        return Ok(caller);
+    }
+    let Caller { looks, .. } = caller;
+    looks.map(|()| Caller { looks: Ok(()), ..caller })
+}
+
 /// How the server as a whole stands (no name, or its service's), or a model; `None` where there is none.
 fn standing(app: &App, service: &str) -> Option<ServingStatus> {
     let serves = match service {
-        "" | "inference.GRPCInferenceService" => app.repository.is_ready(),
+        server if SERVER.contains(&server) => app.repository.is_ready(),
         model => match app.repository.find(model, None) {
             Ok(_) => true,
             Err(NotServed::Unready { .. }) => false,

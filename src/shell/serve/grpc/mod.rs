@@ -26,20 +26,19 @@ use hyper::body::Incoming;
 
 use crate::limits::REPOSITORY_BODY_BYTES;
 use crate::protocol::TraceParent;
-use crate::protocol::grpc::frame;
+use crate::protocol::grpc::frame::{self, HEALTH, INFERENCE};
 
-use super::front::{Calls, Local};
+use super::front::{Admitted, Calls};
 use super::reply::Failed;
 use super::traced;
 
 use messages::{Messages, Patience};
 
-const INFERENCE: &str = "/inference.GRPCInferenceService/";
-const HEALTH: &str = "/grpc.health.v1.Health/";
-
 /// What a call says of itself in front of its messages.
 struct Caller {
     local: bool,
+    /// Whether it may hear of models.
+    looks: Result<(), Failed>,
     begun: Instant,
     /// How long it may take from then on.
     timeout: Option<Duration>,
@@ -50,15 +49,18 @@ struct Caller {
 /// Answers one call.
 pub(super) async fn call(
     calls: Calls,
-    local: Local,
+    admitted: Result<Admitted, Failed>,
     request: hyper::Request<Incoming>,
 ) -> Response {
-    answer(calls, local, request).await.unwrap_or_else(reply::failed)
+    match admitted {
+        Ok(admitted) => answer(calls, admitted, request).await.unwrap_or_else(reply::failed),
+        Err(refused) => reply::failed(refused),
+    }
 }
 
 async fn answer(
     calls: Calls,
-    local: Local,
+    Admitted { local, looks }: Admitted,
     request: hyper::Request<Incoming>,
 ) -> Result<Response, Failed> {
     let begun = Instant::now();
@@ -74,7 +76,7 @@ async fn answer(
         }
     };
     let parent = calls.app.tracer.as_ref().and_then(|_| traced::parent(&head.headers));
-    let caller = Caller { local: local.0, begun, timeout, parent };
+    let caller = Caller { local: local.0, looks, begun, timeout, parent };
     let path = head.uri.path();
     let app = &calls.app;
     let body = |limit, patience| Messages::of(app.clone(), body, limit, patience);
@@ -90,7 +92,7 @@ async fn answer(
         }
         None => {
             let mut messages = body(REPOSITORY_BODY_BYTES, Patience::None);
-            health::call(&calls, &caller, path.strip_prefix(HEALTH), &mut messages).await
+            health::call(&calls, caller, path.strip_prefix(HEALTH), &mut messages).await
         }
     }
 }
