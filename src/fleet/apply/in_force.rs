@@ -12,7 +12,8 @@ impl Machine {
             return self.nothing();
         };
         if let Err(why) = outcome {
-            return self.roll_back(why);
+            // A disk that is full, or fails, says nothing of the bundle.
+            return self.take_back(why, true);
         }
         let mut next = self.enter(Step::Probation { bundle, placed, before, starts });
         next.work.patience = Some(with.up + limits::FLEET_PATIENCE);
@@ -52,19 +53,26 @@ impl Machine {
         self.end(Standing::Applied, Report::Committed { revision })
     }
 
+    /// Takes a bundle back that does no good here.
     pub(super) fn roll_back(self, why: String) -> Stepped {
+        self.take_back(why, false)
+    }
+
+    /// Takes a bundle back; for good, or until it comes `again`.
+    pub(super) fn take_back(self, why: String, again: bool) -> Stepped {
         let (Step::Applying { bundle, placed, .. } | Step::Probation { bundle, placed, .. }) =
             self.record.step.clone()
         else {
             return self.nothing();
         };
-        let mut next = self.enter(Step::RollingBack { bundle, placed: placed.clone(), why });
+        let step = Step::RollingBack { bundle, placed: placed.clone(), why, again };
+        let mut next = self.enter(step);
         let remove = next.begin(Task::Remove { placed });
         (next.clone(), vec![next.save(), Effect::Reload, remove])
     }
 
     pub(super) fn removed(mut self, outcome: Result<(), String>, with: &Context) -> Stepped {
-        let Step::RollingBack { bundle, why, .. } = self.record.step.clone() else {
+        let Step::RollingBack { bundle, why, again, .. } = self.record.step.clone() else {
             return self.nothing();
         };
         if outcome.is_err() {
@@ -72,6 +80,9 @@ impl Machine {
             return self.nothing();
         }
         let report = Report::RolledBack { revision: bundle.revision, why: why.clone() };
-        self.end(Standing::GivenUp { why }, report)
+        match again {
+            true => self.end(Standing::Interrupted { why }, report),
+            false => self.end(Standing::GivenUp { why }, report),
+        }
     }
 }

@@ -155,7 +155,7 @@ impl Machine {
                 (self, vec![reserve])
             }
             (Step::Applying { .. } | Step::Probation { .. }, Some(why)) => {
-                self.roll_back(format!("after a start of the agent, {why}"))
+                self.take_back(format!("after a start of the agent, {why}"), true)
             }
             (
                 Step::Applying { bundle, placed, before, starts }

@@ -39,7 +39,14 @@ pub enum Step {
     /// Everything is in its place; it is watched.
     Probation { bundle: Kept, placed: Vec<Placed>, before: Baseline, starts: u32 },
     /// The one before is in force again; what this one brought is taken away.
-    RollingBack { bundle: Kept, placed: Vec<Placed>, why: String },
+    RollingBack {
+        bundle: Kept,
+        placed: Vec<Placed>,
+        why: String,
+        /// It was not to blame: the same one may come again.
+        #[serde(default)]
+        again: bool,
+    },
 }
 
 /// Keys that came in a bundle.
