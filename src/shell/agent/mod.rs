@@ -15,6 +15,7 @@ mod companions;
 mod config_file;
 mod confined;
 mod convict;
+mod delivering;
 mod devices;
 mod doors;
 mod event;
