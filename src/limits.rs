@@ -348,6 +348,10 @@ pub const SESSION_BYTES: u64 = 32 << 20;
 /// Lines of the process's own map of memory that are read: some thousand mappings of 24 lines.
 pub const SMAPS_LINES: usize = 100_000;
 
+/// Most processes and threads that write the same file at once: a box builds one ladder at a time, and an
+/// operator at the command line another.
+pub const WRITERS_BESIDE: u32 = 64;
+
 /// Bytes that must stay free on the disk of the state directory when weights are put there: what is
 /// acknowledged to clients and operators has to find room.
 pub const DISK_RESERVE: u64 = 256 << 20;

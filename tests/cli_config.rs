@@ -200,3 +200,27 @@ fn a_check_says_all_that_is_wrong_at_once_or_that_nothing_is() {
     fs::remove_file(dir.join("agent.yaml")).unwrap();
     assert_eq!(check(&[]).status.code(), Some(74));
 }
+
+#[test]
+fn a_file_that_cannot_be_read_and_one_that_is_wrong_end_with_codes_of_their_own() {
+    let home = Home::new();
+    let dir = home.dir.path();
+    let commands: [&[&str]; 4] =
+        [&["config", "show"], &["config", "check"], &["runtime", "list"], &["fleet", "node"]];
+    let code = |command: &[&str]| {
+        let output = blochd(dir, command).env("BLOCHD_CONFIG", "agent.yaml").output().unwrap();
+        (output.status.code(), out(&output).1)
+    };
+    for command in commands {
+        home.write_config("nonsense: 1\n");
+        let (wrong, words) = code(command);
+        assert_eq!(wrong, Some(78), "{command:?}: {words}");
+        // A folder in its place is no file: nothing of it can be read, whoever asks.
+        fs::remove_file(dir.join("agent.yaml")).unwrap();
+        fs::create_dir(dir.join("agent.yaml")).unwrap();
+        let (unreadable, words) = code(command);
+        assert_eq!(unreadable, Some(74), "{command:?}: {words}");
+        assert!(words.contains("agent.yaml"), "{words}");
+        fs::remove_dir(dir.join("agent.yaml")).unwrap();
+    }
+}

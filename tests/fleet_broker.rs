@@ -7,13 +7,13 @@ mod running;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use blochd::fleet::Envelope;
 use broker::{Broker, FLEET, OPERATOR, PATIENCE, SignIn, secret};
 use minisign::KeyPair;
 use nix::sys::signal::Signal;
-use running::{Agent, Home, model, without_settings};
+use running::{Agent, Home, model, without_settings, words};
 use serde_json::Value;
 
 /// A bundle for all, and beside it its document.
@@ -52,12 +52,10 @@ fn node(broker: &Broker, id: &str) -> Value {
     nodes.iter().find(|node| node["node"] == id).cloned().unwrap_or_default()
 }
 
-#[test]
-fn a_pushed_bundle_comes_into_force_and_the_agent_is_seen_from_afar() {
-    let broker = Broker::start(SignIn::Passwords, &["box-1"]);
+/// A box of the fleet with a model, that trusts `signer`.
+fn box_1(broker: &Broker, signer: &str) -> Home {
     let home = Home::new();
-    let signer = KeyPair::generate_unencrypted_keypair().unwrap();
-    fs::write(home.dir.path().join("ops.pub"), signer.pk.to_base64()).unwrap();
+    fs::write(home.dir.path().join("ops.pub"), signer).unwrap();
     home.drop_model(&model("digits_resnet.onnx"), "digits/1/model.onnx");
     home.configure(&format!(
         "defaults: {{ladder: {{enabled: false}}}}\nfleet:\n  node_id: box-1\n  labels: {{site: berlin}}\n  \
@@ -67,9 +65,22 @@ fn a_pushed_bundle_comes_into_force_and_the_agent_is_seen_from_afar() {
         broker.path("ca.pem").display(),
         broker.path("box-1.password").display(),
     ));
+    home
+}
+
+fn linked(home: &Home) -> Agent<'_> {
     let mut agent = home.start_ready();
     agent.eventually("it is linked", |agent| agent.status()["broker"]["connected"] == true);
     agent.eventually("it serves", |agent| agent.serves("digits", 1));
+    agent
+}
+
+#[test]
+fn a_pushed_bundle_comes_into_force_and_the_agent_is_seen_from_afar() {
+    let broker = Broker::start(SignIn::Passwords, &["box-1"]);
+    let signer = KeyPair::generate_unencrypted_keypair().unwrap();
+    let home = box_1(&broker, &signer.pk.to_base64());
+    let mut agent = linked(&home);
     // A push to its group is followed until it is in force for good.
     let bundle = bundle(&home, 5, &signer);
     let pushed = fleet(&broker, &["push", &bundle, "--to", "group:site=berlin", "--wait", "120s"]);
@@ -225,4 +236,157 @@ fn nothing_secret_is_told_by_an_agent_that_a_broker_refuses() {
         agent.eventually("it is refused", |agent| says(agent, "secrets/box-1."));
         check(&told(&agent, &home), &[&[password, spoilt][..], &of_key[..]].concat());
     }
+}
+
+/// What `blochd fleet status` says of the box: its line, and its state.
+fn told_of(broker: &Broker) -> (String, Value) {
+    let table = fleet(broker, &["status"]);
+    let table = String::from_utf8_lossy(&table.stdout).into_owned();
+    let line = table.lines().find(|line| line.starts_with("box-1")).unwrap_or_default().to_owned();
+    (line, node(broker, "box-1")["reported"].clone())
+}
+
+/// Waits until the box has told the broker something.
+fn until_told(broker: &Broker, what: &str, holds: impl Fn(&Value) -> bool) {
+    let begun = Instant::now();
+    loop {
+        let (line, reported) = told_of(broker);
+        if holds(&reported) {
+            return;
+        }
+        assert!(begun.elapsed() < PATIENCE, "never: {what}: {line}\n{reported:#}");
+    }
+}
+
+/// An old bundle that somebody sends is answered; one that the broker still holds is nothing new.
+#[test]
+fn an_old_revision_that_is_pushed_is_refused_before_the_operators_eyes_and_a_retained_one_is_not_told()
+ {
+    let broker = Broker::start(SignIn::Passwords, &["box-1"]);
+    let signer = KeyPair::generate_unencrypted_keypair().unwrap();
+    let home = box_1(&broker, &signer.pk.to_base64());
+    let mut agent = linked(&home);
+    let push = |revision: u64, to: &str| {
+        let bundle = bundle(&home, revision, &signer);
+        let pushed = fleet(&broker, &["push", &bundle, "--to", to, "--wait", "120s"]);
+        (pushed.status.code(), words(&pushed).0)
+    };
+    let (code, said) = push(5, "all");
+    assert_eq!(code, Some(0), "{said}");
+    // Twice, on either way: the second time it lies in the inbox already.
+    for to in ["node:box-1", "node:box-1", "all"] {
+        let (code, said) = push(4, to);
+        assert_eq!(code, Some(1), "{to}: {said}");
+        assert!(
+            said.contains("box-1 refused it: it has revision 4, and this node has seen 5"),
+            "{said}"
+        );
+        until_told(&broker, "it is refused", |reported| reported["refused"]["revision"] == 4);
+        let (line, reported) = told_of(&broker);
+        assert!(line.contains("refused 4: it has revision 4"), "{line}");
+        assert_eq!(reported["applied"]["revision"], 5);
+    }
+    // A new one ends that. What is retained of the old one on another topic is found at the next start, and is
+    // nobody's mistake.
+    let (code, said) = push(6, "all");
+    assert_eq!(code, Some(0), "{said}");
+    until_told(&broker, "nothing is refused", |reported| reported["refused"].is_null());
+    let before = told_of(&broker).1["started"].clone();
+    // Seconds are what is told.
+    std::thread::sleep(Duration::from_millis(1100));
+    agent.signal(Signal::SIGTERM);
+    assert!(agent.wait().success());
+    drop(agent);
+    let mut agent = linked(&home);
+    agent.eventually("what is retained was looked at", |agent| {
+        let status = agent.status();
+        let counts = status["fleet"]["counts"].as_array().cloned().unwrap_or_default();
+        let known = counts.iter().any(|one| one["why"] == "applied");
+        known && status["broker"]["received"].as_u64() >= Some(2)
+    });
+    until_told(&broker, "it is back", |reported| reported["started"] != before);
+    let (line, reported) = told_of(&broker);
+    assert!(reported["refused"].is_null() && !line.contains("refused"), "{line}\n{reported:#}");
+}
+
+/// Going back: the content of an earlier bundle comes into force under a new revision, for those who may sign it.
+#[test]
+fn a_fleet_goes_back_to_an_earlier_bundle_by_a_new_revision() {
+    let broker = Broker::start(SignIn::Passwords, &["box-1"]);
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/fleet");
+    let home = box_1(&broker, &fs::read_to_string(fixtures.join("alice.pub")).unwrap());
+    let key = |name: &str| fixtures.join(name).display().to_string();
+    let path = |name: &str| home.dir.path().join(name).display().to_string();
+    let sign = |revision: u64| {
+        let text = format!(
+            "fleet: 1\nrevision: {revision}\nexpires: 2096-01-01T00:00:00Z\nfor: all\nconfig:\n  \
+             models: {{digits: {{priority: {revision}}}}}\n"
+        );
+        let document = path(&format!("{revision}.yaml"));
+        fs::write(&document, text).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_blochd"));
+        without_settings(&mut command);
+        let signed =
+            command.args(["fleet", "sign", &document, "--key", &key("alice.key")]).output();
+        let signed = signed.unwrap();
+        assert!(signed.status.success(), "{:?}", words(&signed));
+        path(&format!("{revision}.bundle"))
+    };
+    let (five, six) = (sign(5), sign(6));
+    let back = |more: &[&str]| {
+        let output = fleet(&broker, &[&["rollback", &five, "--to", "all"], more].concat());
+        (output.status.code(), words(&output).0 + &words(&output).1)
+    };
+    // Nobody has reported a revision yet: which one is to follow is for the operator to say.
+    let seven = path("7.bundle");
+    let (code, said) = back(&["--out", &seven]);
+    assert_eq!(code, Some(64), "{said}");
+    assert!(said.contains("give --revision") && !Path::new(&seven).exists(), "{said}");
+    let mut agent = linked(&home);
+    for bundle in [&five, &six] {
+        let pushed = fleet(&broker, &["push", bundle, "--to", "all", "--wait", "120s"]);
+        assert!(pushed.status.success(), "{:?}", words(&pushed));
+    }
+    let priority = |agent: &Agent<'_>| {
+        let mut show = Command::new(env!("CARGO_BIN_EXE_blochd"));
+        without_settings(&mut show);
+        let file = home.dir.path().join("agent.yaml");
+        show.args(["config", "show", "--model", "digits", "--json", "--config"]).arg(file);
+        let shown = running::parsed(&show.output().unwrap(), 0);
+        let revision = agent.status()["fleet"]["revision"].as_u64();
+        (shown["priority"]["value"].as_str().unwrap().to_owned(), revision)
+    };
+    assert_eq!(priority(&agent), ("6".to_owned(), Some(6)));
+    // Without a key it is written for others to sign, and published to nobody.
+    let (code, said) = back(&["--out", &path("draft.yaml")]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("revision 7, to be signed"), "{said}");
+    let draft = fs::read_to_string(path("draft.yaml")).unwrap();
+    assert_eq!(
+        draft,
+        fs::read_to_string(path("5.yaml")).unwrap().replace("revision: 5", "revision: 7")
+    );
+    // By somebody whom the box does not trust.
+    let wait = ["--wait", "120s"];
+    let out = path("mallory.bundle");
+    let (code, said) = back(&[&["--key", &key("mallory.key"), "--out", &out], &wait[..]].concat());
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("box-1 refused it") && said.contains("signatures"), "{said}");
+    // Under the number of one that was there before.
+    let again = ["--revision", "5", "--key", &key("alice.key"), "--out", &path("again.bundle")];
+    let (code, said) = back(&[&again, &wait[..]].concat());
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("this node has seen 6"), "{said}");
+    // A document is no bundle.
+    let text = fleet(&broker, &["rollback", &path("5.yaml"), "--to", "all", "--out", &seven]);
+    assert_eq!(text.status.code(), Some(1), "{:?}", words(&text));
+    assert!(words(&text).1.contains("nobody signed it"), "{:?}", words(&text));
+    assert_eq!(priority(&agent), ("6".to_owned(), Some(6)));
+    let (code, said) = back(&[&["--key", &key("alice.key"), "--out", &seven], &wait[..]].concat());
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("revision 7: 1 applied, 0 refused"), "{said}");
+    agent.eventually("it is in force for good", |agent| agent.status()["fleet"]["good"] == 7);
+    assert_eq!(priority(&agent), ("5".to_owned(), Some(7)));
+    let back = fs::read_to_string(&seven).unwrap();
+    assert!(back.starts_with(&draft), "{back}");
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use blochd::fleet::Envelope;
 use minisign::KeyPair;
 use nix::sys::signal::Signal;
-use running::{Agent, Home, model};
+use running::{Agent, Home, Load, model};
 use serde_json::{Value, json};
 use sha2::Digest as _;
 
@@ -171,6 +171,56 @@ fn a_model_that_fails_its_trial_and_one_that_is_gone_on_probation_leave_the_box_
     assert!(is_good(&agent, 1));
     let reason = fleet(&agent)["last"]["reason"].clone();
     assert!(reason.as_str().unwrap().contains("mlp version 3"), "{reason}");
+}
+
+/// What a bundle brought is taken away behind the version that was there before: nobody who asks finds nothing.
+#[test]
+fn a_model_is_served_without_a_gap_while_its_bundle_is_taken_back() {
+    let fleet_of_one = Fleet::new("3s");
+    let home = &fleet_of_one.home;
+    let line = fleet_of_one.artifact(&model("fixtures/mlp_gemm.onnx"), "mlp", 1);
+    let mut agent = home.start_ready();
+    fleet_of_one.send(1, &format!("models:\n{line}"));
+    agent.eventually("it is in force for good", |agent| is_good(agent, 1));
+    let load = Load::start(home.http, "mlp", agent.input("mlp").unwrap());
+    let line = fleet_of_one.artifact(&model("fixtures/mlp_gemm.onnx"), "mlp", 2);
+    let other = fleet_of_one.artifact(&model("fixtures/residual.onnx"), "other", 1);
+    fleet_of_one.send(2, &format!("config: {{defaults: {{priority: 9}}}}\nmodels:\n{line}{other}"));
+    agent.eventually("it is watched", |agent| fleet(agent)["probation_left_s"].is_number());
+    assert!(agent.serves("mlp", 2));
+    // The other model goes: all of the bundle is taken back.
+    fs::remove_dir_all(home.models().join("other/1")).unwrap();
+    agent.eventually("the one before is back", |agent| {
+        fleet(agent)["last"]["outcome"] == "rolled_back" && agent.serves("mlp", 1)
+    });
+    let (answered, failed) = load.finish();
+    assert!(answered > 0 && failed.is_empty(), "{answered}, {failed:?}\n{}", home.log());
+    assert!(is_good(&agent, 1) && !home.models().join("mlp/2").exists());
+    assert!(agent.model("other").is_null(), "what came with the bundle goes");
+}
+
+/// The same where an operator removes a version; and where none of those that are left can be served.
+#[test]
+fn a_version_that_is_removed_serves_until_another_takes_its_place_or_none_can() {
+    let home = Home::new();
+    home.configure("defaults: {ladder: {enabled: false}}");
+    home.drop_model(&model("fixtures/mlp_gemm.onnx"), "mlp/1/model.onnx");
+    home.drop_model(&model("fixtures/mlp_gemm.onnx"), "mlp/2/model.onnx");
+    let mut agent = home.start_ready();
+    agent.eventually("the newer one serves", |agent| agent.serves("mlp", 2));
+    let load = Load::start(home.http, "mlp", agent.input("mlp").unwrap());
+    fs::remove_dir_all(home.models().join("mlp/2")).unwrap();
+    agent.eventually("the older one serves", |agent| agent.serves("mlp", 1));
+    let (answered, failed) = load.finish();
+    assert!(answered > 0 && failed.is_empty(), "{answered}, {failed:?}\n{}", home.log());
+    // What is left is no model: it is told, and nothing is served whose file is gone.
+    home.drop_model(&model("fixtures/bad/truncated.onnx"), "mlp/3/model.onnx");
+    agent.eventually("it is refused", |agent| agent.refused("mlp", 3).is_some());
+    fs::remove_dir_all(home.models().join("mlp/1")).unwrap();
+    agent.eventually("nothing is served", |agent| agent.model("mlp").is_null());
+    assert!(agent.refused("mlp", 3).is_some());
+    home.drop_model(&model("fixtures/mlp_gemm.onnx"), "mlp/4/model.onnx");
+    agent.eventually("the next one serves", |agent| agent.serves("mlp", 4));
 }
 
 /// Killed at many moments, the agent finds its way by itself, and a model is served whenever it runs.

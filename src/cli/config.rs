@@ -75,7 +75,8 @@ impl ConfigCommand {
             }
             What::Check => check(file.as_deref(), self.json),
             What::Show { changed, model, effective } => {
-                let loaded = configured::load_and_warn(file.as_deref(), &[]).code(Code::Config)?;
+                let loaded =
+                    configured::load_and_warn(file.as_deref(), &[]).map_err(configured::failed)?;
                 let mut held = match model {
                     Some(model) => of_model(&loaded, &model)?,
                     None => of_agent(&loaded),
@@ -180,7 +181,7 @@ fn check(file: Option<&Path>, as_json: bool) -> Result<(), Failure> {
         }
         Err(error) => match error.downcast::<ConfigErrors>() {
             Ok(errors) => wrong.push(errors),
-            Err(error) => return Err(Failure { code: Code::Io, error }),
+            Err(error) => return Err(configured::failed(error)),
         },
     }
     let problems: Vec<_> = wrong.iter().flat_map(|errors| &errors.0).collect();

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use blochd::config::{Config, Flag, FleetPart, Layers, Loaded, Origin, Policy, Problem, Text};
+use blochd::config::{
+    Config, ConfigErrors, Flag, FleetPart, Layers, Loaded, Origin, Policy, Problem, Text,
+};
 use blochd::fleet::Document;
 use blochd::limits;
 use blochd::shell::store::{self, KeptBundle};
@@ -116,6 +118,12 @@ pub fn load_and_warn(file: Option<&Path>, flags: &[Flag]) -> anyhow::Result<Load
     let loaded = load(file, flags)?;
     loaded.warnings.iter().for_each(|warning| eprintln!("blochd: {warning}"));
     Ok(loaded)
+}
+
+/// Why the layers do not hold: under one code what is wrong in them, under another that a file cannot be read.
+pub fn failed(error: anyhow::Error) -> Failure {
+    let code = if error.is::<ConfigErrors>() { Code::Config } else { Code::Io };
+    Failure { code, error }
 }
 
 /// Reads a model's policy.

@@ -139,15 +139,20 @@ impl RollCall {
         let Some(state) = self.nodes.get(id).and_then(|node| node.state.as_ref()) else {
             return Standing::Pending;
         };
+        // A node that has a newer one answers an older one that is sent to it now; what it does not speak of is
+        // overtaken.
+        let answered = state.refused.as_ref();
+        let answered = answered.filter(|one| one.bundle.as_ref() == Some(&bundle.digest));
+        if let Some(refused) = answered {
+            return Standing::Refused(refused.why.clone());
+        }
         if state.applied.as_ref().is_some_and(|applied| applied.revision >= revision) {
             return Standing::Applied;
         }
         if let Some(underway) = state.underway.as_ref().filter(|one| one.revision == revision) {
             return Standing::Underway(underway.stage.clone());
         }
-        let refused = state.refused.as_ref().filter(|one| {
-            one.revision == Some(revision) || one.bundle.as_ref() == Some(&bundle.digest)
-        });
+        let refused = state.refused.as_ref().filter(|one| one.revision == Some(revision));
         refused.map_or(Standing::Pending, |one| Standing::Refused(one.why.clone()))
     }
 
@@ -186,8 +191,17 @@ mod tests {
     use super::super::topics::Target;
     use super::*;
 
+    /// What a node says after the agent was started anew.
+    fn again(state: &Reported) -> Vec<u8> {
+        said(2, state)
+    }
+
     fn told(state: &Reported) -> Vec<u8> {
-        match Outbox::new(1).step(std::time::Duration::ZERO, state) {
+        said(1, state)
+    }
+
+    fn said(epoch: u64, state: &Reported) -> Vec<u8> {
+        match Outbox::new(epoch).step(std::time::Duration::ZERO, state) {
             Step::Send { payload, .. } => payload.into_bytes(),
             Step::Wait(_) => panic!("the first report is sent at once"),
         }
@@ -236,6 +250,15 @@ mod tests {
         assert!(one.is_converged() && one.all() == 1);
         // A newer revision is one after this; an older one is not.
         assert!(of(&roll, &Target::node("d").unwrap(), 6).is_converged());
+        // Unless the node was sent the older one now, and says so.
+        states[3].refused = Some(RefusedBundle {
+            revision: Some(5),
+            bundle: Some(bundle(5).digest),
+            why: "it is old".to_owned(),
+        });
+        assert!(roll.hear(&topics.reported("d").unwrap(), &again(&states[3])));
+        assert_eq!(roll.standing("d", &bundle(5)), Standing::Refused("it is old".to_owned()));
+        assert_eq!(roll.standing("d", &bundle(6)), Standing::Applied);
         // Nobody there is no success.
         assert!(!of(&roll, &Target::node("z").unwrap(), 7).is_converged());
         // A node that was taken out is followed no more.

@@ -477,6 +477,24 @@ fn a_bundle_that_keeps_ending_the_agent_is_taken_back() {
 }
 
 #[test]
+fn a_bundle_for_which_the_disk_had_no_place_is_taken_back_and_may_come_again() {
+    let mut node = Simulated::new();
+    node.turn(&Turn { action: Action::Offer(0), fault: None });
+    while !matches!(node.saved.step, Step::Applying { .. }) {
+        node.turn(&Turn { action: Action::Finish(0), fault: None });
+    }
+    // Its models cannot be put in their places.
+    node.turn(&Turn { action: Action::Finish(1), fault: None });
+    assert_eq!(node.saved.in_force(), None);
+    node.settle();
+    assert!(node.models.is_empty());
+    assert!(matches!(node.saved.seen.as_ref().unwrap().standing, Standing::Interrupted { .. }));
+    node.turn(&Turn { action: Action::Offer(0), fault: None });
+    node.settle();
+    assert_eq!(node.saved.good.as_ref().map(|good| good.revision), Some(1));
+}
+
+#[test]
 fn a_newer_bundle_comes_in_place_of_one_that_is_not_in_force_yet_and_late_answers_do_not_count() {
     let mut node = Simulated::new();
     node.turn(&Turn { action: Action::Offer(1), fault: None });

@@ -57,6 +57,10 @@ pub const LINK_REQUESTS: usize = 16;
 /// For the words of farewell to a broker.
 pub const LINK_FAREWELL: Duration = Duration::from_secs(2);
 
+/// Bundles that were sent and not answered yet, of which it is remembered that they are news: a group each, and
+/// all, pushed within the seconds that an answer takes.
+pub const LINK_SENT: usize = 64;
+
 /// Bundles that wait for the agent. A link that cannot hand one over reads no further.
 pub const LINK_BUNDLES: usize = 16;
 

@@ -132,6 +132,15 @@ impl Home {
 
     /// Starts it with ONNX Runtime at `library`.
     pub fn start_on(&self, library: &Path, environment: &[(&str, &str)]) -> Agent<'_> {
+        let mut command = self.command(library);
+        command.envs(environment.iter().copied());
+        let mut agent = self.started(command.spawn().unwrap());
+        agent.eventually("it answers", |agent| agent.get("/v2/health/live").is_some());
+        agent
+    }
+
+    /// What starts it with ONNX Runtime at `library`.
+    pub fn command(&self, library: &Path) -> Command {
         let log = fs::File::options().create(true).append(true).open(self.dir.path().join("log"));
         let mut command = Command::new(env!("CARGO_BIN_EXE_blochd"));
         command
@@ -143,11 +152,7 @@ impl Home {
             .stdout(Stdio::null())
             .stderr(log.unwrap());
         without_settings(&mut command);
-        command.envs(environment.iter().copied());
-        let child = command.spawn().unwrap();
-        let mut agent = Agent { child, home: self };
-        agent.eventually("it answers", |agent| agent.get("/v2/health/live").is_some());
-        agent
+        command
     }
 
     /// An agent of this home that somebody else has started.
@@ -203,6 +208,11 @@ impl Agent<'_> {
 
     pub fn signal(&self, signal: Signal) {
         kill(self.pid(), signal).unwrap();
+    }
+
+    /// How it ended, where it has.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
     }
 
     /// Waits for its end.

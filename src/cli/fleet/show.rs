@@ -54,7 +54,7 @@ impl Show {
 impl ShowNode {
     pub fn run(self, as_json: bool) -> Result<(), Failure> {
         let file = configured::file(self.config);
-        let loaded = configured::load_and_warn(file.as_deref(), &[]).code(Code::Config)?;
+        let loaded = configured::load_and_warn(file.as_deref(), &[]).map_err(configured::failed)?;
         let node = node(&loaded.config.fleet).code(Code::Config)?;
         if as_json {
             println!("{:#}", json!({"id": node.id, "labels": node.labels}));

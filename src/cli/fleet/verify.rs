@@ -94,7 +94,8 @@ impl Verify {
     fn trusted(&self) -> Result<Option<KeySet>, Failure> {
         if self.keys.is_empty() {
             let file = configured::file(self.config.clone());
-            let loaded = configured::load_and_warn(file.as_deref(), &[]).code(Code::Config)?;
+            let loaded =
+                configured::load_and_warn(file.as_deref(), &[]).map_err(configured::failed)?;
             let Loaded { config, .. } = loaded;
             let mut fleet = config.fleet;
             fleet.threshold = self.threshold.unwrap_or(fleet.threshold);

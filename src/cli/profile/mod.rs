@@ -23,8 +23,8 @@ use super::{Code, Failure, OrFail, configured, without_runtime};
 /// Configuration and environment are read as `blochd run` reads them: `devices` says which vendors' libraries
 /// are asked. Exit code 0 where all that was found works; 1 where accelerators are there, or are named, that
 /// cannot be read or used; 69 without ONNX Runtime; 70 where it fails to measure; 74 where measurements cannot
-/// be kept; 76 where the execution provider that is to be measured is not to be had; 78 for a wrong
-/// configuration. What could be found is printed in every case but the last.
+/// be kept, or the configuration not be read; 76 where the execution provider that is to be measured is not to
+/// be had; 78 for a wrong configuration. What could be found is printed wherever the configuration holds.
 #[derive(Debug, Args)]
 pub struct Profile {
     /// The configuration. Without: `/etc/blochd/agent.yaml` where it is there, else the defaults.
@@ -80,7 +80,8 @@ impl Profile {
         .flatten()
         .collect();
         let file = configured::file(self.config.clone());
-        let loaded = configured::load_and_warn(file.as_deref(), &flags).code(Code::Config)?;
+        let loaded =
+            configured::load_and_warn(file.as_deref(), &flags).map_err(configured::failed)?;
         let config = loaded.config;
         let search = Search::new(config.runtime_library.clone(), &config.state_dir);
         let search = search.wanting(&self.provider);

@@ -22,7 +22,7 @@ use blochd::shell::children::confine::Needs;
 use blochd::shell::engine::{self, EngineOptions, OrtEngine, Search};
 use blochd::shell::probe::HostProbe;
 use blochd::shell::unfinished::{self, Unfinished};
-use blochd::shell::{models, places};
+use blochd::shell::{files, models, places};
 use blochd::surgery::repair::Mode;
 use blochd::units::{Digest, is_latency_ratio};
 use clap::{Args, ValueEnum};
@@ -214,6 +214,8 @@ impl Prune {
         let conditions =
             conditions(&dense, &Engine::identity(&engine), &options, &given, eval.as_ref());
         self.make_out()?;
+        // What a build that was killed has left half: another one may never come to the same rung.
+        [self.out(), &latencies].into_iter().for_each(files::clear_leftovers);
         let begun = unfinished::read(self.out(), &conditions);
         let before = begun.as_ref().map(|begun| begun.samples);
         let samples = self.affordable(&engine, &model, given, before)?;

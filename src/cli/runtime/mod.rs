@@ -23,7 +23,7 @@ use super::{Code, Failure, OrFail, configured};
 /// ORT_DYLIB_PATH names, the newest in the state directory, one of the system. Where an Ascend is to be used,
 /// only those count that are built with CANN. Configuration and environment are read as `blochd run` reads
 /// them. Exit code 65 for a wheel that is none, 69 where there is no runtime or no pip to fetch it with, 74
-/// where files cannot be written, 78 for a wrong configuration.
+/// where files cannot be read or written, 78 for a wrong configuration.
 #[derive(Debug, Args)]
 pub struct Runtime {
     #[command(subcommand)]
@@ -115,7 +115,8 @@ impl Runtime {
         let flag = configured::flag("--state-dir", "state_dir", self.state_dir.as_deref());
         let flags: Vec<_> = flag.into_iter().collect();
         let file = configured::file(self.config);
-        let loaded = configured::load_and_warn(file.as_deref(), &flags).code(Code::Config)?;
+        let loaded =
+            configured::load_and_warn(file.as_deref(), &flags).map_err(configured::failed)?;
         let config = loaded.config;
         let state = config.state_dir;
         match self.what {

@@ -128,7 +128,8 @@ impl Agent {
         let Some((key, id)) = self.building.as_ref().filter(|(key, _)| key.model == model) else {
             return;
         };
-        let served = self.served.get(model).filter(|served| served.key == *key);
+        let wanted = |served: &&Served| served.key == *key && served.awaits.is_none();
+        let served = self.served.get(model).filter(wanted);
         if served.is_none_or(|served| self.ladder_id(served) != *id) {
             self.build_wish.send_replace(Wish::End);
         }
@@ -149,7 +150,8 @@ impl Agent {
             let loader = self.loader_for(&key.model);
             let (threads, align) = (loader.threads, loader.alignment());
             let samples = self.samples_for(&key.model);
-            let Some(served) = self.served.get(&key.model).filter(|s| s.key == key) else {
+            let wanted = |served: &&Served| served.key == key && served.awaits.is_none();
+            let Some(served) = self.served.get(&key.model).filter(wanted) else {
                 continue;
             };
             let id = self.ladder_id(served);

@@ -131,7 +131,7 @@ impl Agent {
     ) {
         self.remember_failures(&key, tried);
         let model = key.model.clone();
-        let served = self.served.get(&model).map(|served| served.key.version);
+        let served = self.stays(&model);
         match outcome {
             // A newer one was faster.
             Ok(_) if served.is_some_and(|served| served > key.version) => {
@@ -154,6 +154,7 @@ impl Agent {
                     let what = format!("{} version {}", key.model, key.version);
                     self.put_into_quarantine(digest, what, reason);
                 }
+                self.takes_no_place(&key);
             }
         }
         self.answer_loads(&model);
@@ -221,8 +222,8 @@ impl Agent {
             faults: 0,
             disproved: None,
         };
-        let asked = self.asked_providers(&config);
         let served = Served {
+            asked: self.asked_providers(&config),
             key: key.clone(),
             path,
             digest,
@@ -238,7 +239,7 @@ impl Agent {
             last_because: None,
             calibration: self.calibration_of(&key.model),
             standing: Standing::new(provider, tried, facts, Instant::now()),
-            asked,
+            awaits: None,
         };
         let previous = self.served.insert(key.model.clone(), served);
         if previous.is_some() {
@@ -266,42 +267,6 @@ impl Agent {
             timeout: Some(config.request_timeout.into()),
             notices: Some(self.notices.clone()),
         }
-    }
-
-    /// A version that another one has taken the place of answers no more.
-    fn leave(&mut self, key: &VersionKey) {
-        if let Some(Entry::Ready(old)) = self.repository.remove(&key.model, key.version) {
-            old.close();
-        }
-        self.metrics.forget(&key.model, key.version);
-    }
-
-    pub(super) fn removed(&mut self, key: &VersionKey) {
-        self.refused.remove(key);
-        self.underway.cancel(key);
-        self.answer_loads(&key.model);
-        if self.served.get(&key.model).is_some_and(|served| served.key == *key) {
-            self.unload(key, "its file is gone");
-            self.sampling.remove(&key.model);
-            if !self.arrivals.knows(&key.model) {
-                self.drop_samples(&key.model);
-            }
-            // A version below it may take its place.
-            self.arrivals.forget(&key.model);
-            self.look.notify_one();
-        } else {
-            self.repository.remove(&key.model, key.version);
-        }
-    }
-
-    pub(super) fn unload(&mut self, key: &VersionKey, why: &str) {
-        tracing::info!(model = key.model, version = %key.version, "no longer served: {why}");
-        if let Some(Entry::Ready(slot)) = self.repository.remove(&key.model, key.version) {
-            slot.close();
-        }
-        self.served.remove(&key.model);
-        self.metrics.forget(&key.model, key.version);
-        self.end_unwanted_build(&key.model);
     }
 }
 

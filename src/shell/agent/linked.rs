@@ -1,8 +1,7 @@
 //! The agent's link to its fleet's broker: what comes by it is put into the inbox, and what the status says
 //! goes back.
 //!
-//! A bundle that came by the broker goes the way of one that an operator dropped: it is written into the inbox
-//! as one file a topic, whole or not at all, and whoever looks there finds it, after a restart too.
+//! A bundle that came by the broker goes the way of one that an operator dropped: see `delivering`.
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
@@ -10,12 +9,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use bytes::Bytes;
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::Agent;
+use super::delivering::{Sent, deliver};
 use super::fleet::Fleet;
 use crate::config::{self, FleetName, Inbox};
 use crate::fleet::apply::Report;
@@ -26,7 +25,7 @@ use crate::fleet::{Node, Record};
 use crate::limits;
 use crate::shell::files;
 use crate::shell::fleet::node;
-use crate::shell::links::mqtt::{self, Arrived, Ends, Shared};
+use crate::shell::links::mqtt::{self, Ends, Shared};
 use crate::units::Digest;
 
 /// A link, and what it carries.
@@ -40,6 +39,7 @@ pub struct Linked {
     stop: CancellationToken,
     task: tokio::task::JoinHandle<()>,
     told: Told,
+    sent: Sent,
     met: BTreeMap<String, Met>,
     looked: Instant,
 }
@@ -78,12 +78,13 @@ impl Linked {
         let ends =
             Ends { bundles: door, state: follows, link: link.clone(), stop: stop.clone(), epoch };
         let task = tokio::spawn(mqtt::run(settings.mqtt.clone(), who, ends));
-        tokio::spawn(deliver(bundles, inbox.clone()));
+        let sent = Sent::default();
+        tokio::spawn(deliver(bundles, inbox.clone(), sent.clone()));
         let broker = url.to_string();
         tracing::info!(node = node.id, broker, "the fleet's broker is looked for");
         let (inbox, told) = (inbox.clone(), Told::default());
         let (met, looked) = (BTreeMap::new(), Instant::now());
-        Ok(Some(Self { broker, inbox, base, state, link, stop, task, told, met, looked }))
+        Ok(Some(Self { broker, inbox, base, state, link, stop, task, told, sent, met, looked }))
     }
 
     /// Leaves the node's state to the link.
@@ -118,14 +119,18 @@ impl Linked {
     pub fn hear(&mut self, report: &Report) {
         let name = match report {
             Report::Refused { name, .. } => Some(Path::new(name)),
-            Report::Begun { .. }
-            | Report::Abandoned { .. }
-            | Report::Committed { .. }
-            | Report::RolledBack { .. } => None,
+            Report::Begun { .. } => {
+                // What was sent beside it and is older has been overtaken, and is nobody's mistake.
+                self.sent.forget();
+                None
+            }
+            Report::Abandoned { .. } | Report::Committed { .. } | Report::RolledBack { .. } => None,
         };
-        // What lies in the inbox is offered again at every start, overtaken or not.
+        // What lies in the inbox is offered again at every start, overtaken or not: only what somebody sent now
+        // is news.
         let bundle = name.and_then(|name| self.digest(name));
-        self.told.hear(report, bundle, bundle.is_some());
+        let sent = bundle.is_some_and(|digest| self.sent.take(&digest));
+        self.told.hear(report, bundle, bundle.is_some() && !sent);
     }
 
     /// The digest of a bundle that lies in the inbox, by which whoever sent it knows it again.
@@ -172,48 +177,6 @@ impl Agent {
             linked.tell(&self.status.load(), record, now);
         }
     }
-}
-
-/// Puts bundles into the inbox, the newest of each topic, for as long as there is a link.
-async fn deliver(mut bundles: mpsc::Receiver<Arrived>, inbox: PathBuf) {
-    let mut waiting: BTreeMap<PathBuf, Bytes> = BTreeMap::new();
-    loop {
-        tokio::select! {
-            arrived = bundles.recv() => {
-                let Some(arrived) = arrived else { return };
-                waiting.insert(inbox.join(file_name(&arrived.topic)), arrived.bytes);
-            }
-            // A disk that was full has room again some time.
-            () = tokio::time::sleep(limits::LINK_INBOX_AGAIN), if !waiting.is_empty() => {}
-        }
-        while let Some((path, bytes)) = waiting.pop_first() {
-            let (at, these) = (path.clone(), bytes.clone());
-            let put = tokio::task::spawn_blocking(move || put(&at, these)).await;
-            if let Ok(Err(error)) = put {
-                tracing::error!("cannot put a bundle into the inbox: {}: {error}", path.display());
-                waiting.insert(path, bytes);
-                break;
-            }
-        }
-    }
-}
-
-/// Writes a bundle, unless it lies there already: a broker gives what it retains at every connection.
-fn put(path: &Path, bytes: Bytes) -> std::io::Result<()> {
-    if files::read(path, limits::LINK_MESSAGE_BYTES).is_ok_and(|there| there == bytes) {
-        return Ok(());
-    }
-    if let Some(inbox) = path.parent() {
-        std::fs::create_dir_all(inbox)?;
-    }
-    files::replace(path, &[bytes])
-}
-
-/// The file of a topic: `broker-group-site=berlin.bundle`. Topics that are listened to have names without
-/// slashes.
-fn file_name(topic: &str) -> String {
-    let target = topic.split_once("/desired/").map_or("", |(_, target)| target);
-    format!("broker-{}.bundle", target.replace('/', "-"))
 }
 
 fn of_model(status: &Value, met: Met) -> Model {
@@ -324,31 +287,6 @@ mod tests {
         );
         // A status that says nothing makes no trouble.
         assert_eq!(of_model(&Value::Null, Met::default()), Model::default());
-    }
-
-    #[test]
-    fn a_topic_has_a_file_of_its_own() {
-        for (topic, name) in [
-            ("blochd/v1/plant/desired/all", "broker-all.bundle"),
-            ("blochd/v1/plant/desired/node/box-1", "broker-node-box-1.bundle"),
-            ("blochd/v1/plant/desired/group/site=berlin", "broker-group-site=berlin.bundle"),
-        ] {
-            assert_eq!(file_name(topic), name);
-        }
-    }
-
-    #[test]
-    fn a_bundle_that_lies_there_is_not_written_again() {
-        use std::os::unix::fs::MetadataExt;
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("inbox/broker-all.bundle");
-        let inode = || std::fs::metadata(&path).unwrap().ino();
-        put(&path, Bytes::from_static(b"one")).unwrap();
-        let first = inode();
-        put(&path, Bytes::from_static(b"one")).unwrap();
-        assert_eq!(inode(), first);
-        put(&path, Bytes::from_static(b"two")).unwrap();
-        assert_eq!(std::fs::read(&path).unwrap(), b"two");
     }
 
     #[test]

@@ -16,10 +16,12 @@ mod companions;
 mod config_file;
 mod confined;
 mod convict;
+mod delivering;
 mod devices;
 mod doors;
 mod event;
 mod fleet;
+mod leaving;
 mod lifecycle;
 mod linked;
 mod loads;
@@ -523,8 +525,7 @@ impl Agent {
     fn arrival(&mut self, arrival: Arrival) {
         match arrival {
             Arrival::Settled { key, file } => {
-                let newest = self.served.get(&key.model).map(|served| served.key.version);
-                if newest.is_some_and(|newest| newest > key.version) {
+                if self.stays(&key.model).is_some_and(|newest| newest > key.version) {
                     let (model, version) = (&key.model, key.version);
                     tracing::info!(model, %version, "older than the version in service");
                     self.underway.settled(&key);

@@ -185,7 +185,7 @@ impl Agent {
     pub(super) fn try_again(&mut self) {
         let now = self.started.elapsed();
         for (key, (path, _)) in self.again.versions.due(now) {
-            let newer = self.served.get(&key.model).is_some_and(|s| s.key.version > key.version);
+            let newer = self.stays(&key.model).is_some_and(|stays| stays > key.version);
             if self.refused.contains_key(&key) && !newer {
                 self.prepare(key, path.to_string_lossy().into_owned());
             }

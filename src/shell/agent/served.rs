@@ -1,5 +1,6 @@
 //! One model in service: its slot, its ladder and what stands by.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,7 +17,7 @@ use crate::governor::{ModelView, Observed, Policy, VariantView, Verdict};
 use crate::ladder::Manifest;
 use crate::shell::children::trial::RanOn;
 use crate::shell::slot::{Runner, Slot, VariantInfo, Window};
-use crate::units::{Digest, Percentile};
+use crate::units::{Digest, Percentile, Version};
 
 /// One variant that could serve the model.
 pub struct Candidate {
@@ -157,6 +158,8 @@ pub struct Served {
     pub standing: Standing,
     /// All execution providers that it asks for, whether they are there or not.
     pub asked: Vec<Provider>,
+    /// Its file is gone, and it serves until one of these versions takes its place, or none of them can.
+    pub awaits: Option<BTreeSet<Version>>,
 }
 
 impl Served {
