@@ -428,3 +428,39 @@ fn the_agent_serves_on_the_cpu_with_the_older_runtime_of_the_cann_build() {
         assert!((old - new).abs() < 1e-3, "{old} and {new}");
     }
 }
+
+/// Confined or not, a trial's CANN writes to the folder that goes with the trial, and only the agent's own to where
+/// the service's environment says.
+#[test]
+fn what_cann_writes_in_a_trial_goes_with_the_trial() {
+    let bench = Bench::cann("1,10");
+    bench.play_cann("1,10", "writes = 1\n");
+    let home = Home::new();
+    home.configure("defaults: {execution_providers: [cann, cpu], ladder: {enabled: false}}");
+    home.drop_model(&digits(), "digits/1/model.onnx");
+    let own = home.dir.path().join("ascend");
+    fs::create_dir(&own).unwrap();
+    let (own_text, libraries) = (own.to_str().unwrap(), bench.path().to_str().unwrap());
+    let scenario = bench.scenario();
+    let mut agent = home.start_on(
+        &library(),
+        &[
+            ("LD_LIBRARY_PATH", libraries),
+            (standins::SCENARIO, scenario.to_str().unwrap()),
+            ("ASCEND_WORK_PATH", own_text),
+            ("ASCEND_CACHE_PATH", own_text),
+            ("HOME", own_text),
+        ],
+    );
+    agent.eventually("it serves", |agent| agent.serves("digits", 1));
+    // It would have failed its trial there, and run on the processor.
+    let provider = agent.model("digits")["provider"].clone();
+    assert_eq!(provider["name"], "cann", "{provider}\n{}", home.log());
+    for name in ["ASCEND_WORK_PATH", "ASCEND_CACHE_PATH", "HOME"] {
+        let written = fs::read_to_string(own.join(format!("{name}.written"))).unwrap();
+        let of_agent = agent.pid().to_string();
+        assert!(written.lines().all(|process| process == of_agent), "{name}: {written}");
+    }
+    let left = fs::read_dir(home.state().join("children")).into_iter().flatten().count();
+    assert_eq!(left, 0, "the trial's folder is there still");
+}

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use super::checked::{Config, ModelConfig};
 use super::providers::Plugin;
 use super::schema::{AGENT, MODEL, PLUGIN, Setting, Shape};
+use super::shapes::ServedShapes;
 
 const DIALECT: &str = "https://json-schema.org/draft/2020-12/schema";
 
@@ -126,6 +127,10 @@ fn value<T>(setting: &Setting<T>, described: &str, default: &str) -> Value {
         Shape::Map => {
             json!({ "type": "object", "additionalProperties": { "type": ["string", "number"] } })
         }
+        Shape::Maps => json!({
+            "type": ["array", "string"],
+            "items": { "type": "object", "additionalProperties": { "type": "integer" } },
+        }),
         Shape::Pair => json!({ "oneOf": [
             { "type": "string" },
             {
@@ -144,6 +149,7 @@ fn value<T>(setting: &Setting<T>, described: &str, default: &str) -> Value {
         }
         (Shape::Paths, _) if default.is_empty() => json!([]),
         (Shape::Map, _) if default.is_empty() => json!({}),
+        (Shape::Maps, _) if default == ServedShapes::NONE => json!([]),
         _ => json!(default),
     };
     schema

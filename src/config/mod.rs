@@ -18,6 +18,7 @@ mod plugins;
 pub mod providers;
 pub mod raw;
 pub mod schema;
+mod shapes;
 mod values;
 mod wanted;
 
@@ -37,4 +38,5 @@ pub use layers::{Flag, Layers, Loaded, Origins, Text, model_settings, settings};
 pub use mqtt::{BrokerUrl, BrokerUrlError, FleetName, Mqtt, SecretFile, UserName};
 pub use plugins::plugin_settings;
 pub use providers::{Cann, NoProvider, Plugin, Provider};
+pub use shapes::{ServedShapes, Sizes, shape_text};
 pub use wanted::{ExecutionProviders, Wanted};

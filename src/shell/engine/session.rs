@@ -21,7 +21,7 @@ use crate::config::Provider;
 use crate::hardware::Placement;
 use crate::onnx::{DType, ExecError, Model, OnnxError, Session, Tensor};
 use crate::shell::models;
-use crate::shell::slot::Runner;
+use crate::shell::slot::{Ender, Runner};
 
 /// How a model is loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,12 +85,23 @@ pub struct Cancel {
     cancelled: Arc<AtomicBool>,
 }
 
+impl std::fmt::Debug for Cancel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cancel").field("cancelled", &self.is_cancelled()).finish_non_exhaustive()
+    }
+}
+
 impl Cancel {
     /// A handle for one run.
     ///
     /// # Errors
     /// Where the runtime has no memory for it.
     pub fn new(_runtime: &Runtime) -> Result<Self, ExecError> {
+        Self::for_one()
+    }
+
+    /// The same where a session shows that the runtime is there.
+    fn for_one() -> Result<Self, ExecError> {
         let options = RunOptions::new().map_err(|error| failed("preparing a run", error))?;
         Ok(Self { options: Arc::new(options), cancelled: Arc::default() })
     }
@@ -129,6 +140,8 @@ pub struct LiveSession {
     under: Under,
     /// Where the thread that runs it is to be bound.
     cpu: Option<usize>,
+    /// By which another thread may end the next run.
+    next: Option<Cancel>,
 }
 
 impl LiveSession {
@@ -217,7 +230,7 @@ impl LiveSession {
         };
         let inputs = side(session.inputs(), "input", true)?;
         let outputs = side(session.outputs(), "output", false)?;
-        Ok(Self { session, inputs, outputs, under, cpu: None })
+        Ok(Self { session, inputs, outputs, under, cpu: None, next: None })
     }
 
     /// The inputs that a run needs, in the graph's order.
@@ -395,11 +408,19 @@ impl Runner for LiveSession {
         inputs: &[(&str, &Tensor)],
         wanted: &[&str],
     ) -> Result<Vec<Tensor>, ExecError> {
-        self.run_inner(inputs, wanted, None)
+        let cancel = self.next.take();
+        self.run_inner(inputs, wanted, cancel.as_ref())
     }
 
     fn cpu(&self) -> Option<usize> {
         self.cpu
+    }
+
+    fn ender(&mut self) -> Option<Ender> {
+        // Without memory for it the run is only waited for.
+        let cancel = Cancel::for_one().ok()?;
+        self.next = Some(cancel.clone());
+        Some(Box::new(move || cancel.cancel()))
     }
 }
 

@@ -12,6 +12,7 @@
 //! is nothing of its own: its requests stand in the queue, can be cancelled there, and go to whichever
 //! variant takes them.
 
+mod apart;
 mod batch;
 mod device;
 mod error;
@@ -30,6 +31,7 @@ mod together;
 mod variant;
 mod worker;
 
+pub use apart::{Patience, abandoned};
 pub use batch::Batched;
 pub use device::OnDevice;
 pub use error::{InferError, PublishError, Refusal, RunFailure};
@@ -41,4 +43,4 @@ pub use repository::{
 pub use rows::{NotBatched, check_rows};
 pub use shapes::Shapes;
 pub use stats::{BatchTimes, Counters, Histogram, LATENCY_BUCKETS_US, Stats, Totals, Window};
-pub use variant::{Fault, Notice, Runner, Sampler, Variant, VariantInfo, Witness};
+pub use variant::{Ender, Fault, Notice, Runner, Sampler, Variant, VariantInfo, Witness};
