@@ -1,5 +1,5 @@
-//! An accelerator that is served in named shapes, hangs in the midst of a run, and vanishes without a request noticing:
-//! a real agent on the simulated NPU, whose log tells what it compiled and when.
+//! An accelerator that is served in named shapes, hangs in the midst of a run, and vanishes without a request
+//! noticing: a real agent on the simulated NPU, whose log tells what it compiled and when.
 
 mod running;
 mod standins;
@@ -107,6 +107,43 @@ fn all_named_shapes_are_compiled_before_a_model_serves_and_none_while_it_does() 
     agent.eventually("all is well", |agent| agent.refused("digits", 1).is_none());
 }
 
+/// Requests that have been answered, and runs that it took.
+fn counted(agent: &Agent<'_>) -> (u64, u64) {
+    let stats = agent.get("/v2/models/digits/stats").unwrap();
+    let one = &stats["model_stats"][0];
+    let number = |name: &str| one[name].as_u64().unwrap_or_else(|| panic!("{name}: {stats}"));
+    (number("inference_count"), number("execution_count"))
+}
+
+#[test]
+fn requests_run_as_one_in_the_numbers_of_rows_that_are_compiled() {
+    let (bench, home) = (bench(), Home::new());
+    let batching = "  max_batch: 16\n  max_queue_delay: 500ms\n  shapes: [{N: 1}, {N: 4}]";
+    configure(&home, &bench, batching);
+    drop_digits(&home);
+    let mut agent = start(&home, &bench);
+    agent.eventually("it serves", |agent| agent.serves("digits", 1));
+    assert_eq!(provider(&agent), "npu", "{}", home.log());
+    let alone = ask(&home, 1).unwrap()["outputs"][0]["data"].clone();
+    agent.eventually("three are run as one", |agent| {
+        let before = counted(agent);
+        let answers: Vec<Value> = std::thread::scope(|scope| {
+            let asked: Vec<_> = (0..3).map(|_| scope.spawn(|| ask(&home, 1).unwrap())).collect();
+            asked.into_iter().map(|one| one.join().unwrap()).collect()
+        });
+        for answer in answers {
+            let found = answer["outputs"][0]["data"].as_array().unwrap().clone();
+            assert_eq!(found.len(), 10);
+            for (one, other) in found.iter().zip(alone.as_array().unwrap()) {
+                assert!((one.as_f64().unwrap() - other.as_f64().unwrap()).abs() < 1e-3);
+            }
+        }
+        let after = counted(agent);
+        (after.0 - before.0, after.1 - before.1) == (3, 1)
+    });
+    assert_eq!(built(&agent, &bench), ["[1, 1, 28, 28]", "[4, 1, 28, 28]"]);
+}
+
 #[test]
 fn a_policy_that_names_no_axis_of_the_model_keeps_it_from_service_until_it_is_corrected() {
     let (bench, home) = (bench(), Home::new());
@@ -159,6 +196,25 @@ fn a_card_that_hangs_is_left_its_clients_are_answered_and_it_is_taken_again_when
     agent.eventually("the card serves again", |agent| provider(agent) == "npu");
     agent.eventually("what hung is freed", |agent| agent.status()["abandoned_sessions"] == 0);
     assert!(agent.infer("digits").is_ok());
+}
+
+#[test]
+fn an_agent_with_too_many_sessions_that_hang_ends_to_be_started_anew() {
+    let (bench, home) = (bench(), Home::new());
+    let most = blochd::limits::ABANDONED_SESSIONS;
+    let settings = format!("  instances: {most}\n  intra_op_threads: 1\n  request_timeout: 120s");
+    configure(&home, &bench, &settings);
+    drop_digits(&home);
+    let mut agent = start(&home, &bench);
+    agent.eventually("it serves", |agent| agent.serves("digits", 1));
+    assert_eq!(provider(&agent), "npu", "{}", home.log());
+    let load: Vec<Load> = (0..most).map(|_| Load::start(home.http, "digits", images(1))).collect();
+    play(&bench, "npu.hang = Compute\n");
+    let ended = agent.wait();
+    assert!(!ended.success() && ended.code().is_some(), "{ended}");
+    let words = format!("{most} sessions hang in runs on accelerators that do not return");
+    assert!(home.log().contains(&words), "{}", home.log());
+    load.into_iter().for_each(|one| drop(one.finish()));
 }
 
 #[test]

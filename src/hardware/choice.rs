@@ -201,8 +201,8 @@ pub struct Told<'a> {
     pub pci: Option<&'a str>,
 }
 
-/// The same of a device that a plugin tells of: the one of its address, or, where it gives none, the only one of
-/// its maker's. Of any other nobody knows which it is, and nothing is said of it.
+/// The same of a device that a plugin tells of: the one of its address, or, where it gives none, the only one
+/// of its maker's. Of any other nobody knows which it is, and nothing is said of it.
 pub fn told_unusable(roster: &Roster, told: Told<'_>) -> Option<Passed> {
     let vendor = vendor_of(told.vendor_id)?;
     let own: Vec<&Known> = roster.devices().filter(|known| known.device.vendor == vendor).collect();

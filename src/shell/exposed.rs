@@ -1,5 +1,5 @@
-//! Whether anybody else can have put code into a file or into its place: one rule for all libraries whose code is
-//! to run with this program's rights, which differ in what vouches for them.
+//! Whether anybody else can have put code into a file or into its place: one rule for all libraries whose code
+//! is to run with this program's rights, which differ in what vouches for them.
 
 use std::fs;
 use std::io;
@@ -35,8 +35,8 @@ pub struct Exposed {
     pub by: By,
 }
 
-/// Looks at a file and the folders that it lies in, from the inside out. `path` has no links on the way, `user` is
-/// whom this program runs as.
+/// Looks at a file and the folders that it lies in, from the inside out. `path` has no links on the way, `user`
+/// is whom this program runs as.
 ///
 /// # Errors
 /// Where one of them cannot be looked at.

@@ -110,7 +110,11 @@ fn lent(inputs: &Inputs) -> Vec<(&str, &Tensor)> {
 }
 
 impl Trial {
-    pub fn run(self) -> Result<(), Failure> {
+    pub fn run(mut self) -> Result<(), Failure> {
+        // From where it was called; it may work elsewhere below.
+        for path in [&mut self.inputs, &mut self.cache].into_iter().flatten() {
+            *path = std::path::absolute(&*path).code(Code::Io)?;
+        }
         if !self.cpus.is_empty()
             && let Err(error) = cpus::bind(&self.cpus)
         {
@@ -132,6 +136,12 @@ impl Trial {
             error: error.into(),
         })?;
         let runtime = engine::init(&search).map_err(without_runtime)?;
+        if let (Provider::Cann(_), Some(cache)) = (&self.on.provider, &self.cache) {
+            // CANN's provider keeps what it compiles where it works, and looks for it there.
+            std::env::set_current_dir(cache)
+                .with_context(|| cache.display().to_string())
+                .code(Code::Io)?;
+        }
         let engine = OrtEngine::new(&runtime, self.options());
         let tried = match &self.on.provider {
             Provider::Cpu => self.on_cpu(&engine, &model)?,

@@ -143,6 +143,7 @@ impl Agent {
             }
             Ok(prepared) => {
                 self.underway.settled(&key);
+                self.know_device(&prepared.provider, &prepared.facts);
                 self.put_into_service(key, path, *prepared, tried);
             }
             Err(unfit) => {
@@ -200,7 +201,6 @@ impl Agent {
             quality: 1.0,
             promised: opened.p99,
         };
-        self.know_device(&provider, &facts);
         let options = self.slot_options(&key, &config, signature);
         let slot = match Slot::start(options, info.clone(), opened.sessions) {
             Ok(slot) => Arc::new(slot),

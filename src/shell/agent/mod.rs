@@ -12,6 +12,7 @@
 mod building;
 mod choosing;
 mod companions;
+mod compiling;
 mod config_file;
 mod confined;
 mod convict;

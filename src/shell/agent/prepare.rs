@@ -13,24 +13,26 @@ use super::confined::Seen;
 use super::event::{Fate, Lending, Opened, Prepared, Unfit};
 use super::memory;
 use super::providers::nothing_left;
-use crate::config::{Provider, Sandbox, ServedShapes, Sizes, shape_text};
-use crate::hardware::{Choice, PassedOver, label};
+use crate::config::{Provider, Sandbox, ServedShapes};
+use crate::hardware::{Choice, PassedOver};
 use crate::ladder::calibration;
 use crate::limits;
 use crate::onnx::{ExecError, Model};
-use crate::protocol::{Inputs, Signature, check_axes, sized};
+use crate::protocol::{Inputs, Signature, check_axes};
 use crate::schedule::Batching;
 use crate::shell::children::trial::{RanOn, TrialJob, TrialReport, attempt};
 use crate::shell::children::{Memory, Wish, this_program};
-use crate::shell::engine::{EngineOptions, Found, OrtEngine, Pool, Weights, alignment, compiled};
+use crate::shell::engine::{
+    EngineOptions, Found, OrtEngine, Pool, Weights, alignment, cann, compiled,
+};
 use crate::shell::frugal;
 use crate::shell::inputs;
 use crate::shell::models;
-use crate::shell::slot::{Batched, OnDevice, Patience, Runner, Shapes, check_rows};
+use crate::shell::slot::{Batched, Patience, Runner, check_rows};
 use crate::units::Digest;
 
 /// One session an instance.
-type Sessions = Vec<Box<dyn Runner>>;
+pub(super) type Sessions = Vec<Box<dyn Runner>>;
 
 /// How variants are loaded and tried.
 #[derive(Clone)]
@@ -90,14 +92,6 @@ impl Loader {
         }
     }
 
-    /// Sizes of free axes that requests may not choose: compilers make more of them. The CPU takes any.
-    fn fixed(&self) -> Sizes {
-        match self.provider {
-            Provider::Cpu => Sizes::new(),
-            Provider::Cann(_) | Provider::Plugin(_) => self.shapes.common(),
-        }
-    }
-
     /// The same loader for runs that are expected to take so long at the most.
     pub fn expecting(mut self, longest: Option<Duration>) -> Self {
         self.patience = self.patience.expecting(longest);
@@ -112,25 +106,6 @@ impl Loader {
     /// Device, provider and runtime version: what latencies hold for.
     pub fn identity(&self) -> String {
         self.runtime.identity(&self.options(0))
-    }
-
-    /// Where the provider may keep what it compiles of a variant: for that one alone, whatever its name is.
-    pub fn cache(&self, digest: Digest) -> Option<PathBuf> {
-        match self.provider {
-            // The one for CANN keeps nothing: see there.
-            Provider::Cpu | Provider::Cann(_) => None,
-            Provider::Plugin(_) => {
-                // Of other sizes that are fixed another graph is compiled.
-                let fixed = self.fixed();
-                let sizes = if fixed.is_empty() {
-                    String::new()
-                } else {
-                    format!(" {}", shape_text(&fixed))
-                };
-                let identity = format!("{}{sizes}", self.identity());
-                Some(compiled::folder(&self.state_dir, &identity, digest))
-            }
-        }
     }
 
     /// Channels in which the provider's cores work, where that is known.
@@ -310,13 +285,21 @@ impl Loader {
         path: &Path,
         digest: Digest,
     ) -> Result<(Opened, Signature, Value), Unfit> {
-        if let Some(cache) = self.cache(digest)
-            && let Err(error) = compiled::make(&cache)
+        let cache = self.cache(digest);
+        if let Some(cache) = &cache
+            && let Err(error) = compiled::make(cache)
         {
             // It is compiled anew each time then.
             tracing::warn!("cannot make {}: {error}", cache.display());
         }
-        let report = self.trial(path, digest).await?;
+        let report = match (&self.provider, cache) {
+            (Provider::Cann(_), Some(cache)) if cann::is_there(&cache) => {
+                self.trial_on_kept(&cache, path, digest).await?
+            }
+            (Provider::Cpu | Provider::Cann(_) | Provider::Plugin(_), _) => {
+                self.trial(path, digest).await?
+            }
+        };
         if let Some(why) = &report.why {
             tracing::warn!("the trial of {}: {why}", path.display());
         }
@@ -341,7 +324,7 @@ impl Loader {
         Ok((Opened { sessions, p50, p99, ran_on, lending }, signature, facts))
     }
 
-    async fn trial(&self, path: &Path, digest: Digest) -> Result<TrialReport, Unfit> {
+    pub(super) async fn trial(&self, path: &Path, digest: Digest) -> Result<TrialReport, Unfit> {
         let job = TrialJob {
             model: path.to_owned(),
             runtime: self.library.clone(),
@@ -369,7 +352,7 @@ impl Loader {
 
     /// Loads a variant that has passed its trial, and runs every session once: the first request shall not
     /// pay for what a session puts off until then. Whatever fails here is no fault of the variant.
-    fn sessions(
+    pub(super) fn loaded(
         &self,
         path: &Path,
         digest: Digest,
@@ -416,9 +399,9 @@ impl Loader {
             }
             Provider::Cann(_) | Provider::Plugin(_) => {
                 let all = self.all_shapes(inputs, &signature).map_err(later)?;
-                let mut sessions = self.on_device(path, sessions, &all);
+                let mut sessions = self.on_device(sessions, &all);
                 warm(&mut sessions, &all).map_err(later)?;
-                sessions
+                self.padded(path, sessions, &signature, &all)
             }
         };
         let lending = weights.map_or(Lending::Off, |weights| {
@@ -457,42 +440,6 @@ impl Loader {
         let batching = self.batching;
         let batched = |session| Box::new(Batched { session, batching }) as Box<dyn Runner>;
         sessions.into_iter().map(batched).collect()
-    }
-
-    /// A request of every shape that will be served: what the trial ran on, and the shapes that are named. None
-    /// where it ran on nothing.
-    fn all_shapes(
-        &self,
-        inputs: Option<Inputs>,
-        signature: &Signature,
-    ) -> Result<Vec<Inputs>, String> {
-        let Some(first) = inputs else { return Ok(Vec::new()) };
-        let further = self.shapes.0.iter().map(|sizes| sized(&first, signature, sizes));
-        let further = further.collect::<Result<Vec<Inputs>, _>>().map_err(|e| e.to_string())?;
-        Ok(std::iter::once(first).chain(further).collect())
-    }
-
-    /// Sessions that tell when their device is lost. Each number of rows would be compiled on its own: requests
-    /// are not run together.
-    fn on_device(&self, path: &Path, sessions: Sessions, all: &[Inputs]) -> Sessions {
-        let provider = label(&self.provider);
-        if self.batching.rows > 1 {
-            let path = path.display();
-            tracing::info!(provider, "{path}: its requests are not run in batches there");
-        }
-        // Where shapes are named, no others are compiled under the eyes of a client.
-        let most = match (self.shapes.0.len(), all.is_empty()) {
-            (0, _) => limits::SERVED_SHAPES,
-            (named, true) => named,
-            (_, false) => 0,
-        };
-        let shapes = Arc::new(Shapes::new(provider, most, all));
-        let sound = all.first().cloned().map(Arc::new);
-        let on_device = |session| {
-            let (sound, shapes) = (sound.clone(), Arc::clone(&shapes));
-            Box::new(OnDevice::new(session, sound, shapes, self.patience)) as Box<dyn Runner>
-        };
-        sessions.into_iter().map(on_device).collect()
     }
 
     /// What the trial ran on. None where it ran on nothing, and where its samples have gone since.

@@ -89,7 +89,8 @@ pub struct TrialReport {
     pub compile_us: Option<f64>,
     #[serde(default)]
     pub compiled: Vec<Compiled>,
-    /// Shapes that were to be served and that the model does not run in on the CPU either, each with the reason.
+    /// Shapes that were to be served and that the model does not run in on the CPU either, each with the
+    /// reason.
     #[serde(default)]
     pub unsuited: Vec<String>,
     /// How far its answers are from the CPU's, as a share of those; `None` where they are no numbers.

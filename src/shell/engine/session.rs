@@ -13,6 +13,7 @@ use ort::memory::MemoryInfo;
 use ort::session::{RunOptions, SessionInputValue};
 use ort::value::{Outlet, ValueType};
 
+use super::identity::identity;
 use super::making::{builder, has_free_dims};
 use super::weights::Lent;
 use super::{Library, Runtime, cann, convert, placed};
@@ -191,6 +192,14 @@ impl LiveSession {
             Ok(bytes) => bytes,
             Err(OnnxError::TooLarge { .. }) => return Self::open_large(runtime, model, options),
             Err(error) => return Err(failed(DOING, error)),
+        };
+        let bytes = match options.provider {
+            Provider::Cann(_) => {
+                let digest = model.digest().map_err(|error| failed(DOING, error))?;
+                let identity = identity(runtime.library(), options);
+                cann::named(&bytes, digest, &format!("{identity} {:?}", options.sizes))
+            }
+            Provider::Cpu | Provider::Plugin(_) => bytes,
         };
         let lent = lent.filter(|_| options.provider == Provider::Cpu);
         let (library, mut builder) = builder(runtime, options, has_free_dims(model))?;

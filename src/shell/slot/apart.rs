@@ -72,7 +72,7 @@ fn lock(between: &Shared) -> MutexGuard<'_, Between> {
 
 /// The session's other end.
 pub(super) struct Apart {
-    asks: Option<mpsc::Sender<Ask>>,
+    asks: Option<mpsc::SyncSender<Ask>>,
     thread: Option<JoinHandle<()>>,
     between: Shared,
     /// Why it runs nothing any more.
@@ -81,7 +81,7 @@ pub(super) struct Apart {
 
 impl Apart {
     pub fn new(session: Box<dyn Runner>) -> Self {
-        let (asks, asked) = mpsc::channel();
+        let (asks, asked) = mpsc::sync_channel(1);
         let between = Shared::default();
         let own = Arc::clone(&between);
         let body = move || work(session, &asked, &own);

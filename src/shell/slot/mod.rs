@@ -18,6 +18,7 @@ mod device;
 mod error;
 mod job;
 mod live;
+mod padded;
 mod queue;
 mod repository;
 mod rows;
@@ -37,10 +38,11 @@ pub use device::OnDevice;
 pub use error::{InferError, PublishError, Refusal, RunFailure};
 pub use job::{Answer, Request, Ticket};
 pub use live::{Drain, Slot, SlotOptions};
+pub use padded::{Padded, row_sizes};
 pub use repository::{
     Command, CommandError, Commands, Entry, IndexEntry, ModelState, NotServed, Repository,
 };
-pub use rows::{NotBatched, check_rows};
+pub use rows::{NotBatched, check_rows, check_so_many_rows};
 pub use shapes::Shapes;
 pub use stats::{BatchTimes, Counters, Histogram, LATENCY_BUCKETS_US, Stats, Totals, Window};
 pub use variant::{Ender, Fault, Notice, Runner, Sampler, Variant, VariantInfo, Witness};
