@@ -225,7 +225,10 @@ impl LiveSession {
         let dir = tempfile::tempdir().map_err(|error| failed(DOING, error))?;
         let path = dir.path().join("model.onnx");
         models::save(model, &path).map_err(|error| failed(DOING, error))?;
-        Self::open_file(runtime, &path, options)
+        // What CANN compiles of a file it calls by the file's path, which is another one each time.
+        let is_cann = matches!(options.provider, Provider::Cann(_));
+        let cache = options.cache.clone().filter(|_| !is_cann);
+        Self::open_file(runtime, &path, &EngineOptions { cache, ..options.clone() })
     }
 
     fn new(session: ort::session::Session, under: Under) -> Result<Self, ExecError> {
