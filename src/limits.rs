@@ -66,10 +66,27 @@ pub const OPERATOR_TYPE_BYTES: usize = 128;
 /// Highest number of an accelerator plus one: the largest boxes have 16.
 pub const DEVICE_NUMBERS: usize = 256;
 
+/// Longest name of an axis, and largest size that one may be given: exporters make names of what they compute
+/// them by; ten minutes of audio are 9.6 million samples.
+pub const AXIS_NAME_BYTES: usize = 256;
+pub const AXIS_SIZE: usize = 1 << 24;
+
 // ---- shell: slot ----
 
 /// Failures in a row by which sessions on a device count as lost, where nothing is known that they run on.
 pub const DEVICE_FAULTS: u32 = 3;
+
+/// How long a run on a device is waited for at least, and how many times as long as runs are expected to take:
+/// a card that is sick does not return, one that throttles takes a few times as long.
+pub const RUN_HANGS: std::time::Duration = std::time::Duration::from_secs(10);
+pub const RUN_HANGS_TIMES: u32 = 10;
+
+/// How long such a run may take to end once it is asked to: the runtime looks between operators.
+pub const RUN_ENDS: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// Sessions that may hang at one time. Each holds a thread, and the model's memory on both sides, which only
+/// the end of the process frees: with more the agent ends, and is started anew.
+pub const ABANDONED_SESSIONS: usize = 8;
 
 /// Combinations of input shapes that a model is served in where each is compiled on its own: that takes 5 to
 /// 100 seconds on an Ascend, in the request that brings it, and is kept as long as the session.

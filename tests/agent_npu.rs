@@ -134,8 +134,9 @@ fn an_agent_holds_its_budget_on_an_accelerator_that_throttles_vanishes_and_retur
     agent.eventually("the processor serves", |agent| provider(agent) == "cpu");
     let passed = agent.model("network")["provider"]["passed"][0].clone();
     assert_eq!(passed["provider"], "npu");
+    // Whoever was quicker: a request that failed, or the telemetry.
     let why = passed["why"].as_str().unwrap();
-    assert!(why.contains("device[0] is lost") && why.contains("507018"), "{why}");
+    assert!(why.contains("device[0] is lost") || why.contains("device 0 is lost"), "{why}");
     agent.eventually("the telemetry says so", |agent| {
         agent.status()["hardware"]["devices"][0]["presence"] == "lost"
     });

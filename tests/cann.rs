@@ -13,7 +13,7 @@ use std::process::{Command, Output};
 use std::sync::OnceLock;
 
 use nix::fcntl::{Flock, FlockArg};
-use running::{Home, model, parsed, words};
+use running::{Agent, Home, model, parsed, words};
 use serde_json::{Value, json};
 use standins::Bench;
 use tempfile::TempDir;
@@ -225,8 +225,6 @@ fn options_and_devices_that_there_are_not_are_named_with_what_there_is() {
     assert!(err.contains("precision_mode (force_fp16"), "{err}");
     let err = refused(&cann(0, &[("npu_mem_limit", "2GiB")]));
     assert!(err.contains("npu_mem_limit is `2GiB`"), "{err}");
-    let err = refused(&cann(0, &[("dump_om_model", "1")]));
-    assert!(err.contains("does not depend on the model's weights"), "{err}");
     // None of these was put to CANN.
     assert_eq!(bench.asked(), Vec::<String>::new());
     let err = refused(&cann(5, &[]));
@@ -427,4 +425,116 @@ fn the_agent_serves_on_the_cpu_with_the_older_runtime_of_the_cann_build() {
     for (old, new) in old.iter().zip(&new) {
         assert!((old - new).abs() < 1e-3, "{old} and {new}");
     }
+}
+
+/// Confined or not, a trial's CANN writes to the folder that goes with the trial, wherever the service's
+/// environment says.
+#[test]
+fn what_cann_writes_in_a_trial_goes_with_the_trial() {
+    let bench = Bench::cann("1,10");
+    bench.play_cann("1,10", "writes = 1\n");
+    let home = Home::new();
+    home.configure("defaults: {execution_providers: [cann, cpu], ladder: {enabled: false}}");
+    home.drop_model(&digits(), "digits/1/model.onnx");
+    let own = home.dir.path().join("ascend");
+    fs::create_dir(&own).unwrap();
+    let (own_text, libraries) = (own.to_str().unwrap(), bench.path().to_str().unwrap());
+    let scenario = bench.scenario();
+    let mut agent = home.start_on(
+        &library(),
+        &[
+            ("LD_LIBRARY_PATH", libraries),
+            (standins::SCENARIO, scenario.to_str().unwrap()),
+            ("ASCEND_WORK_PATH", own_text),
+            ("ASCEND_CACHE_PATH", own_text),
+            ("HOME", own_text),
+        ],
+    );
+    agent.eventually("it serves", |agent| agent.serves("digits", 1));
+    // It would have failed its trial there, and run on the processor.
+    let provider = agent.model("digits")["provider"].clone();
+    assert_eq!(provider["name"], "cann", "{provider}\n{}", home.log());
+    // The agent compiles nothing itself; a trial that wrote there would have left its number.
+    let written = fs::read_dir(&own).unwrap().count();
+    assert_eq!(written, 0, "a trial wrote outside of its folder");
+    let left = fs::read_dir(home.state().join("children")).into_iter().flatten().count();
+    assert_eq!(left, 0, "the trial's folder is there still");
+}
+
+/// An agent that serves on the stand-ins, unconfined: what its trials ask of CANN stands in the bench's log,
+/// too.
+fn on_cann<'a>(home: &'a Home, bench: &Bench) -> Agent<'a> {
+    home.configure(
+        "sandbox: off\ndefaults: {execution_providers: [cann, cpu], ladder: {enabled: false}}",
+    );
+    let scenario = bench.scenario();
+    let environment = [
+        ("LD_LIBRARY_PATH", bench.path().to_str().unwrap()),
+        (standins::SCENARIO, scenario.to_str().unwrap()),
+    ];
+    let mut agent = home.start_on(&library(), &environment);
+    agent.eventually("it serves", |agent| agent.serves("digits", 1));
+    let provider = agent.model("digits")["provider"].clone();
+    assert_eq!(provider["name"], "cann", "{provider}\n{}", home.log());
+    agent
+}
+
+/// How often CANN was asked to compile, to save and to load from a file.
+fn counts(asked: &[String]) -> [usize; 3] {
+    ["build ", "save ", "load-file "].map(|word| of(asked, word).len())
+}
+
+/// The one model that was compiled.
+fn built(asked: &[String]) -> String {
+    let all = of(asked, "build ");
+    assert_eq!(all.len(), 1, "{asked:?}");
+    all[0].split(' ').next().unwrap().to_owned()
+}
+
+#[test]
+fn a_compiled_model_is_kept_for_the_next_start_and_for_no_other_weights() {
+    let (bench, home) = (Bench::cann("1,10"), Home::new());
+    home.drop_model(&digits(), "digits/1/model.onnx");
+    let agent = on_cann(&home, &bench);
+    let asked = bench.asked();
+    // The trial compiles, and the agent takes it from there.
+    assert_eq!(counts(&asked), [1, 1, 1], "{asked:?}");
+    let first = built(&asked);
+    drop(agent);
+    let mut agent = on_cann(&home, &bench);
+    agent.infer("digits").unwrap();
+    let asked = bench.asked();
+    assert_eq!(counts(&asked), [0, 0, 2], "{asked:?}");
+    assert!(of(&asked, "execute ").iter().all(|model| *model == first), "{asked:?}");
+    // Other weights under the same names, at the same path.
+    let digest = agent.model("digits")["digest"].clone();
+    let other = home.dir.path().join("other");
+    fs::write(&other, with_other_weights(&digits())).unwrap();
+    home.drop_model(&other, "digits/1/model.onnx");
+    agent.eventually("it is another model", |agent| agent.model("digits")["digest"] != digest);
+    let asked = bench.asked();
+    let second = built(&asked);
+    assert_ne!(second, first);
+    agent.infer("digits").unwrap();
+    let asked = bench.asked();
+    assert!(of(&asked, "execute ").iter().all(|model| *model == second), "{asked:?}");
+    // In the agent's own working directory there is nothing left of all that.
+    let names = fs::read_dir(home.dir.path()).unwrap().map(|entry| entry.unwrap().file_name());
+    let left: Vec<_> = names.filter(|name| name.to_string_lossy().contains(".om")).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn a_kept_model_that_cann_does_not_take_any_more_is_compiled_anew() {
+    let (bench, home) = (Bench::cann("1,10"), Home::new());
+    home.drop_model(&digits(), "digits/1/model.onnx");
+    drop(on_cann(&home, &bench));
+    bench.asked();
+    // Another CANN would say so of what an older one made.
+    bench.play_cann("1,10", "error.aclmdlLoadFromFile = 145000\n");
+    let agent = on_cann(&home, &bench);
+    let asked = bench.asked();
+    // Once in the trial, and once in the agent, which cannot take the file either.
+    assert_eq!(of(&asked, "build ").len(), 2, "{asked:?}");
+    agent.infer("digits").unwrap();
 }

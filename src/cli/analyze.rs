@@ -5,7 +5,6 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
-use blochd::config::Provider;
 use blochd::ladder::calibration::{self, Samples, free_sizes};
 use blochd::ladder::manifest::CalibrationSource;
 use blochd::onnx::{Engine, Model, Shapes};
@@ -13,13 +12,14 @@ use blochd::redundancy::{
     Analysis, AnalyzeError, Beside, Calibrated, LayerReport, Metric, Options, Progress, analyze,
     report,
 };
-use blochd::shell::engine::{self, EngineOptions, OrtEngine, Search};
+use blochd::shell::engine::{self, EngineOptions, OrtEngine};
 use blochd::shell::spectra_cache::SpectraCache;
-use blochd::shell::{files, models, places};
+use blochd::shell::{files, models};
 use blochd::spectra::{Augment, NoStore, Store};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 
+use super::providing::ProviderArgs;
 use super::{Code, Failure, OrFail, without_runtime};
 
 /// Show the spectrum and the redundancy of every layer of a model.
@@ -52,20 +52,11 @@ pub struct Analyze {
     /// Write a page with plots and the graph to this file; it needs nothing but a browser.
     #[arg(long)]
     html: Option<PathBuf>,
-    /// What runs the model on samples: cpu, cann, or JSON in the words of the configuration's `cann` and
-    /// `plugins`: `{"plugin": {"name": …, "library": …, "sha256": …}}`.
-    #[arg(long, default_value = "cpu")]
-    provider: Provider,
-    /// ONNX Runtime library, instead of the one that is found.
-    #[arg(long)]
-    runtime: Option<PathBuf>,
     /// Threads of ONNX Runtime.
     #[arg(long, default_value_t = 1)]
     threads: usize,
-    /// Where finished spectra are kept [default: BLOCHD_STATE_DIR, else /var/lib/blochd for
-    /// root, else ~/.local/state/blochd].
-    #[arg(long)]
-    state_dir: Option<PathBuf>,
+    #[command(flatten)]
+    on: ProviderArgs,
     /// An earlier version of the model: where its spectra are kept, layers whose weights have hardly changed go
     /// without new ones [default: the version before, where the model lies in a directory of versions].
     #[arg(long, conflicts_with = "no_cache")]
@@ -95,9 +86,9 @@ impl Analyze {
         let model = models::load(&self.model)
             .map_err(|error| (if error.is_bad_data() { Code::Data } else { Code::Io }, error))
             .map_err(|(code, error)| Failure { code, error: error.into() })?;
-        let state = self.state_dir.clone().unwrap_or_else(places::state_dir);
+        let state = self.on.state();
         let samples = self.samples(&model)?;
-        let engine = self.engine(&state)?;
+        let engine = self.engine()?;
         let calibrated = samples.as_ref().zip(engine.as_ref()).map(|(samples, engine)| {
             Calibrated { engine, source: "file", samples: samples.count, batches: &samples.batches }
         });
@@ -157,17 +148,17 @@ impl Analyze {
 
     /// With samples a runtime must be there. Without, it only serves to say what is frozen, and its absence is
     /// no failure.
-    fn engine(&self, state: &Path) -> Result<Option<OrtEngine>, Failure> {
+    fn engine(&self) -> Result<Option<OrtEngine>, Failure> {
         let options = EngineOptions {
-            provider: self.provider.clone(),
+            provider: self.on.provider.clone(),
             intra_op_threads: self.threads.max(1),
             ..EngineOptions::default()
         };
-        let asked = self.calibration.is_some() || self.runtime.is_some();
-        match engine::init(&Search::new(self.runtime.clone(), state).wanting(&self.provider)) {
+        let asked = self.calibration.is_some() || self.on.runtime.is_some();
+        match engine::init(&self.on.search()) {
             Ok(runtime) => {
                 let engine = OrtEngine::new(&runtime, options);
-                let checked = engine.check().with_context(|| self.provider.to_string());
+                let checked = engine.check().with_context(|| self.on.provider.to_string());
                 checked.code(Code::Provider)?;
                 Ok(Some(engine))
             }

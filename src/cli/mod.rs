@@ -10,6 +10,7 @@ mod fleet;
 mod log;
 mod probe;
 mod profile;
+mod providing;
 mod prune;
 mod run;
 mod runtime;

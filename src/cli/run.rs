@@ -114,6 +114,7 @@ impl Run {
                 AgentError::Handed { .. } | AgentError::Watchdog(_) => Code::Software,
                 AgentError::Store(_) | AgentError::ModelDir { .. } => Code::Io,
                 AgentError::Signals(_) | AgentError::Spans(_) => Code::Software,
+                AgentError::SessionsHang(_) => Code::Software,
             };
             let remedy = match &error {
                 AgentError::Store(_) => {
@@ -129,7 +130,8 @@ impl Run {
                 | AgentError::Gate(_)
                 | AgentError::Watchdog(_)
                 | AgentError::Signals(_)
-                | AgentError::Spans(_) => "",
+                | AgentError::Spans(_)
+                | AgentError::SessionsHang(_) => "",
             };
             Failure { code, error: anyhow!("{error}{remedy}") }
         })

@@ -14,6 +14,7 @@ use super::layers::{Assigned, Origins};
 use super::mqtt::Mqtt;
 use super::providers::{Cann, Plugin};
 use super::schema;
+use super::shapes::ServedShapes;
 use super::wanted::{self, ExecutionProviders};
 
 /// What the agent is asked to be.
@@ -214,6 +215,8 @@ pub struct ModelConfig {
     pub max_batch: usize,
     /// How long a free session may wait for a batch to fill.
     pub max_queue_delay: Span,
+    /// The shapes that are compiled before it serves, where what runs it compiles each.
+    pub shapes: ServedShapes,
     /// Whose budget goes first where models share the box: the higher.
     pub priority: i32,
     pub governor: Governor,
@@ -445,6 +448,7 @@ impl Default for ModelConfig {
             request_timeout: Span::secs(10),
             max_batch: 1,
             max_queue_delay: Span::millis(0),
+            shapes: ServedShapes::default(),
             priority: 0,
             governor: Governor::default(),
             ladder: Ladder {

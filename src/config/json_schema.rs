@@ -10,6 +10,7 @@ use super::access::Grant;
 use super::checked::{Config, ModelConfig};
 use super::providers::Plugin;
 use super::schema::{AGENT, GRANT, MODEL, PLUGIN, Setting, Shape};
+use super::shapes::ServedShapes;
 use super::version::{self, VERSION};
 
 const DIALECT: &str = "https://json-schema.org/draft/2020-12/schema";
@@ -156,6 +157,10 @@ fn value<T>(setting: &Setting<T>, described: &str, default: &str) -> Value {
         Shape::Map => {
             json!({ "type": "object", "additionalProperties": { "type": ["string", "number"] } })
         }
+        Shape::Maps => json!({
+            "type": ["array", "string"],
+            "items": { "type": "object", "additionalProperties": { "type": "integer" } },
+        }),
         Shape::Pair => json!({ "oneOf": [
             { "type": "string" },
             {
@@ -174,6 +179,7 @@ fn value<T>(setting: &Setting<T>, described: &str, default: &str) -> Value {
         }
         (Shape::Paths | Shape::Names, _) if default.is_empty() => json!([]),
         (Shape::Map, _) if default.is_empty() => json!({}),
+        (Shape::Maps, _) if default == ServedShapes::NONE => json!([]),
         _ => json!(default),
     };
     schema

@@ -14,6 +14,7 @@ use super::mqtt::SecretFile;
 use super::plugins::{self, Part, Said};
 use super::providers::Plugin;
 use super::raw::{At, Key, Node, Value, parse};
+use super::shapes::{ServedShapes, served_shapes};
 use super::values::{self as read, Show};
 use super::version;
 use super::wanted;
@@ -49,6 +50,8 @@ pub enum Shape {
     Paths,
     /// A map of scalars.
     Map,
+    /// A list of maps of scalars.
+    Maps,
 }
 
 macro_rules! setting {
@@ -196,6 +199,7 @@ pub static MODEL: &[Setting<ModelConfig>] = &[
     model!("request_timeout", Scalar, read::wait, request_timeout),
     model!("max_batch", Scalar, |t| read::whole(t, 1, limits::BATCH_ROWS), max_batch),
     model!("max_queue_delay", Scalar, |t| millis(t, 0, 1000), max_queue_delay),
+    model!("shapes", Maps, served_shapes, shapes),
     model!("priority", Scalar, read::priority, priority),
     model!("governor.window", Scalar, |t| millis(t, 100, 60_000), governor.window),
     model!("governor.dwell", Scalar, |t| millis(t, 100, 3_600_000), governor.dwell),
@@ -276,6 +280,9 @@ pub(super) fn read_model(file: &str, text: &str) -> (Vec<Assigned>, Vec<Problem>
 
 /// The entries of a map.
 type Entries = Vec<(Key, Node)>;
+
+/// How a list of maps is written.
+const MAPS: &str = "write a list of maps, such as [{batch: 1}, {batch: 4}]";
 
 type Found<T> = (&'static Setting<T>, String, Origin);
 
@@ -506,7 +513,12 @@ impl Reader {
             (Shape::Path, Value::Scalar(text)) => self.beside_the_file(&text),
             (Shape::Paths, Value::Scalar(text)) => self.paths(&text),
             (
-                Shape::Scalar | Shape::Flag | Shape::List | Shape::Names | Shape::Pair,
+                Shape::Scalar
+                | Shape::Flag
+                | Shape::List
+                | Shape::Names
+                | Shape::Pair
+                | Shape::Maps,
                 Value::Scalar(text),
             ) => text,
             (Shape::List | Shape::Names, Value::List(items)) => self.list(setting, items)?,
@@ -516,6 +528,7 @@ impl Reader {
             }
             (Shape::Pair, Value::Map(entries)) => self.pair(setting.path, at, entries)?,
             (Shape::Map, Value::Map(entries)) => self.scalars(setting.path, entries)?,
+            (Shape::Maps, Value::List(items)) => self.maps(setting, items)?,
             (_, Value::List(_) | Value::Map(_)) | (Shape::Map, Value::Scalar(_)) => {
                 let right = match setting.shape {
                     Shape::Path | Shape::Scalar | Shape::Flag => "write a single value",
@@ -524,6 +537,7 @@ impl Reader {
                     Shape::Pair => "write it as {p99: 40ms}",
                     Shape::Paths => "write a list of paths, such as [a.pub, b.pub]",
                     Shape::Map => "write it as {site: berlin}",
+                    Shape::Maps => MAPS,
                 };
                 let what = format!("`{}` has a value of the wrong form", setting.path);
                 self.problem(at, what, right.to_owned());
@@ -549,6 +563,27 @@ impl Reader {
             texts.push(text);
         }
         Some(texts.join(", "))
+    }
+
+    /// Each item is a map, and is read on its own first.
+    fn maps<T: Default>(&mut self, setting: &Setting<T>, items: Vec<Node>) -> Option<String> {
+        let mut texts = Vec::new();
+        for item in items {
+            let Value::Map(entries) = item.value else {
+                let what = format!("an item of `{}` is not a map", setting.path);
+                self.problem(item.at, what, MAPS.to_owned());
+                return None;
+            };
+            let text = self.scalars(setting.path, entries)?;
+            // Nothing written would read as no item at all.
+            let text = if text.is_empty() { ",".to_owned() } else { text };
+            if let Err(wrong) = (setting.set)(&mut T::default(), &text) {
+                self.problem(item.at, wrong.what, wrong.right);
+                return None;
+            }
+            texts.push(text);
+        }
+        Some(if texts.is_empty() { ServedShapes::NONE.to_owned() } else { texts.join("; ") })
     }
 
     /// Several paths, each from the file's folder.

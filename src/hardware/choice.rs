@@ -6,7 +6,8 @@ use std::fmt;
 
 use serde::Serialize;
 
-use super::{Complaint, Health, Presence, Roster, Vendor};
+use super::detect::vendor_of;
+use super::{Complaint, Health, Known, Presence, Roster, Vendor};
 use crate::config::{Cann, ExecutionProviders, Plugin, Provider, Wanted};
 
 /// The option of the provider for CANN by which the parts of a graph that it knows are compiled, and not the
@@ -25,6 +26,8 @@ pub struct Offer<'a> {
     /// What CANN is asked for.
     pub cann: &'a Cann,
     pub plugins: &'a BTreeMap<String, Plugin>,
+    /// Plugins whose device cannot be worked with as far as its vendor's library tells, by name.
+    pub gone: &'a BTreeMap<String, Passed>,
 }
 
 /// Why a provider is passed over.
@@ -129,7 +132,8 @@ pub fn choose(
         }
         let passed = match &provider {
             Provider::Cann(cann) => unusable(offer.roster, cann.device_id),
-            Provider::Cpu | Provider::Plugin(_) => None,
+            Provider::Plugin(plugin) => offer.gone.get(&plugin.name).cloned(),
+            Provider::Cpu => None,
         };
         match passed.or_else(|| failed(&provider)) {
             Some(why) => choice.passed.push(PassedOver { provider: told, why }),
@@ -183,13 +187,44 @@ pub fn ways(asked: &Cann) -> Vec<Cann> {
     vec![asked.clone(), parts]
 }
 
-/// Why an NPU cannot be worked with, as far as its vendor's library tells. One that complains works: boards are
-/// known that ring an alarm at all times.
+/// Why an NPU cannot be worked with, as far as its vendor's library tells.
 pub fn unusable(roster: &Roster, device: u32) -> Option<Passed> {
-    let mut lost = false;
-    for known in roster.numbered(Vendor::Ascend, device) {
+    none_works(roster.numbered(Vendor::Ascend, device))
+}
+
+/// A device that a provider tells of, as far as it says which one that is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Told<'a> {
+    /// Number of its maker on the PCI bus.
+    pub vendor_id: u32,
+    /// Its address there, as sysfs writes it.
+    pub pci: Option<&'a str>,
+}
+
+/// The same of a device that a plugin tells of: the one of its address, or, where it gives none, the only one
+/// of its maker's. Of any other nobody knows which it is, and nothing is said of it.
+pub fn told_unusable(roster: &Roster, told: Told<'_>) -> Option<Passed> {
+    let vendor = vendor_of(told.vendor_id)?;
+    let own: Vec<&Known> = roster.devices().filter(|known| known.device.vendor == vendor).collect();
+    match (told.pci, own.as_slice()) {
+        (Some(pci), all) => {
+            let there = |own: &str| own.eq_ignore_ascii_case(pci);
+            let is_it = |known: &&Known| known.device.pci.as_deref().is_some_and(there);
+            none_works(all.iter().copied().filter(is_it))
+        }
+        (None, [only]) => none_works(std::iter::once(*only)),
+        (None, _) => None,
+    }
+}
+
+/// Why none of these, which have one number or one place, can be worked with. One that complains works: boards
+/// are known that ring an alarm at all times.
+fn none_works<'a>(devices: impl Iterator<Item = &'a Known>) -> Option<Passed> {
+    let mut lost = None;
+    for known in devices {
+        let device = known.device.index;
         match (known.presence, &known.device.health) {
-            (Presence::Lost, _) => lost = true,
+            (Presence::Lost, _) => lost = Some(Passed::DeviceLost { device }),
             (Presence::Answers, Health::Unusable(complaint)) => {
                 let complaint = complaint.clone();
                 return Some(Passed::DeviceUnusable { device, complaint });
@@ -197,7 +232,7 @@ pub fn unusable(roster: &Roster, device: u32) -> Option<Passed> {
             (Presence::Answers | Presence::Silent, _) => return None,
         }
     }
-    lost.then_some(Passed::DeviceLost { device })
+    lost
 }
 
 #[cfg(test)]
@@ -219,13 +254,14 @@ mod tests {
         roster: Roster,
         cann: Cann,
         plugins: BTreeMap<String, Plugin>,
+        gone: BTreeMap<String, Passed>,
     }
 
     impl Box {
         fn new(cann_built: bool, ascend_seen: bool, plugins: &[&str]) -> Self {
             let plugins = plugins.iter().map(|name| ((*name).to_owned(), plugin(name))).collect();
-            let (roster, cann) = (Roster::default(), Cann::default());
-            Self { cann_built, ascend_seen, roster, cann, plugins }
+            let (roster, cann, gone) = (Roster::default(), Cann::default(), BTreeMap::new());
+            Self { cann_built, ascend_seen, roster, cann, plugins, gone }
         }
 
         fn choose(&self, wanted: &[Wanted]) -> (Vec<String>, Vec<String>) {
@@ -239,6 +275,7 @@ mod tests {
                 roster: &self.roster,
                 cann: &self.cann,
                 plugins: &self.plugins,
+                gone: &self.gone,
             }
         }
     }
@@ -323,6 +360,48 @@ mod tests {
         npu.roster.see(Vendor::Ascend, vec![device(Health::Ok)]);
         npu.roster.silence(Vendor::Ascend);
         assert_eq!(npu.choose(&wanted).0.len(), 3);
+    }
+
+    #[test]
+    fn the_device_of_a_plugin_is_known_by_its_address_or_by_being_the_only_one_of_its_maker() {
+        let mut roster = Roster::default();
+        let device = |index: u32, pci: Option<&str>| Device {
+            pci: pci.map(str::to_owned),
+            ..Device::new(Vendor::Ascend, index)
+        };
+        let (first, second) = (Some("0000:3b:00.0"), Some("0000:5e:00.0"));
+        let told = |vendor_id, pci| Told { vendor_id, pci };
+        const ASCEND: u32 = 0x19e5;
+        // Nobody has listed anything.
+        assert_eq!(told_unusable(&roster, told(ASCEND, None)), None);
+        roster.see(Vendor::Ascend, vec![device(0, first)]);
+        assert_eq!(told_unusable(&roster, told(ASCEND, None)), None);
+        roster.see(Vendor::Ascend, vec![]);
+        let lost = |device| Some(Passed::DeviceLost { device });
+        assert_eq!(told_unusable(&roster, told(ASCEND, None)), lost(0));
+        // Another maker's, the processor that a plugin attaches to, another place.
+        assert_eq!(told_unusable(&roster, told(0xcabc, None)), None);
+        assert_eq!(told_unusable(&roster, told(0x8086, first)), None);
+        assert_eq!(told_unusable(&roster, told(ASCEND, second)), None);
+        roster.see(Vendor::Ascend, vec![device(1, second)]);
+        // Of two it may be either.
+        assert_eq!(told_unusable(&roster, told(ASCEND, None)), None);
+        assert_eq!(told_unusable(&roster, told(ASCEND, Some("0000:3B:00.0"))), lost(0));
+        assert_eq!(told_unusable(&roster, told(ASCEND, second)), None);
+        roster.silence(Vendor::Ascend);
+        assert_eq!(told_unusable(&roster, told(ASCEND, second)), None, "nothing is known of it");
+        let unusable = Device { health: Health::Unusable(Complaint::Absent), ..device(1, second) };
+        roster.see(Vendor::Ascend, vec![unusable]);
+        let found = told_unusable(&roster, told(ASCEND, second)).unwrap();
+        assert_eq!(found.label(), "device_unusable");
+    }
+
+    #[test]
+    fn a_plugin_whose_device_is_gone_is_passed_over() {
+        let mut there = Box::new(false, false, &["a", "b"]);
+        there.gone.insert("a".to_owned(), Passed::DeviceLost { device: 0 });
+        let wanted = [named("a"), named("b"), Wanted::Cpu];
+        assert_eq!(there.choose(&wanted), (own(&["b", "cpu"]), own(&["a device_lost"])));
     }
 
     const BREAKABLE: [&str; 4] = ["cann", "cann (subgraphs)", "a", "cpu"];

@@ -72,6 +72,11 @@ pub fn node(name: &str) -> Option<(Vendor, Option<u32>)> {
     })
 }
 
+/// The vendor of this number on the PCI bus.
+pub fn vendor_of(number: u32) -> Option<Vendor> {
+    CARDS.iter().find(|(_, known, _)| u32::from(*known) == number).map(|(vendor, ..)| *vendor)
+}
+
 /// An accelerator by the texts of `vendor`, `device` and `class` in its folder of sysfs.
 pub fn card(vendor: &str, device: &str, class: &str) -> Option<(Vendor, PciCard)> {
     let (vendor, device) = (hexadecimal(vendor)?, u16::try_from(hexadecimal(device)?).ok()?);

@@ -19,7 +19,9 @@ mod trouble;
 
 pub use alignment::alignment;
 pub use cgroup::{Groups, Throttling};
-pub use choice::{Choice, Offer, Passed, PassedOver, choose, label, unusable, ways};
+pub use choice::{
+    Choice, Offer, Passed, PassedOver, Told, choose, label, told_unusable, unusable, ways,
+};
 pub use detect::{PciCard, Seen};
 pub use device::{Complaint, Device, EccErrors, Health, Missing, Quantity, Vendor, Why, complete};
 pub use host::{Cpu, Host, Limits, Load, Memory, ThermalZone};

@@ -59,6 +59,9 @@ pub const PROFILE_BYTES: u64 = 64 << 20;
 /// Most shapes that a trial lets a provider compile: each may take minutes, and stays in the device's memory.
 pub const COMPILED_SHAPES: usize = 32;
 
+/// Timed runs of each of them but the first, of which a median is told.
+pub const SHAPE_RUNS: usize = 5;
+
 /// Deepest folder of compiled graphs that is looked into.
 pub const COMPILED_DEPTH: usize = 8;
 

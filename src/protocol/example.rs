@@ -35,6 +35,12 @@ pub struct TooLarge {
     limit: u64,
 }
 
+impl TooLarge {
+    pub(super) fn of(shapes: &[Vec<usize>]) -> Self {
+        Self { shapes: format!("{shapes:?}"), limit: limits::EXAMPLE_BYTES }
+    }
+}
+
 /// That no example suits a model, with what the plainest one met.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("none of the made-up requests suits it; the first met: {0}")]
@@ -59,8 +65,7 @@ impl Example {
             sum.checked_add(shape.iter().try_fold(width, product)?)
         });
         if bytes.is_none_or(|bytes| bytes > limits::EXAMPLE_BYTES) {
-            let limit = limits::EXAMPLE_BYTES;
-            return Err(TooLarge { shapes: format!("{shapes:?}"), limit });
+            return Err(TooLarge::of(&shapes));
         }
         let tensor = |(spec, shape): (&TensorSpec, Vec<usize>)| {
             let data = self.elements(spec.dtype, shape.iter().product()).into();

@@ -19,6 +19,7 @@ mod raw;
 mod request;
 mod shared;
 mod signature;
+mod sized;
 mod traceparent;
 
 pub use answer::{EncodedAnswer, InferAnswer};
@@ -32,4 +33,5 @@ pub use metadata::{
 pub use request::{InferRequest, WantedOutput};
 pub use shared::{SharedInput, SharedRange};
 pub use signature::{Dim, Signature, TensorSpec, datatype, dtype_of};
+pub use sized::{UnknownAxis, check_axes, sized};
 pub use traceparent::TraceParent;

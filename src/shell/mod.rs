@@ -5,6 +5,7 @@ pub mod children;
 pub mod config_parts;
 pub mod cpus;
 pub mod engine;
+pub mod exposed;
 pub mod files;
 pub mod fleet;
 pub mod frugal;

@@ -148,6 +148,7 @@ impl Home {
             .arg(self.dir.path().join("agent.yaml"))
             .arg("--runtime-library")
             .arg(library)
+            .current_dir(self.dir.path())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log.unwrap());

@@ -3,7 +3,8 @@
 //! that it was built from, by which the log tells whose model was run, and its answers are zeros.
 //!
 //! Played besides what `scenario.rs` says: `inputs`, `outputs` and `dims = 1,10` of every model, `soc`, and
-//! `fingerprint = 1` for answers of the fingerprint. What is asked of it goes into the file beside the scenario
+//! `fingerprint = 1` for answers of the fingerprint; `writes = 1`: the compiler writes where CANN's does, and does not
+//! start where it cannot. What is asked of it goes into the file beside the scenario
 //! that ends in `.log`, a line a call.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -444,7 +445,21 @@ pub extern "C" fn build_initialize(options: *mut Map) -> c_int {
     for (key, value) in all(options) {
         log(&format!("option {key}={value}"));
     }
+    if scenario::number("cann", "writes", 0) == 1 && !writes() {
+        return -1;
+    }
     done("aclgrphBuildInitialize")
+}
+
+/// Adds the number of this process to a file in each folder that CANN is told to write to.
+fn writes() -> bool {
+    let one = |name: &str| -> std::io::Result<()> {
+        let folder = std::env::var(name).map_err(std::io::Error::other)?;
+        let path = std::path::Path::new(&folder).join(format!("{name}.written"));
+        let mut file = std::fs::File::options().create(true).append(true).open(path)?;
+        writeln!(file, "{}", std::process::id())
+    };
+    ["ASCEND_WORK_PATH", "ASCEND_CACHE_PATH", "HOME"].iter().all(|name| one(name).is_ok())
 }
 
 #[unsafe(export_name = "_ZN2ge20aclgrphBuildFinalizeEv")]

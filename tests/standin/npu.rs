@@ -10,6 +10,8 @@
 //! - `temperature`, `npu.hot = 85`, `npu.throttle = 200`: at that temperature, which the telemetry tells as
 //!   well, a run takes that many per cent.
 //! - `gone = 0`, or `npu.vanished = 1`: the card is lost. Runs and new sessions fail.
+//! - `npu.pci = 0000:3b:00.0`: the address that the device tells, which telemetry knows it by.
+//! - `npu.hang = Compute`: runs that do not return until the scenario says otherwise.
 //! - `npu.error.CALL = CODE` of CreateEpFactories, GetSupportedDevices, CreateEp, Compile and Compute.
 //! - `npu.log = FILE`: a line for every program, build and run, after the number of the process.
 
@@ -206,6 +208,10 @@ impl Maker {
             unsafe {
                 self.api.CreateKeyValuePairs(&mut about);
                 self.api.AddKeyValuePair(about, c"is_virtual".as_ptr(), c"1".as_ptr());
+                if let Some(pci) = scenario::text("npu", "pci") {
+                    let pci = CString::new(pci).unwrap_or_default();
+                    self.api.AddKeyValuePair(about, c"pci_bus_id".as_ptr(), pci.as_ptr());
+                }
                 let made = self.ep_api.CreateHardwareDevice(
                     abi::NPU_DEVICE,
                     VENDOR_ID,

@@ -48,6 +48,7 @@ fn loads(library: &Path, sandbox: Sandbox) -> Result<(), String> {
         memory: Memory::Available { parts: 2 },
         priority: Priority::Normal,
         folder: Some(folder.path().to_owned()),
+        homes: &[],
     };
     let mut arguments: Vec<String> =
         ["runtime", "check", "cann", "--load-only", "--json", "--runtime-library"]

@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
-use blochd::config::Provider;
 use blochd::ladder::calibration::{self, Samples, free_sizes};
 use blochd::ladder::importance::Importances;
 use blochd::ladder::manifest::{Calibration, CalibrationSource, MANIFEST_FORMAT, Source};
@@ -22,11 +21,12 @@ use blochd::shell::children::confine::Needs;
 use blochd::shell::engine::{self, EngineOptions, OrtEngine, Search};
 use blochd::shell::probe::HostProbe;
 use blochd::shell::unfinished::{self, Unfinished};
-use blochd::shell::{files, models, places};
+use blochd::shell::{files, models};
 use blochd::surgery::repair::Mode;
 use blochd::units::{Digest, is_latency_ratio};
 use clap::{Args, ValueEnum};
 
+use super::providing::ProviderArgs;
 use super::sandbox::SandboxArgs;
 use super::{Code, Failure, OrFail, without_runtime};
 use keeping::Keeping;
@@ -118,16 +118,8 @@ pub struct Prune {
     /// Seconds for which a variant is compared with dense.
     #[arg(long, default_value_t = 1.5)]
     seconds: f64,
-    /// What runs the operators whose latencies are measured, and the rungs: cpu, cann, or JSON in the words of
-    /// the configuration's `cann` and `plugins`: `{"plugin": {"name": …, "library": …, "sha256": …}}`.
-    #[arg(long, default_value = "cpu")]
-    provider: Provider,
-    /// ONNX Runtime library, instead of the one that is found.
-    #[arg(long)]
-    runtime: Option<PathBuf>,
-    /// Where runtimes and latency tables are kept.
-    #[arg(long)]
-    state_dir: Option<PathBuf>,
+    #[command(flatten)]
+    on: ProviderArgs,
     /// Print the manifest to standard output instead of a table.
     #[arg(long)]
     json: bool,
@@ -188,22 +180,21 @@ fn share(text: &str) -> Result<f64, String> {
 
 impl Prune {
     pub fn run(self) -> Result<(), Failure> {
-        let state = self.state_dir.clone().unwrap_or_else(places::state_dir);
         let importances = self.importances()?;
-        let latencies = state.join(LATENCIES);
-        let search = Search::new(self.runtime.clone(), &state).wanting(&self.provider);
+        let latencies = self.on.state().join(LATENCIES);
+        let search = self.on.search();
         self.confine(&search, &latencies)?;
         let model = models::load(&self.model)
             .map_err(|error| (if error.is_bad_data() { Code::Data } else { Code::Io }, error))
             .map_err(|(code, error)| Failure { code, error: error.into() })?;
         let runtime = engine::init(&search).map_err(without_runtime)?;
         let options = EngineOptions {
-            provider: self.provider.clone(),
+            provider: self.on.provider.clone(),
             intra_op_threads: self.threads.max(1),
             ..EngineOptions::default()
         };
         let engine = OrtEngine::new(&runtime, options);
-        engine.check().with_context(|| self.provider.to_string()).code(Code::Provider)?;
+        engine.check().with_context(|| self.on.provider.to_string()).code(Code::Provider)?;
         let eval = self.eval(&model)?;
         let given = self.samples(&model, self.samples)?;
         let options = self.options(&engine, importances);
@@ -266,7 +257,7 @@ impl Prune {
         needs.read.extend(self.eval.clone());
         needs.read.extend(self.scores.clone());
         needs.runtime(search);
-        needs.provider(&self.provider);
+        needs.provider(&self.on.provider);
         needs.write = vec![self.out().to_owned(), latencies.to_owned()];
         self.sandbox.begin(needs, self.progress == ProgressArg::Json)
     }

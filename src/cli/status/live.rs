@@ -6,8 +6,8 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::{
-    access, array, devices, hardware, millis, or_dash, printable, refused_configuration, sandbox,
-    title, word,
+    access, array, devices, hanging, hardware, millis, or_dash, printable, refused_configuration,
+    sandbox, title, word,
 };
 
 /// How far back the line of past latencies reaches.
@@ -206,7 +206,7 @@ impl Page {
 
     fn head(&mut self, status: &Value) {
         self.parts(Style::Strong, "", "  ", &split(&title(status), "  "));
-        let lines = [hardware(&status["hardware"]), sandbox(&status["sandbox"])];
+        let lines = [hardware(&status["hardware"]), sandbox(&status["sandbox"]), hanging(status)];
         for line in lines.iter().filter(|line| !line.is_empty()) {
             self.parts(Style::Dim, "", ", ", &split(line, ", "));
         }

@@ -174,7 +174,7 @@ fn head(status: &Value) -> String {
     for line in refused_configuration(status) {
         let _ = writeln!(text, "{line}");
     }
-    for line in [hardware(&status["hardware"]), sandbox(&status["sandbox"])] {
+    for line in [hardware(&status["hardware"]), sandbox(&status["sandbox"]), hanging(status)] {
         if !line.is_empty() {
             let _ = writeln!(text, "{line}");
         }
@@ -209,6 +209,14 @@ fn refused_configuration(status: &Value) -> Vec<String> {
     let head = "The configuration file is refused, the last good one holds:".to_owned();
     let lines = error.lines().map(|line| format!("  {}", printable(line)));
     std::iter::once(head).chain(lines).collect()
+}
+
+/// Sessions that do not come back from accelerators; nothing where there are none.
+fn hanging(status: &Value) -> String {
+    match status["abandoned_sessions"].as_u64() {
+        None | Some(0) => String::new(),
+        Some(count) => format!("{count} of its sessions hang in a run on an accelerator"),
+    }
 }
 
 /// What keeps children from what they do not need; nothing before the first has started.

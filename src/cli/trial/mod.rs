@@ -15,15 +15,14 @@ use blochd::protocol::{Inputs, Signature, suitable};
 use blochd::shell::children::confine::Needs;
 use blochd::shell::children::is_out_of_memory;
 use blochd::shell::children::trial::RanOn;
-use blochd::shell::engine::{
-    self, EngineOptions, LiveSession, OrtEngine, Pool, Search, cann, compiled,
-};
+use blochd::shell::engine::{self, EngineOptions, LiveSession, OrtEngine, Pool, compiled};
 use blochd::shell::inputs::{self, SampleError};
 use blochd::shell::npz::NpzError;
-use blochd::shell::{cpus, models, places};
+use blochd::shell::{cpus, models};
 use blochd::units::Digest;
 use clap::Args;
 
+use super::providing::ProviderArgs;
 use super::sandbox::SandboxArgs;
 use super::{Code, Failure, OrFail, without_runtime};
 use provider::Found;
@@ -53,7 +52,8 @@ pub struct Trial {
     #[arg(long = "shape", value_parser = super::named_size)]
     shapes: Vec<(String, usize)>,
     /// Sizes of free axes that will be served, with commas: `--served N=1,height=640`, once for each shape. On
-    /// other execution providers than the CPU's each is run once, which compiles it.
+    /// other execution providers than the CPU's each is run, which compiles it. Inputs that are made up have
+    /// the first, where --shape says nothing.
     #[arg(long, value_name = "AXIS=SIZE,…", value_parser = sizes)]
     served: Vec<Sizes>,
     /// Size of a free axis that has a name, for good: requests of other sizes are refused.
@@ -68,17 +68,8 @@ pub struct Trial {
     /// CPUs that this process is bound to, with commas [default: those that it may use].
     #[arg(long, value_delimiter = ',')]
     cpus: Vec<usize>,
-    /// What runs the model: cpu, cann, or JSON in the words of the configuration's `cann` and `plugins`:
-    /// `{"plugin": {"name": …, "library": …, "sha256": …}}`.
-    #[arg(long, default_value = "cpu")]
-    provider: Provider,
-    /// ONNX Runtime library, instead of the one that is found.
-    #[arg(long)]
-    runtime: Option<PathBuf>,
-    /// Where runtimes are kept [default: BLOCHD_STATE_DIR, else /var/lib/blochd for
-    /// root, else ~/.local/state/blochd].
-    #[arg(long)]
-    state_dir: Option<PathBuf>,
+    #[command(flatten)]
+    on: ProviderArgs,
     /// Print one line of JSON.
     #[arg(long)]
     json: bool,
@@ -119,19 +110,22 @@ fn lent(inputs: &Inputs) -> Vec<(&str, &Tensor)> {
 }
 
 impl Trial {
-    pub fn run(self) -> Result<(), Failure> {
+    pub fn run(mut self) -> Result<(), Failure> {
+        // From where it was called; it may work elsewhere below.
+        for path in [&mut self.inputs, &mut self.cache].into_iter().flatten() {
+            *path = std::path::absolute(&*path).code(Code::Io)?;
+        }
         if !self.cpus.is_empty()
             && let Err(error) = cpus::bind(&self.cpus)
         {
             // What it then finds holds for other CPUs, and no less for the model.
             eprintln!("blochd: not bound to CPUs {:?}: {error}", self.cpus);
         }
-        let state = self.state_dir.clone().unwrap_or_else(places::state_dir);
-        let search = Search::new(self.runtime.clone(), &state).wanting(&self.provider);
+        let search = self.on.search();
         let mut needs = Needs::model(&self.model);
         needs.read.extend(self.inputs.clone());
         needs.runtime(&search);
-        needs.provider(&self.provider);
+        needs.provider(&self.on.provider);
         if let Some(cache) = &self.cache {
             compiled::make(cache).with_context(|| cache.display().to_string()).code(Code::Io)?;
             needs.write.push(cache.clone());
@@ -142,8 +136,14 @@ impl Trial {
             error: error.into(),
         })?;
         let runtime = engine::init(&search).map_err(without_runtime)?;
+        if let (Provider::Cann(_), Some(cache)) = (&self.on.provider, &self.cache) {
+            // CANN's provider keeps what it compiles where it works, and looks for it there.
+            std::env::set_current_dir(cache)
+                .with_context(|| cache.display().to_string())
+                .code(Code::Io)?;
+        }
         let engine = OrtEngine::new(&runtime, self.options());
-        let tried = match &self.provider {
+        let tried = match &self.on.provider {
             Provider::Cpu => self.on_cpu(&engine, &model)?,
             Provider::Cann(_) | Provider::Plugin(_) => self.on_provider(&engine, &model)?,
         };
@@ -164,7 +164,7 @@ impl Trial {
 
     fn options(&self) -> EngineOptions {
         EngineOptions {
-            provider: self.provider.clone(),
+            provider: self.on.provider.clone(),
             intra_op_threads: self.threads.max(1),
             cache: self.cache.clone(),
             sizes: self.fixed.iter().cloned().collect(),
@@ -214,6 +214,13 @@ impl Trial {
         Err("its answers differ when its weights are lent to it".to_owned())
     }
 
+    /// Sizes of inputs that are made up.
+    fn given(&self) -> BTreeMap<String, usize> {
+        let served = self.served.first().map(|sizes| sizes.0.as_slice());
+        let given = if self.shapes.is_empty() { served } else { Some(self.shapes.as_slice()) };
+        given.unwrap_or_default().iter().cloned().collect()
+    }
+
     fn name(&self) -> String {
         self.model.display().to_string()
     }
@@ -232,16 +239,16 @@ impl Trial {
                 Err(failure) => return Err(failure.failure),
             }
         }
-        let given: BTreeMap<String, usize> = self.shapes.iter().cloned().collect();
+        let given = self.given();
         let mut blamed = None;
         let mut once = |inputs: &Inputs| -> Result<Duration, ExecError> {
-            // What CANN cannot compile it takes a minute to find out, and no sizes help.
+            // No sizes help what the provider cannot compile, and it takes its time to find that out.
             if let Some(error) = &blamed {
                 return Err(ExecError::clone(error));
             }
             let started = Instant::now();
             let ran = session.run(&lent(inputs), &[]);
-            blamed = ran.as_ref().err().filter(|e| cann::is_to_blame(&e.reason)).cloned();
+            blamed = ran.as_ref().err().filter(|error| engine::is_providers_own(error)).cloned();
             ran.map(|_| started.elapsed())
         };
         let found = suitable(&signature, &given, &mut once);
@@ -272,7 +279,7 @@ impl Trial {
         match session.time(&lent(&run.inputs), self.runs as usize) {
             Ok(times) => Ok((times, why)),
             // It ran there before.
-            Err(error) if self.provider != Provider::Cpu => {
+            Err(error) if self.on.provider != Provider::Cpu => {
                 Err(error).with_context(|| self.name()).code(Code::Provider)
             }
             Err(error) if run.on == RanOn::Samples || is_out_of_memory(&error.reason) => {

@@ -8,12 +8,14 @@ use std::io::Read;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
+use blochd::config::shape_text;
 use blochd::hardware::{Placement, placement};
 use blochd::limits;
-use blochd::onnx::{Model, Tensor};
-use blochd::protocol::{Example, Inputs, Signature};
+use blochd::onnx::{Model, Session, Tensor};
+use blochd::protocol::{Inputs, Signature, sized};
 use blochd::shell::children::trial::{Compiled, RanOn};
 use blochd::shell::engine::{EngineOptions, LiveSession, OfferedDevice, OrtEngine, PluginError};
+use blochd::units::Percentile;
 use tempfile::TempDir;
 
 use super::{Run, Trial, Tried, finite, lent};
@@ -28,6 +30,8 @@ pub struct Found {
     pub differs: Option<f64>,
     pub placement: Option<Placement>,
     pub device: Option<OfferedDevice>,
+    /// Shapes that the CPU does not run it in either, with the reasons.
+    pub unsuited: Vec<String>,
 }
 
 /// What the CPU makes of the model.
@@ -35,14 +39,16 @@ struct Reference {
     run: Option<Run>,
     why: Option<String>,
     answers: Vec<Tensor>,
-    /// Inputs of the further shapes that are to be served, those that it runs on.
+    /// Inputs of the further shapes that are to be served.
     shapes: Vec<Inputs>,
+    /// Those in which it does not run, with the reasons.
+    unsuited: Vec<String>,
 }
 
 impl Trial {
     /// Loads and runs the model on the provider, held against the CPU.
     pub(super) fn on_provider(&self, engine: &OrtEngine, model: &Model) -> Result<Tried, Failure> {
-        engine.check().with_context(|| self.provider.to_string()).code(Code::Provider)?;
+        engine.check().with_context(|| self.on.provider.to_string()).code(Code::Provider)?;
         let reference = match self.reference(engine, model) {
             Ok(reference) => Ok(reference),
             // There are models that are made for a provider: then it has the last word.
@@ -67,6 +73,7 @@ impl Trial {
         let (run, why) = match reference {
             Ok(reference) => {
                 self.first_runs(&mut session, &reference, &mut found)?;
+                found.unsuited = reference.unsuited;
                 (reference.run, reference.why)
             }
             Err(failure) => {
@@ -74,6 +81,10 @@ impl Trial {
                 let (run, why) = self.warm(&mut session).map_err(|_| failure)?;
                 let first = run.iter().map(|run| compiled(&run.inputs, started.elapsed()));
                 found.compiled.extend(first);
+                if let Some(run) = &run {
+                    let mut ran = |inputs: &_, took| found.compiled.push(compiled(inputs, took));
+                    found.unsuited = self.further(&mut session, run, &mut ran).1;
+                }
                 (run, why)
             }
         };
@@ -94,14 +105,14 @@ impl Trial {
 
     fn device(&self, engine: &OrtEngine) -> Option<OfferedDevice> {
         let library = engine.library().ok().flatten()?;
-        let blochd::config::Provider::Plugin(plugin) = &self.provider else { return None };
+        let blochd::config::Provider::Plugin(plugin) = &self.on.provider else { return None };
         let device: Result<_, PluginError> = library.device(plugin);
         device.ok().cloned()
     }
 
     /// The provider fails at what the CPU does.
     fn fails(&self, doing: &str, error: impl std::fmt::Display) -> Failure {
-        let (model, provider) = (self.name(), &self.provider);
+        let (model, provider) = (self.name(), &self.on.provider);
         let error = anyhow!(
             "{model}: validation failed on the execution provider {provider}, {doing}: {error}; \
              the CPU runs the model"
@@ -121,26 +132,48 @@ impl Trial {
         let mut session = opened.map_err(Refused::ToLoad)?;
         let (run, why) = self.warm(&mut session).map_err(Refused::ToRun)?;
         let mut answers = Vec::new();
-        let mut shapes = Vec::new();
+        let (mut shapes, mut unsuited) = (Vec::new(), Vec::new());
         if let Some(run) = &run {
             let ran = session.run(&lent(&run.inputs), &[]);
             let ran = ran.with_context(|| self.name()).code(Code::Data);
             answers = ran.map_err(Refused::ToRun)?;
-            let signature = Signature::from(&session);
-            for sizes in self.served.iter().take(limits::COMPILED_SHAPES) {
-                let sizes: BTreeMap<String, usize> = sizes.0.iter().cloned().collect();
-                let made = example(run).inputs(&signature, &sizes);
-                let inputs = made.map_err(|error| Refused::ToRun(usage(error)))?;
-                // What is made up may not suit the model.
-                if session.run(&lent(&inputs), &[]).is_ok() {
-                    shapes.push(inputs);
-                }
-            }
+            (shapes, unsuited) = self.further(&mut session, run, &mut |_, _| ());
         }
-        Ok(Reference { run, why, answers, shapes })
+        Ok(Reference { run, why, answers, shapes, unsuited })
     }
 
-    /// Runs every shape once, which compiles it.
+    /// Runs the further shapes that are to be served, and tells of each: those in which the model runs, and the
+    /// others with the reasons.
+    fn further(
+        &self,
+        session: &mut LiveSession,
+        run: &Run,
+        ran: &mut dyn FnMut(&Inputs, Duration),
+    ) -> (Vec<Inputs>, Vec<String>) {
+        let signature = Signature::from(&*session);
+        let (mut shapes, mut unsuited) = (Vec::<Inputs>::new(), Vec::new());
+        for sizes in self.served.iter().take(limits::COMPILED_SHAPES) {
+            let sizes: BTreeMap<String, usize> = sizes.0.iter().cloned().collect();
+            let mut one = || -> Result<(), String> {
+                let inputs = sized(&run.inputs, &signature, &sizes).map_err(|e| e.to_string())?;
+                let known = |known: &Inputs| same_shapes(&inputs, known);
+                if known(&run.inputs) || shapes.iter().any(known) {
+                    return Ok(());
+                }
+                let started = Instant::now();
+                session.run(&lent(&inputs), &[]).map_err(|error| error.to_string())?;
+                ran(&inputs, started.elapsed());
+                shapes.push(inputs);
+                Ok(())
+            };
+            if let Err(error) = one() {
+                unsuited.push(format!("{}: {error}", shape_text(&sizes)));
+            }
+        }
+        (shapes, unsuited)
+    }
+
+    /// Runs every shape once, which compiles it, and times all but the first, which the whole trial is about.
     fn first_runs(
         &self,
         session: &mut LiveSession,
@@ -152,7 +185,7 @@ impl Trial {
             let started = Instant::now();
             let answers = session.run(&lent(inputs), &[]);
             let took = started.elapsed();
-            let first = compiled(inputs, took);
+            let mut first = compiled(inputs, took);
             let doing = format!("running {} for the first time", first.inputs);
             let answers = answers.map_err(|error| self.fails(&doing, error))?;
             if found.compiled.is_empty() {
@@ -162,6 +195,11 @@ impl Trial {
                 }
                 let differs = difference(&reference.answers, &answers);
                 found.differs = differs.map_err(|error| self.fails(&doing, error))?;
+            } else {
+                let times = session.time(&lent(inputs), limits::SHAPE_RUNS);
+                let mut times = times.map_err(|error| self.fails(&doing, error))?;
+                times.sort_unstable();
+                first.p50_us = Percentile::P50.of(&times).map(|t| t.as_secs_f64() * 1e6);
             }
             found.compiled.push(first);
         }
@@ -199,16 +237,11 @@ enum Refused {
     ToRun(Failure),
 }
 
-fn usage(error: impl Into<anyhow::Error>) -> Failure {
-    Failure { code: Code::Usage, error: error.into() }
-}
-
-/// Further shapes are made up as the first was; beside real samples, as plainly as can be.
-fn example(run: &Run) -> Example {
-    match run.on {
-        RanOn::MadeUp(example) => example,
-        RanOn::Samples => Example { first: 1, free: 1, integer: 0 },
-    }
+fn same_shapes(one: &Inputs, other: &Inputs) -> bool {
+    let shapes = |inputs: &Inputs| -> Vec<Vec<usize>> {
+        inputs.iter().map(|(_, tensor)| tensor.shape.clone()).collect()
+    };
+    shapes(one) == shapes(other)
 }
 
 fn compiled(inputs: &Inputs, took: Duration) -> Compiled {
@@ -217,7 +250,7 @@ fn compiled(inputs: &Inputs, took: Duration) -> Compiled {
         format!("{name}[{}]", dims.join(","))
     };
     let inputs: Vec<String> = inputs.iter().map(shape).collect();
-    Compiled { inputs: inputs.join(" "), us: took.as_secs_f64() * 1e6 }
+    Compiled { inputs: inputs.join(" "), us: took.as_secs_f64() * 1e6, p50_us: None }
 }
 
 /// Largest distance of `found` from `expected` of all outputs of floating-point numbers, as a share of

@@ -41,9 +41,10 @@ impl Shown {
                     "ran_on": self.ran_on, "why": self.why,
                     "lends": self.lends.is_ok(), "lends_not": self.lends.err(),
                     "peak_memory_bytes": self.peak, "engine": identity,
-                    "provider": trial.provider.name(), "compile_us": compile_us,
+                    "provider": trial.on.provider.name(), "compile_us": compile_us,
                     "compiled": found.compiled, "differs": found.differs,
                     "placement": found.placement, "device": found.device,
+                    "unsuited": found.unsuited,
                 })
             );
             return;
@@ -80,7 +81,11 @@ fn print_found(found: &Found) {
         println!("  device   {}{version} on a device of kind {kind}, {vendor}", device.provider);
     }
     for one in &found.compiled {
-        println!("  first    {:.1} ms for {}", one.us / 1e3, one.inputs);
+        let then = one.p50_us.map_or(String::new(), |us| format!(", then {us:.0} us"));
+        println!("  first    {:.1} ms for {}{then}", one.us / 1e3, one.inputs);
+    }
+    for unsuited in &found.unsuited {
+        println!("  not in   {unsuited}");
     }
     if let Some(differs) = found.differs {
         println!("  answers  {differs:.1e} of their length away from the CPU's");

@@ -12,6 +12,7 @@ use super::confined::Seen;
 use super::event::{Event, Fate, Lending};
 use super::served::{Build, Candidate, Served, Standby};
 use crate::arrivals::VersionKey;
+use crate::config::shape_text;
 use crate::ladder::Manifest;
 use crate::ladder::manifest::CalibrationSource;
 use crate::limits;
@@ -40,7 +41,12 @@ impl Agent {
             (None, Some(_)) => "requests".to_owned(),
             (file, _) => format!("{file:?}"),
         };
-        let recipe = format!("{ladder:?} floor {floor} samples {samples} of {source}");
+        let mut recipe = format!("{ladder:?} floor {floor} samples {samples} of {source}");
+        // What is made up has the first of the named shapes.
+        let shape = served.config.shapes.first();
+        if !shape.is_empty() {
+            recipe.push_str(&format!(" in {}", shape_text(&shape)));
+        }
         LadderId::new(served.digest, &identity, &recipe)
     }
 
@@ -175,6 +181,7 @@ impl Agent {
                 provider: loader.provider.clone(),
                 state_dir: self.config.state_dir.clone(),
                 samples,
+                shape: served.config.shapes.first(),
                 most_samples: served.config.calibration.samples,
                 ratios: served.config.ladder.ratios.clone(),
                 method: served.config.ladder.method.to_string(),

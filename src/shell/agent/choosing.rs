@@ -18,6 +18,8 @@ pub struct Choosing {
     pub roster: Roster,
     pub cann: Cann,
     pub plugins: BTreeMap<String, Plugin>,
+    /// Plugins whose devices cannot be worked with, by name.
+    pub gone: BTreeMap<String, Passed>,
     /// Why models failed on providers, by [`Choosing::key`].
     pub failed: BTreeMap<Digest, String>,
     /// Providers whose sessions of this model failed in service, by their labels.
@@ -35,6 +37,7 @@ impl Choosing {
             roster: &self.roster,
             cann: &self.cann,
             plugins: &self.plugins,
+            gone: &self.gone,
         };
         let failed = |provider: &Provider| {
             // The one that every other falls back to fails for no fault of its own.

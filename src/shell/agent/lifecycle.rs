@@ -21,7 +21,7 @@ use crate::protocol::Signature;
 use crate::schedule::Batching;
 use crate::shell::children::Memory;
 use crate::shell::cpus;
-use crate::shell::slot::{Entry, ModelState, Slot, SlotOptions, VariantInfo};
+use crate::shell::slot::{Entry, ModelState, Patience, Slot, SlotOptions, VariantInfo};
 use crate::shell::store::Quarantined;
 use crate::units::{Digest, Version};
 
@@ -44,9 +44,12 @@ impl Agent {
         loader.trying = Trying::default();
         loader.instances = config.instances.max(1);
         loader.batching = Batching { rows: config.max_batch, delay: config.max_queue_delay.into() };
+        loader.shapes = config.shapes.clone();
         loader.threads = config.intra_op_threads.count(cores, loader.instances);
         loader.cpus = self.cpus_for(model, &config, loader.threads * loader.instances);
         loader.trial_timeout = self.config.trial.timeout.into();
+        // What a run is expected to take is known after the trial; compiling took it no longer than this.
+        loader.patience = Patience { first: loader.trial_timeout, ..Patience::default() };
         loader.trial_memory = Memory::or_part(self.config.trial.memory, limits::TRIAL_MEMORY_PARTS);
         loader.sandbox = self.config.sandbox;
         loader.samples =
@@ -140,6 +143,7 @@ impl Agent {
             }
             Ok(prepared) => {
                 self.underway.settled(&key);
+                self.know_device(&prepared.provider, &prepared.facts);
                 self.put_into_service(key, path, *prepared, tried);
             }
             Err(unfit) => {

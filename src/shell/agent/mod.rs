@@ -13,6 +13,7 @@ mod admitting;
 mod building;
 mod choosing;
 mod companions;
+mod compiling;
 mod config_file;
 mod confined;
 mod convict;
@@ -72,17 +73,21 @@ use self::served::Served;
 use self::shadowing::Shadowing;
 use self::underway::Underway;
 use crate::arrivals::{Arrival, Arrivals, VersionKey};
-use crate::config::{Change, Config, LogLevel, ModelConfig, Policy, Provider, WAYS_OUT};
+use crate::config::{
+    Change, Config, LogLevel, ModelConfig, Policy, Provider, ServedShapes, WAYS_OUT,
+};
 use crate::governor::{self, Verdict};
 use crate::hardware::Vendor;
 use crate::limits;
 use crate::schedule::Batching;
 use crate::shell::children::{Memory, Wish};
-use crate::shell::engine::{Found, Pool, RuntimeError};
+use crate::shell::engine::{Found, OfferedDevice, Pool, RuntimeError};
 use crate::shell::metrics::Metrics;
 use crate::shell::serve::{self, App, Gate, GateError};
 use crate::shell::shadow::Shadow;
-use crate::shell::slot::{Command, Commands, IndexEntry, ModelState, Notice, Repository};
+use crate::shell::slot::{
+    self, Command, Commands, IndexEntry, ModelState, Notice, Patience, Repository,
+};
 use crate::shell::spans::Tracer;
 use crate::shell::store::{KeptBundle, LadderId, Store, StoreError};
 use crate::shell::systemd::{self, EVENT_LOOP, Endpoint, Life, Pulse, Taken, Watchdog, tell};
@@ -131,6 +136,11 @@ pub enum AgentError {
     Signals(std::io::Error),
     #[error("cannot start a thread for spans: {0}")]
     Spans(std::io::Error),
+    #[error(
+        "{0} sessions hang in runs on accelerators that do not return: only a new start frees \
+         what they hold"
+    )]
+    SessionsHang(usize),
 }
 
 struct Agent {
@@ -197,6 +207,8 @@ struct Agent {
     usable: BTreeSet<(Vendor, Option<u32>)>,
     /// Providers whose sessions of a model failed in service, by model and label.
     left: BTreeMap<(String, String), Left>,
+    /// The devices of plugins that run, or ran, models, as these tell of them.
+    offered: BTreeMap<Provider, OfferedDevice>,
     /// Who shows that they are alive, this loop and its listing among them.
     life: Life,
     pulse: Pulse,
@@ -252,6 +264,7 @@ pub async fn run(mut setup: Setup) -> Result<(), AgentError> {
         Ends { events, notices, repository, metrics, status, tracer: sender, life, admitting };
     let agent = Agent::new(setup, runtime, store, ends);
     let mut agent = agent.turn(queue, noticed, commands).await?;
+    let hang = slot::abandoned();
     tracing::info!("stopping: the requests in flight are answered first");
     tell(&[NotifyState::Stopping]);
     agent.repository.set_ready(false);
@@ -276,7 +289,7 @@ pub async fn run(mut setup: Setup) -> Result<(), AgentError> {
         // One that panicked has nothing to send.
         let _ = tokio::task::spawn_blocking(move || tracer.flush(limits::SPANS_FLUSH)).await;
     }
-    Ok(())
+    if hang >= limits::ABANDONED_SESSIONS { Err(AgentError::SessionsHang(hang)) } else { Ok(()) }
 }
 
 /// What loads variants, before it is said for which model.
@@ -291,6 +304,8 @@ fn loader(config: &Config, runtime: Found, store: &Store) -> Loader {
         instances: 1,
         cpus: Vec::new(),
         batching: Batching::OFF,
+        shapes: ServedShapes::default(),
+        patience: Patience::default(),
         trial_timeout: config.trial.timeout.into(),
         trial_memory: Memory::or_part(config.trial.memory, limits::TRIAL_MEMORY_PARTS),
         sandbox: config.sandbox,
@@ -378,6 +393,7 @@ impl Agent {
             devices: Devices::default(),
             usable: BTreeSet::new(),
             left: BTreeMap::new(),
+            offered: BTreeMap::new(),
             pulse: life.actor(EVENT_LOOP, limits::EVENT_LOOP_SILENCE),
             lister: life.actor("the listing of the model directory", limits::LISTING_SILENCE),
             life,
@@ -439,6 +455,10 @@ impl Agent {
                 _ = interrupt.recv() => break,
             }
             self.pulse.beat();
+            if slot::abandoned() >= limits::ABANDONED_SESSIONS {
+                tracing::error!("too many sessions hang on accelerators: a new start is needed");
+                break;
+            }
         }
         self.pulse.rest();
         self.watcher = None;
@@ -594,6 +614,12 @@ impl Agent {
     fn companions(&mut self, model: &str) {
         self.read_policy(model);
         self.reconfigure(model);
+        // What its policy did not fit before may be served by now.
+        let is_refused = self.refused.keys().any(|key| key.model == model);
+        if is_refused && !self.served.contains_key(model) {
+            self.arrivals.forget(model);
+            self.look.notify_one();
+        }
     }
 
     /// Brings a served model to its configuration as it is now.
@@ -605,11 +631,14 @@ impl Agent {
         let Some(served) = self.served.get_mut(model) else { return };
         let providers = served.asked != asked;
         if served.config == config && served.calibration == calibration && !providers {
+            // What did not fit the model was taken back.
+            let key = served.key.clone();
+            self.refused.remove(&key);
             return;
         }
         let sessions = |config: &ModelConfig| {
             let queue = (config.queue_length, config.request_timeout);
-            let batching = (config.max_batch, config.max_queue_delay);
+            let batching = (config.max_batch, config.max_queue_delay, config.shapes.clone());
             let threads = (config.instances, config.intra_op_threads, config.cpus.clone());
             (threads, queue, batching)
         };

@@ -13,23 +13,26 @@ use super::confined::Seen;
 use super::event::{Fate, Lending, Opened, Prepared, Unfit};
 use super::memory;
 use super::providers::nothing_left;
-use crate::config::{Provider, Sandbox};
-use crate::hardware::{Choice, PassedOver, label};
+use crate::config::{Provider, Sandbox, ServedShapes};
+use crate::hardware::{Choice, PassedOver};
+use crate::ladder::calibration;
 use crate::limits;
 use crate::onnx::{ExecError, Model};
-use crate::protocol::{Inputs, Signature};
+use crate::protocol::{Inputs, Signature, check_axes};
 use crate::schedule::Batching;
 use crate::shell::children::trial::{RanOn, TrialJob, TrialReport, attempt};
 use crate::shell::children::{Memory, Wish, this_program};
-use crate::shell::engine::{EngineOptions, Found, OrtEngine, Pool, Weights, alignment, compiled};
+use crate::shell::engine::{
+    EngineOptions, Found, OrtEngine, Pool, Weights, alignment, cann, compiled,
+};
 use crate::shell::frugal;
 use crate::shell::inputs;
 use crate::shell::models;
-use crate::shell::slot::{Batched, OnDevice, Runner, Shapes, check_rows};
+use crate::shell::slot::{Batched, Patience, Runner, check_rows};
 use crate::units::Digest;
 
 /// One session an instance.
-type Sessions = Vec<Box<dyn Runner>>;
+pub(super) type Sessions = Vec<Box<dyn Runner>>;
 
 /// How variants are loaded and tried.
 #[derive(Clone)]
@@ -48,6 +51,10 @@ pub struct Loader {
     pub cpus: Vec<usize>,
     /// How many rows of requests may be run together, where a variant can do that.
     pub batching: Batching,
+    /// The shapes that it is to be served in, where what runs it compiles each.
+    pub shapes: ServedShapes,
+    /// How long a session on a device is waited for.
+    pub patience: Patience,
     /// Wall time and memory of a trial.
     pub trial_timeout: Duration,
     pub trial_memory: Memory,
@@ -80,8 +87,15 @@ impl Loader {
             provider: self.provider.clone(),
             intra_op_threads: self.threads,
             cpus: self.cpus_of(instance).to_vec(),
+            sizes: self.fixed(),
             ..EngineOptions::default()
         }
+    }
+
+    /// The same loader for runs that are expected to take so long at the most.
+    pub fn expecting(mut self, longest: Option<Duration>) -> Self {
+        self.patience = self.patience.expecting(longest);
+        self
     }
 
     /// Where the threads of one instance are bound.
@@ -92,17 +106,6 @@ impl Loader {
     /// Device, provider and runtime version: what latencies hold for.
     pub fn identity(&self) -> String {
         self.runtime.identity(&self.options(0))
-    }
-
-    /// Where the provider may keep what it compiles of a variant: for that one alone, whatever its name is.
-    pub fn cache(&self, digest: Digest) -> Option<PathBuf> {
-        match self.provider {
-            // The one for CANN keeps nothing: see there.
-            Provider::Cpu | Provider::Cann(_) => None,
-            Provider::Plugin(_) => {
-                Some(compiled::folder(&self.state_dir, &self.identity(), digest))
-            }
-        }
     }
 
     /// Channels in which the provider's cores work, where that is known.
@@ -256,13 +259,25 @@ impl Loader {
         .await
     }
 
+    /// What a model is, where it has the axes that its shapes name: that of a configuration which does not fit
+    /// it is no fault of its file.
     fn digest(&self, path: &Path) -> Result<Digest, Unfit> {
         let unfit = |reason: String, fate| Unfit { digest: None, reason, fate };
         let model = models::load_copied(path).map_err(|error| {
             let bad = error.is_bad_data();
             unfit(chain(&error), if bad { Fate::ForGood } else { Fate::Later })
         })?;
-        model.digest().map_err(|error| unfit(error.to_string(), Fate::ForGood))
+        let digest = model.digest().map_err(|error| unfit(error.to_string(), Fate::ForGood))?;
+        // Inputs of types that are not served are for the runtime to refuse.
+        let inputs = calibration::inputs(&model).unwrap_or_default();
+        let free: BTreeSet<String> =
+            inputs.into_iter().flat_map(|input| input.dims).filter_map(Result::err).collect();
+        let checked = self.shapes.0.iter().try_for_each(|shape| check_axes(shape, &free));
+        checked.map_err(|error| {
+            let reason = format!("{}: {error}; see its setting `shapes`", path.display());
+            Unfit { digest: Some(digest), reason, fate: Fate::WhenChanged }
+        })?;
+        Ok(digest)
     }
 
     async fn open_variant(
@@ -270,15 +285,28 @@ impl Loader {
         path: &Path,
         digest: Digest,
     ) -> Result<(Opened, Signature, Value), Unfit> {
-        if let Some(cache) = self.cache(digest)
-            && let Err(error) = compiled::make(&cache)
+        let cache = self.cache(digest);
+        if let Some(cache) = &cache
+            && let Err(error) = compiled::make(cache)
         {
             // It is compiled anew each time then.
             tracing::warn!("cannot make {}: {error}", cache.display());
         }
-        let report = self.trial(path, digest).await?;
+        let report = match (&self.provider, cache) {
+            (Provider::Cann(_), Some(cache)) if cann::is_there(&cache) => {
+                self.trial_on_kept(&cache, path, digest).await?
+            }
+            (Provider::Cpu | Provider::Cann(_) | Provider::Plugin(_), _) => {
+                self.trial(path, digest).await?
+            }
+        };
         if let Some(why) = &report.why {
             tracing::warn!("the trial of {}: {why}", path.display());
+        }
+        if !report.unsuited.is_empty() {
+            let (path, shapes) = (path.display(), report.unsuited.join("; "));
+            let reason = format!("{path}: it does not run in shapes that it is to serve: {shapes}");
+            return Err(Unfit { digest: Some(digest), reason, fate: Fate::WhenChanged });
         }
         let ran_on = report.ran_on;
         let lending = if report.lends { Lending::On(None) } else { Lending::Off };
@@ -288,22 +316,21 @@ impl Loader {
         if self.expects_lending && !report.lends {
             self.room_for(path.to_owned(), false).await?;
         }
-        let (file, loader) = (path.to_owned(), self.clone());
+        let (file, loader) = (path.to_owned(), self.clone().expecting(longest(&report)));
         let (sessions, signature, lending) =
             blocking(move || loader.sessions(&file, digest, ran_on, lending)).await?;
-        let micros = |us: f64| Duration::from_secs_f64((us / 1e6).clamp(0.0, 3600.0));
         let (p50, p99) = (report.p50_us.map(micros), report.p99_us.map(micros));
         let facts = facts(&report);
         Ok((Opened { sessions, p50, p99, ran_on, lending }, signature, facts))
     }
 
-    async fn trial(&self, path: &Path, digest: Digest) -> Result<TrialReport, Unfit> {
+    pub(super) async fn trial(&self, path: &Path, digest: Digest) -> Result<TrialReport, Unfit> {
         let job = TrialJob {
             model: path.to_owned(),
             runtime: self.library.clone(),
             provider: self.provider.clone(),
-            served: Vec::new(),
-            fixed: BTreeMap::new(),
+            served: self.shapes.0.clone(),
+            fixed: self.fixed(),
             cache: self.cache(digest),
             threads: self.threads,
             cpus: self.cpus_of(0).to_vec(),
@@ -325,7 +352,7 @@ impl Loader {
 
     /// Loads a variant that has passed its trial, and runs every session once: the first request shall not
     /// pay for what a session puts off until then. Whatever fails here is no fault of the variant.
-    fn sessions(
+    pub(super) fn loaded(
         &self,
         path: &Path,
         digest: Digest,
@@ -362,12 +389,20 @@ impl Loader {
         let signature = signature
             .ok_or_else(|| unfit("no instance was asked for".into(), Fate::WhenChanged))?;
         let inputs = self.inputs(ran_on, &signature);
-        if let Some(inputs) = &inputs {
-            warm(&mut sessions, inputs).map_err(|reason| unfit(reason, Fate::Later))?;
-        }
+        let later = |reason: String| unfit(reason, Fate::Later);
         let sessions = match self.provider {
-            Provider::Cpu => self.batched(path, sessions, &signature, inputs.as_ref()),
-            Provider::Cann(_) | Provider::Plugin(_) => self.on_device(path, sessions, inputs),
+            Provider::Cpu => {
+                if let Some(inputs) = &inputs {
+                    warm(&mut sessions, std::slice::from_ref(inputs)).map_err(later)?;
+                }
+                self.batched(path, sessions, &signature, inputs.as_ref())
+            }
+            Provider::Cann(_) | Provider::Plugin(_) => {
+                let all = self.all_shapes(inputs, &signature).map_err(later)?;
+                let mut sessions = self.on_device(sessions, &all);
+                warm(&mut sessions, &all).map_err(later)?;
+                self.padded(path, sessions, &signature, &all)
+            }
         };
         let lending = weights.map_or(Lending::Off, |weights| {
             Lending::On(Some(weights).filter(|weights| weights.in_files()))
@@ -407,30 +442,23 @@ impl Loader {
         sessions.into_iter().map(batched).collect()
     }
 
-    /// Sessions that tell when their device is lost. Each number of rows would be compiled on its own: requests
-    /// are not run together.
-    fn on_device(&self, path: &Path, sessions: Sessions, inputs: Option<Inputs>) -> Sessions {
-        let provider = label(&self.provider);
-        if self.batching.rows > 1 {
-            let path = path.display();
-            tracing::info!(provider, "{path}: its requests are not run in batches there");
-        }
-        let shapes = Shapes::new(provider, limits::SERVED_SHAPES, inputs.as_deref());
-        let (shapes, sound) = (Arc::new(shapes), inputs.map(Arc::new));
-        let on_device = |session| {
-            let (sound, shapes) = (sound.clone(), Arc::clone(&shapes));
-            Box::new(OnDevice::new(session, sound, shapes)) as Box<dyn Runner>
-        };
-        sessions.into_iter().map(on_device).collect()
-    }
-
     /// What the trial ran on. None where it ran on nothing, and where its samples have gone since.
     fn inputs(&self, ran_on: Option<RanOn>, signature: &Signature) -> Option<Inputs> {
         match ran_on? {
-            RanOn::MadeUp(example) => example.inputs(signature, &BTreeMap::new()).ok(),
+            RanOn::MadeUp(example) => example.inputs(signature, &self.shapes.first()).ok(),
             RanOn::Samples => inputs::first_of(self.samples.as_deref()?, signature).ok(),
         }
     }
+}
+
+fn micros(us: f64) -> Duration {
+    Duration::from_secs_f64((us / 1e6).clamp(0.0, 3600.0))
+}
+
+/// What a run took in the slowest of the shapes that were tried.
+fn longest(report: &TrialReport) -> Option<Duration> {
+    let shapes = report.compiled.iter().filter_map(|one| one.p50_us);
+    shapes.chain(report.p99_us).map(micros).max()
 }
 
 /// What a trial tells of the provider, for the status. Of the CPU there is little to tell.
@@ -443,11 +471,13 @@ fn facts(report: &TrialReport) -> Value {
     })
 }
 
-/// Runs every session once.
-fn warm(sessions: &mut [Box<dyn Runner>], inputs: &Inputs) -> Result<(), String> {
-    let inputs: Vec<_> = inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-    for session in sessions {
-        session.run(&inputs, &[]).map_err(|error| error.to_string())?;
+/// Runs every session once in every shape.
+fn warm(sessions: &mut [Box<dyn Runner>], all: &[Inputs]) -> Result<(), String> {
+    for inputs in all {
+        let inputs: Vec<_> = inputs.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+        for session in &mut *sessions {
+            session.run(&inputs, &[]).map_err(|error| error.to_string())?;
+        }
     }
     Ok(())
 }
@@ -499,13 +529,13 @@ mod tests {
         let mut sessions: Vec<_> = (0..3).map(|_| session()).collect();
         let tensor = Tensor::from_i64(&[1], &[1]);
         let inputs = vec![("x".to_owned(), tensor.clone()), ("y".to_owned(), tensor)];
-        warm(&mut sessions, &inputs).unwrap();
+        warm(&mut sessions, std::slice::from_ref(&inputs)).unwrap();
         assert_eq!(seen.load(Ordering::Relaxed), 3);
         let fails = |_: &[(&str, &Tensor)], _: &[&str]| {
             Err(ExecError { doing: "running".to_owned(), reason: "no memory".to_owned() })
         };
         sessions.push(Box::new(fails));
         let mut sessions = sessions.split_off(3);
-        assert_eq!(warm(&mut sessions, &inputs).unwrap_err(), "running: no memory");
+        assert_eq!(warm(&mut sessions, &[inputs]).unwrap_err(), "running: no memory");
     }
 }

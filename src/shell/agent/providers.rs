@@ -2,7 +2,7 @@
 //! lost, and back to what is wanted first. The slot stays; what waits in its queue is run by the new
 //! sessions.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,11 +18,13 @@ use super::served::{Build, Served, Standby};
 use super::swapping::Swap;
 use crate::arrivals::VersionKey;
 use crate::config::providers::CANN;
-use crate::config::{Config, ModelConfig, Provider, Wanted};
-use crate::hardware::{Choice, Passed, PassedOver, Roster, Vendor, label, unusable, ways};
+use crate::config::{Config, ModelConfig, Plugin, Provider, Wanted};
+use crate::hardware::{
+    Choice, Passed, PassedOver, Roster, Vendor, label, told_unusable, unusable, ways,
+};
 use crate::limits;
 use crate::shell::children::this_program;
-use crate::shell::engine::{Found, RuntimeError, Search, compiled};
+use crate::shell::engine::{Found, OfferedDevice, RuntimeError, Search, compiled};
 use crate::shell::metrics::Runs;
 use crate::shell::probe::detect;
 use crate::shell::store::FailedOnProvider;
@@ -142,6 +144,7 @@ impl Agent {
             roster: self.devices.roster().clone(),
             cann: self.config.cann.clone(),
             plugins: self.config.plugins.clone(),
+            gone: self.gone_plugins(),
             failed: self.store.failed_on(super::lifecycle::seconds_since_1970()),
             left: left.collect(),
             better_than: None,
@@ -194,12 +197,43 @@ impl Agent {
     fn gone(&self, served: &Served) -> Option<Passed> {
         match &served.standing.provider {
             Provider::Cann(cann) => unusable(self.devices.roster(), cann.device_id),
-            Provider::Cpu | Provider::Plugin(_) => None,
+            plugin @ Provider::Plugin(_) => self.gone_with(self.offered.get(plugin)?),
+            Provider::Cpu => None,
         }
     }
 
-    /// An accelerator that comes or gets well is a reason to look at once: of plugins nobody knows whose they
-    /// are.
+    fn gone_with(&self, device: &OfferedDevice) -> Option<Passed> {
+        told_unusable(self.devices.roster(), device.told())
+    }
+
+    /// The plugins whose devices are known and cannot be worked with: trying them would only tell so again.
+    fn gone_plugins(&self) -> BTreeMap<String, Passed> {
+        let described = |plugin: &Plugin| self.config.plugins.get(&plugin.name) == Some(plugin);
+        let gone = self.offered.iter().filter_map(|(provider, device)| match provider {
+            Provider::Plugin(plugin) if described(plugin) => {
+                Some((plugin.name.clone(), self.gone_with(device)?))
+            }
+            Provider::Cpu | Provider::Cann(_) | Provider::Plugin(_) => None,
+        });
+        gone.collect()
+    }
+
+    /// Takes in which device a plugin brings: its trial has told it.
+    pub(super) fn know_device(&mut self, provider: &Provider, facts: &Value) {
+        let Ok(device) = serde_json::from_value::<OfferedDevice>(facts["device"].clone()) else {
+            return;
+        };
+        // Plugins that are described no longer are asked for no more.
+        let plugins = &self.config.plugins;
+        self.offered.retain(|known, _| match known {
+            Provider::Plugin(plugin) => plugins.get(&plugin.name) == Some(plugin),
+            Provider::Cpu | Provider::Cann(_) => false,
+        });
+        self.offered.insert(provider.clone(), device);
+    }
+
+    /// An accelerator that comes or gets well is a reason to look at once: of most plugins nobody knows whose
+    /// they are.
     fn look_at_devices(&mut self, now: Instant) {
         let usable = self.devices.usable();
         let before = std::mem::replace(&mut self.usable, usable);
@@ -349,6 +383,7 @@ impl Agent {
         let Prepared { digest: _, signature: _, opened, provider, facts } = prepared;
         let from = label(&served.standing.provider);
         let to = label(&provider);
+        let (asked, told) = (provider.clone(), facts.clone());
         let Some(first) = served.candidates.first() else { return };
         let mut dense = first.anew(&opened);
         dense.standby = Standby::InService;
@@ -375,6 +410,7 @@ impl Agent {
         };
         served.last_because = Some(because.to_owned());
         tracing::info!(model = key.model, from, to, because, "it runs on another provider");
+        self.know_device(&asked, &told);
         self.metrics.swapped(&key.model, key.version, because);
         self.remember_variant(&key.model);
         let swap = Swap::new(format!("dense on {to}"), because.to_owned(), begun);

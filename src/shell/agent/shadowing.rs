@@ -154,7 +154,8 @@ impl Agent {
     /// Loads a session of dense for comparisons alone: one that stands by must be free for service at any
     /// moment. It has one thread, the one that calls it, so that all of it runs at that thread's priority.
     fn open_shadow(&self, model: &str) {
-        let mut loader = self.loader_for(model);
+        let longest = self.served.get(model).and_then(|served| served.candidates[0].p99);
+        let mut loader = self.loader_for(model).expecting(longest);
         (loader.instances, loader.threads, loader.batching) = (1, 1, Batching::OFF);
         // Where the model's threads are bound is for those that serve.
         loader.cpus = Vec::new();

@@ -9,10 +9,12 @@ use serde_json::json;
 use super::linked::Linked;
 use super::served::{Served, Standby};
 use super::{Agent, pace};
+use crate::config::Provider;
 use crate::governor;
 use crate::limits;
 use crate::shell::children::Wish;
 use crate::shell::frugal;
+use crate::shell::slot;
 use crate::shell::systemd::tell;
 
 impl Agent {
@@ -51,7 +53,9 @@ impl Agent {
         self.turn_fleet(now);
         self.tell_status(now);
         self.tell_link(now);
-        let slots = self.served.values().map(|served| (&served.key.model, &served.slot));
+        // A run on a device is given up by those who wait for it, and may compile for long.
+        let on_cpu = self.served.values().filter(|s| s.standing.provider == Provider::Cpu);
+        let slots = on_cpu.map(|served| (&served.key.model, &served.slot));
         let runs = slots.filter_map(|(model, slot)| Some((model.clone(), slot.longest_run(now)?)));
         self.life.runs(runs.collect());
         tell(&[sd_notify::NotifyState::Status(&self.one_line(now))]);
@@ -177,6 +181,7 @@ impl Agent {
             "models": models, "refused": refused, "quarantine": quarantine,
             "building": self.building.as_ref().map(|(key, _)| key.model.clone()),
             "shared_weights_bytes": self.loader.pool.bytes(),
+            "abandoned_sessions": slot::abandoned(),
             "sandbox": self.loader.confined.status(self.config.sandbox),
             "hardware": hardware, "accelerators": self.devices.status(),
             "fleet": self.fleet_status(),

@@ -297,6 +297,7 @@ impl Agent {
         tokio::spawn(async move {
             let _one_at_a_time = permits.acquire_owned().await;
             let lends = lending.is_on();
+            let loader = loader.expecting(p99);
             let reopen = |loader: Loader, path| loader.reopen(path, digest, ran_on, lending);
             let sessions = loader.with_room(path, lends, reopen).await;
             let opened = |(sessions, lending)| Opened { sessions, p50, p99, ran_on, lending };

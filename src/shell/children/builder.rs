@@ -8,10 +8,10 @@ use tokio::sync::watch;
 
 use super::confine::Confined;
 use super::process::{
-    Blame, Bounds, ChildError, Memory, Priority, Wish, argument, folder, processor_time,
+    Blame, Bounds, ChildError, Memory, Priority, Wish, argument, folder, homes, processor_time,
     provider_argument, run,
 };
-use crate::config::{Provider, Sandbox};
+use crate::config::{Provider, Sandbox, Sizes};
 use crate::ladder::manifest::CalibrationSource;
 
 /// What to build, and how.
@@ -27,6 +27,8 @@ pub struct BuildJob {
     /// Where latency tables are kept.
     pub state_dir: PathBuf,
     pub samples: Option<(PathBuf, CalibrationSource)>,
+    /// Sizes of free axes of samples that are made up.
+    pub shape: Sizes,
     pub most_samples: usize,
     pub ratios: Vec<f64>,
     pub method: String,
@@ -96,6 +98,9 @@ impl BuildJob {
         if let Some(align) = self.align {
             arguments.extend(["--align".to_owned(), align.to_string()]);
         }
+        for (axis, size) in &self.shape {
+            arguments.extend(["--shape".to_owned(), format!("{axis}={size}")]);
+        }
         if let Some((path, source)) = &self.samples {
             arguments.extend(["--calibration".to_owned(), argument(path)]);
             if *source == CalibrationSource::Live {
@@ -136,6 +141,7 @@ pub async fn build(
         memory: job.memory,
         priority: Priority::Idle { nice: job.nice },
         folder: folder.as_ref().map(|folder| folder.path().to_owned()),
+        homes: homes(&job.provider),
     };
     let mut first = true;
     let mut line = |line: &str| {
@@ -163,6 +169,7 @@ mod tests {
             provider: Provider::Cpu,
             state_dir: "state".into(),
             samples: None,
+            shape: Sizes::new(),
             most_samples: 1,
             ratios: vec![0.5],
             method: "obs".into(),

@@ -73,6 +73,17 @@ pub struct Bounds {
     pub priority: Priority,
     /// Where it works, and keeps what it needs for a while; where there is none, where this process does.
     pub folder: Option<PathBuf>,
+    /// Variables that name the folders to which libraries of its provider's write: they name that folder.
+    pub homes: &'static [&'static str],
+}
+
+/// The variables by which the toolkit of a provider is told where it may write: CANN keeps its log, compiled
+/// operators and what its compiler works on there, or below the user's home.
+pub fn homes(provider: &Provider) -> &'static [&'static str] {
+    match provider {
+        Provider::Cann(_) => &["ASCEND_WORK_PATH", "ASCEND_CACHE_PATH", "HOME"],
+        Provider::Cpu | Provider::Plugin(_) => &[],
+    }
 }
 
 /// The processor time of a child whose operators run on so many threads, all of them busy until its wall time
@@ -218,6 +229,7 @@ pub async fn run(
     systemd::unmanaged(command.as_std_mut());
     if let Some(folder) = &bounds.folder {
         command.current_dir(folder).env("TMPDIR", folder);
+        command.envs(bounds.homes.iter().map(|name| (name, folder)));
     }
     let memory = bounds.memory.now();
     bound(&mut command, memory, bounds);

@@ -37,6 +37,7 @@ pub async fn watch(
         memory: Memory::Bytes(limits::TELEMETRY_MEMORY),
         priority: Priority::Normal,
         folder: None,
+        homes: &[],
     };
     let heard = Notify::new();
     let (own, hears) = watch::channel(Wish::Run);

@@ -27,6 +27,7 @@ fn bounds(timeout: Duration) -> Bounds {
         memory: Memory::Bytes(1 << 40),
         priority: Priority::Normal,
         folder: None,
+        homes: &[],
     }
 }
 

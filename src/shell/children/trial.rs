@@ -1,6 +1,5 @@
 //! `blochd trial`: a variant is loaded and run in a child first.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -9,10 +8,10 @@ use tokio::sync::watch;
 
 use super::confine::Confined;
 use super::process::{
-    Blame, Bounds, ChildError, Memory, Priority, Wish, argument, folder, processor_time,
+    Blame, Bounds, ChildError, Memory, Priority, Wish, argument, folder, homes, processor_time,
     provider_argument, run,
 };
-use crate::config::{Provider, Sandbox};
+use crate::config::{Provider, Sandbox, Sizes};
 use crate::hardware::Placement;
 use crate::protocol::Example;
 use crate::shell::engine::OfferedDevice;
@@ -25,11 +24,11 @@ pub struct TrialJob {
     pub runtime: PathBuf,
     /// What it is to run on.
     pub provider: Provider,
-    /// Sizes of free axes of every shape that will be served, beside that of the samples: on another provider
-    /// than the CPU's each is run once.
-    pub served: Vec<BTreeMap<String, usize>>,
+    /// Every shape that will be served, beside that of the samples: on another provider than the CPU's each is
+    /// run. What is made up has the first.
+    pub served: Vec<Sizes>,
     /// Sizes that free axes with names have for good.
-    pub fixed: BTreeMap<String, usize>,
+    pub fixed: Sizes,
     /// Where the provider may keep what it compiles of this very model, see [`crate::shell::engine::compiled`].
     pub cache: Option<PathBuf>,
     pub threads: usize,
@@ -62,6 +61,9 @@ pub struct Compiled {
     pub inputs: String,
     /// Time of that run, microseconds.
     pub us: f64,
+    /// Median of warm runs after it, microseconds; `None` for the shape that the whole trial timed.
+    #[serde(default)]
+    pub p50_us: Option<f64>,
 }
 
 /// What came of a trial: the child's own line.
@@ -87,6 +89,10 @@ pub struct TrialReport {
     pub compile_us: Option<f64>,
     #[serde(default)]
     pub compiled: Vec<Compiled>,
+    /// Shapes that were to be served and that the model does not run in on the CPU either, each with the
+    /// reason.
+    #[serde(default)]
+    pub unsuited: Vec<String>,
     /// How far its answers are from the CPU's, as a share of those; `None` where they are no numbers.
     #[serde(default)]
     pub differs: Option<f64>,
@@ -142,7 +148,7 @@ pub async fn attempt(
     let mut arguments = vec!["trial".to_owned(), argument(&job.model)];
     arguments.extend(["--runtime".to_owned(), argument(&job.runtime)]);
     arguments.extend(["--provider".to_owned(), provider_argument(&job.provider)]);
-    let sizes = |sizes: &BTreeMap<String, usize>| -> Vec<String> {
+    let sizes = |sizes: &Sizes| -> Vec<String> {
         sizes.iter().map(|(axis, size)| format!("{axis}={size}")).collect()
     };
     for served in job.served.iter().filter(|served| !served.is_empty()) {
@@ -175,6 +181,7 @@ pub async fn attempt(
         memory: job.memory,
         priority: Priority::Normal,
         folder: folder.as_ref().map(|folder| folder.path().to_owned()),
+        homes: homes(&job.provider),
     };
     let on_cpu = job.provider == Provider::Cpu;
     let mut report = None;

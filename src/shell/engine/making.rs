@@ -54,8 +54,7 @@ pub(super) fn builder(
         }
         // Of the others the runtime has the CPU take what they leave.
         Provider::Cann(cann) => {
-            // It keeps what it compiles nowhere that could be chosen: see there.
-            let ready = || cann::append(plain, runtime.library(), cann);
+            let ready = || cann::append(plain, runtime.library(), cann, cache);
             Ok((None, guarded(PROVIDER, ready)?))
         }
         Provider::Plugin(plugin) => {

@@ -117,6 +117,11 @@ pub fn init(search: &Search) -> Result<Runtime, RuntimeError> {
     Ok(runtime)
 }
 
+/// Whether an error is a provider's own, and speaks against running the model there in any size.
+pub fn is_providers_own(error: &ExecError) -> bool {
+    cann::is_to_blame(&error.reason)
+}
+
 /// Hands the runtime's log to ours, under the target `ort`.
 fn log(level: LogLevel, category: &str, id: &str, location: &str, message: &str) {
     cann::heard(message);

@@ -8,13 +8,14 @@
 use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use nix::unistd::geteuid;
 
 use super::error::PluginError;
 use crate::config::Plugin;
 use crate::limits;
+use crate::shell::exposed::{Trust, exposed};
 use crate::shell::hashes::sha256_text;
 
 /// A file that was found to be the one that is pinned.
@@ -37,8 +38,9 @@ impl Checked {
             reason: error.to_string(),
         };
         let path = plugin.library.canonicalize().map_err(unreadable)?;
-        if let Some(by) = exposed(&path).map_err(unreadable)? {
-            return Err(PluginError::Exposed { path: plugin.library.clone(), by });
+        let user = geteuid().as_raw();
+        if let Some(found) = exposed(&path, Trust::Pinned, user).map_err(unreadable)? {
+            return Err(PluginError::Exposed { path: plugin.library.clone(), by: found.part });
         }
         let mut file = File::open(&path).map_err(unreadable)?;
         let was = file.metadata().map_err(unreadable)?;
@@ -70,53 +72,5 @@ impl Checked {
         let Ok(maps) = fs::read_to_string("/proc/self/maps") else { return true };
         let of = |line: &str| line.find('/').map(|at| line[at..].to_owned());
         maps.lines().any(|line| of(line).is_some_and(|mapped| mapped == path))
-    }
-}
-
-/// What on the way to a file, it included, others than root and this user could exchange.
-fn exposed(path: &Path) -> io::Result<Option<PathBuf>> {
-    let user = geteuid().as_raw();
-    for part in path.ancestors() {
-        let found = fs::symlink_metadata(part)?;
-        let owned = found.uid() == 0 || found.uid() == user;
-        // Where the sticky bit is set, as on /tmp, only owners exchange what is theirs.
-        let sticky = found.is_dir() && found.mode() & 0o1000 != 0;
-        // A group of the same number as its user is the user's own, by the custom of most distributions.
-        let group = found.gid() == 0 || found.gid() == user;
-        let others = found.mode() & 0o002 != 0 || (found.mode() & 0o020 != 0 && !group);
-        if !owned || (others && !sticky) {
-            return Ok(Some(part.to_owned()));
-        }
-    }
-    Ok(None)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
-    use super::*;
-
-    #[test]
-    fn a_file_that_others_could_exchange_is_told_by_what_they_could_change() {
-        let dir = tempfile::tempdir().unwrap();
-        let root = dir.path().canonicalize().unwrap();
-        let (folder, file) = (root.join("folder"), root.join("folder/lib.so"));
-        fs::create_dir(&folder).unwrap();
-        fs::write(&file, "x").unwrap();
-        let open = |path: &Path, mode| {
-            fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
-        };
-        open(&folder, 0o755);
-        open(&file, 0o644);
-        assert_eq!(exposed(&file).unwrap(), None);
-        open(&file, 0o646);
-        assert_eq!(exposed(&file).unwrap(), Some(file.clone()));
-        open(&file, 0o644);
-        open(&folder, 0o777);
-        assert_eq!(exposed(&file).unwrap(), Some(folder.clone()));
-        // Others may put files there, and not exchange this one.
-        open(&folder, 0o1777);
-        assert_eq!(exposed(&file).unwrap(), None);
     }
 }

@@ -18,10 +18,14 @@ use super::Runtime;
 use super::error::PluginError;
 use super::pinned::Checked;
 use crate::config::Plugin;
+use crate::hardware::Told;
 use crate::limits;
 
 /// What the runtime allows libraries to make up devices by, at the end of a name.
 const VIRTUAL: &str = ".virtual";
+
+/// By which a device tells its address on the PCI bus.
+const PCI: &CStr = c"pci_bus_id";
 
 /// What stands for the folder of compiled graphs in the value of an option.
 const CACHE: &str = "{cache}";
@@ -40,6 +44,16 @@ pub struct OfferedDevice {
     pub device_id: u32,
     /// `cpu`, `gpu` or `npu`.
     pub kind: String,
+    /// Address on the PCI bus, where it is told.
+    #[serde(default)]
+    pub pci: Option<String>,
+}
+
+impl OfferedDevice {
+    /// By what it can be known again.
+    pub fn told(&self) -> Told<'_> {
+        Told { vendor_id: self.vendor_id, pci: self.pci.as_deref() }
+    }
 }
 
 /// A library that is registered; the last holder lets it go.
@@ -286,8 +300,12 @@ fn offered(device: &ort::device::Device<'_>) -> Option<(OfferedDevice, usize)> {
     let hardware = device.hardware_device();
     let api = ort::api();
     // SAFETY: both are alive as long as the library is registered, which our caller sees to.
-    let (vendor_id, metadata) = unsafe {
-        ((api.HardwareDevice_VendorId)(hardware.ptr()), (api.EpDevice_EpMetadata)(place))
+    let (vendor_id, metadata, about) = unsafe {
+        (
+            (api.HardwareDevice_VendorId)(hardware.ptr()),
+            (api.EpDevice_EpMetadata)(place),
+            (api.HardwareDevice_Metadata)(hardware.ptr()),
+        )
     };
     let told = OfferedDevice {
         provider: device.ep().ok()?.to_owned(),
@@ -296,6 +314,8 @@ fn offered(device: &ort::device::Device<'_>) -> Option<(OfferedDevice, usize)> {
         vendor_id,
         device_id: hardware.id(),
         kind: format!("{:?}", hardware.ty()).to_lowercase(),
+        // The runtime's own word for it, which a plugin may use for the device that it brings.
+        pci: value_of(about, PCI).or_else(|| value_of(metadata, PCI)),
     };
     Some((told, place.addr()))
 }

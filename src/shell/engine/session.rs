@@ -13,6 +13,7 @@ use ort::memory::MemoryInfo;
 use ort::session::{RunOptions, SessionInputValue};
 use ort::value::{Outlet, ValueType};
 
+use super::identity::identity;
 use super::making::{builder, has_free_dims};
 use super::weights::Lent;
 use super::{Library, Runtime, cann, convert, placed};
@@ -21,7 +22,7 @@ use crate::config::Provider;
 use crate::hardware::Placement;
 use crate::onnx::{DType, ExecError, Model, OnnxError, Session, Tensor};
 use crate::shell::models;
-use crate::shell::slot::Runner;
+use crate::shell::slot::{Ender, Runner};
 
 /// How a model is loaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,12 +86,23 @@ pub struct Cancel {
     cancelled: Arc<AtomicBool>,
 }
 
+impl std::fmt::Debug for Cancel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cancel").field("cancelled", &self.is_cancelled()).finish_non_exhaustive()
+    }
+}
+
 impl Cancel {
     /// A handle for one run.
     ///
     /// # Errors
     /// Where the runtime has no memory for it.
     pub fn new(_runtime: &Runtime) -> Result<Self, ExecError> {
+        Self::for_one()
+    }
+
+    /// The same where a session shows that the runtime is there.
+    fn for_one() -> Result<Self, ExecError> {
         let options = RunOptions::new().map_err(|error| failed("preparing a run", error))?;
         Ok(Self { options: Arc::new(options), cancelled: Arc::default() })
     }
@@ -129,6 +141,8 @@ pub struct LiveSession {
     under: Under,
     /// Where the thread that runs it is to be bound.
     cpu: Option<usize>,
+    /// By which another thread may end the next run.
+    next: Option<Cancel>,
 }
 
 impl LiveSession {
@@ -179,6 +193,14 @@ impl LiveSession {
             Err(OnnxError::TooLarge { .. }) => return Self::open_large(runtime, model, options),
             Err(error) => return Err(failed(DOING, error)),
         };
+        let bytes = match options.provider {
+            Provider::Cann(_) => {
+                let digest = model.digest().map_err(|error| failed(DOING, error))?;
+                let identity = identity(runtime.library(), options);
+                cann::named(&bytes, digest, &format!("{identity} {:?}", options.sizes))
+            }
+            Provider::Cpu | Provider::Plugin(_) => bytes,
+        };
         let lent = lent.filter(|_| options.provider == Provider::Cpu);
         let (library, mut builder) = builder(runtime, options, has_free_dims(model))?;
         if let Some(lent) = lent {
@@ -203,7 +225,10 @@ impl LiveSession {
         let dir = tempfile::tempdir().map_err(|error| failed(DOING, error))?;
         let path = dir.path().join("model.onnx");
         models::save(model, &path).map_err(|error| failed(DOING, error))?;
-        Self::open_file(runtime, &path, options)
+        // What CANN compiles of a file it calls by the file's path, which is another one each time.
+        let is_cann = matches!(options.provider, Provider::Cann(_));
+        let cache = options.cache.clone().filter(|_| !is_cann);
+        Self::open_file(runtime, &path, &EngineOptions { cache, ..options.clone() })
     }
 
     fn new(session: ort::session::Session, under: Under) -> Result<Self, ExecError> {
@@ -217,7 +242,7 @@ impl LiveSession {
         };
         let inputs = side(session.inputs(), "input", true)?;
         let outputs = side(session.outputs(), "output", false)?;
-        Ok(Self { session, inputs, outputs, under, cpu: None })
+        Ok(Self { session, inputs, outputs, under, cpu: None, next: None })
     }
 
     /// The inputs that a run needs, in the graph's order.
@@ -395,11 +420,19 @@ impl Runner for LiveSession {
         inputs: &[(&str, &Tensor)],
         wanted: &[&str],
     ) -> Result<Vec<Tensor>, ExecError> {
-        self.run_inner(inputs, wanted, None)
+        let cancel = self.next.take();
+        self.run_inner(inputs, wanted, cancel.as_ref())
     }
 
     fn cpu(&self) -> Option<usize> {
         self.cpu
+    }
+
+    fn ender(&mut self) -> Option<Ender> {
+        // Without memory for it the run is only waited for.
+        let cancel = Cancel::for_one().ok()?;
+        self.next = Some(cancel.clone());
+        Some(Box::new(move || cancel.cancel()))
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::page::{Kind, Page};
 use super::{Key, Told};
+use crate::shell::slot::abandoned;
 
 /// How a model runs.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -40,6 +41,9 @@ pub(super) fn show(page: &mut Page, told: &BTreeMap<Key, Told>) {
             page.sample(&[own, why].concat(), 1.0);
         }
     }
+    let help = "Sessions that hang in a run on an accelerator and were left behind.";
+    page.family("blochd_abandoned_sessions", Kind::Gauge, help);
+    page.sample(&[], abandoned() as f64);
     type Value = fn(&Runs) -> Option<f64>;
     let gauges: [(&str, &str, Value); 2] = [
         (

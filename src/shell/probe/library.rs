@@ -12,7 +12,6 @@
 //! do give their files to users of their own.
 
 use std::ffi::{CStr, c_char};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use libloading::Library;
@@ -21,6 +20,7 @@ use nix::unistd::Uid;
 use crate::hardware::{Trouble, Why};
 use crate::limits;
 use crate::shell::engine::Search;
+use crate::shell::exposed::{By, Exposed, Trust, exposed};
 
 /// Where a vendor's library may be.
 pub struct Places {
@@ -117,29 +117,18 @@ pub fn find(named: Option<&Path>, places: &Places) -> Result<PathBuf, Trouble> {
 
 /// Whether nobody else can have put code into `path` or into its place.
 fn check(path: &Path, named: bool, user: u32) -> Result<(), Trouble> {
-    const OTHERS_WRITE: u32 = 0o002;
-    const STICKY: u32 = 0o1000;
     let there = || path.display().to_string();
-    let meta = |path: &Path| {
-        path.metadata()
-            .map_err(|error| Trouble::NotLoadable { path: there(), said: error.to_string() })
-    };
-    let file = meta(path)?;
-    if file.mode() & OTHERS_WRITE != 0 {
-        return Err(Trouble::WritableByOthers { path: there(), what: "it".to_owned() });
-    }
-    for dir in path.ancestors().skip(1) {
-        // In a sticky folder, such as /tmp, nobody moves what belongs to somebody else.
-        let mode = meta(dir)?.mode();
-        if mode & OTHERS_WRITE != 0 && mode & STICKY == 0 {
-            let what = dir.display().to_string();
-            return Err(Trouble::WritableByOthers { path: there(), what });
+    let trust = if named { Trust::Named } else { Trust::Found };
+    let found = exposed(path, trust, user)
+        .map_err(|error| Trouble::NotLoadable { path: there(), said: error.to_string() })?;
+    let Some(Exposed { part, by }) = found else { return Ok(()) };
+    Err(match by {
+        By::Owner(uid) => Trouble::Owner { path: there(), uid },
+        By::Everybody | By::Group(_) => {
+            let what = if part == path { "it".to_owned() } else { part.display().to_string() };
+            Trouble::WritableByOthers { path: there(), what }
         }
-    }
-    if !named && ![0, user].contains(&file.uid()) {
-        return Err(Trouble::Owner { path: there(), uid: file.uid() });
-    }
-    Ok(())
+    })
 }
 
 /// A place for an answer: larger than any structure that is read out of it, since structures grow with the
@@ -246,7 +235,7 @@ pub fn pci(domain: u32, bus: u32, device: u32, function: u32) -> Option<String> 
 #[cfg(test)]
 mod tests {
     use std::fs::{self, Permissions};
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
     use super::*;
 

@@ -1,12 +1,15 @@
 //! Several requests as one run: which fit together, their inputs one below the other, and the outputs apart
 //! again. Rows are what stands along the first axis.
 
+use std::sync::Arc;
+
 use crate::onnx::{DType, ExecError, Tensor};
 use crate::schedule::Batching;
 use crate::units::Digest;
 
 use super::job::Request;
-use super::variant::Runner;
+use super::shapes::Shapes;
+use super::variant::{Ender, Runner};
 
 /// A session that runs several requests as one; see [`check_rows`](super::check_rows) for whether it may.
 pub struct Batched {
@@ -29,6 +32,18 @@ impl Runner for Batched {
 
     fn cpu(&self) -> Option<usize> {
         self.session.cpu()
+    }
+
+    fn ender(&mut self) -> Option<Ender> {
+        self.session.ender()
+    }
+
+    fn is_lost(&self) -> bool {
+        self.session.is_lost()
+    }
+
+    fn shapes(&self) -> Option<Arc<Shapes>> {
+        self.session.shapes()
     }
 }
 

@@ -1,20 +1,26 @@
 //! A session on an accelerator, which may be gone from one moment to the next.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::limits;
 use crate::onnx::{ExecError, Tensor};
 
+use super::apart::{Apart, Patience};
 use super::shapes::Shapes;
 use super::variant::Runner;
 
 /// A session that tells a request that fails from a device that does: after a run that failed it runs what it
-/// ran on before it served. Where that fails, too, no other request has a chance.
+/// ran on before it served. Where that fails, too, no other request has a chance. A run that does not return
+/// is given up, and the device with it.
 pub struct OnDevice {
-    session: Box<dyn Runner>,
+    session: Apart,
     /// What it is known to run on. Without it, so many failures one after the other count as the same.
     sound: Option<Arc<Vec<(String, Tensor)>>>,
     shapes: Arc<Shapes>,
+    patience: Patience,
+    /// Shapes that were run before: nothing of them is left to be compiled.
+    seen: BTreeSet<Vec<Vec<usize>>>,
     failures: u32,
     lost: bool,
 }
@@ -24,16 +30,37 @@ impl OnDevice {
         session: Box<dyn Runner>,
         sound: Option<Arc<Vec<(String, Tensor)>>>,
         shapes: Arc<Shapes>,
+        patience: Patience,
     ) -> Self {
-        Self { session, sound, shapes, failures: 0, lost: false }
+        let (session, seen) = (Apart::new(session), BTreeSet::new());
+        Self { session, sound, shapes, patience, seen, failures: 0, lost: false }
+    }
+
+    fn run_once(
+        &mut self,
+        inputs: &[(&str, &Tensor)],
+        wanted: &[&str],
+    ) -> Result<Vec<Tensor>, ExecError> {
+        let shapes: Vec<Vec<usize>> =
+            inputs.iter().map(|(_, tensor)| tensor.shape.clone()).collect();
+        let known = self.seen.contains(&shapes);
+        let patience = if known { self.patience.later } else { self.patience.first };
+        let ran = self.session.run(inputs, wanted, patience);
+        if !known && ran.is_ok() {
+            self.seen.insert(shapes);
+        }
+        ran
     }
 
     fn runs_nothing(&mut self) -> bool {
-        match &self.sound {
+        if self.session.hangs() {
+            return true;
+        }
+        match self.sound.clone() {
             Some(sound) => {
                 let inputs: Vec<(&str, &Tensor)> =
                     sound.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
-                self.session.run(&inputs, &[]).is_err()
+                self.run_once(&inputs, &[]).is_err()
             }
             None => self.failures >= limits::DEVICE_FAULTS,
         }
@@ -46,7 +73,7 @@ impl Runner for OnDevice {
         inputs: &[(&str, &Tensor)],
         wanted: &[&str],
     ) -> Result<Vec<Tensor>, ExecError> {
-        let ran = self.session.run(inputs, wanted);
+        let ran = self.run_once(inputs, wanted);
         match &ran {
             Ok(_) => self.failures = 0,
             Err(_) => {
@@ -55,10 +82,6 @@ impl Runner for OnDevice {
             }
         }
         ran
-    }
-
-    fn cpu(&self) -> Option<usize> {
-        self.session.cpu()
     }
 
     fn is_lost(&self) -> bool {
@@ -92,8 +115,9 @@ mod tests {
             false => Err(failed()),
         };
         let inputs = vec![("x".to_owned(), Tensor::from_i64(&[1], &[0]))];
-        let shapes = Arc::new(Shapes::new("npu".to_owned(), 8, None));
-        OnDevice::new(Box::new(session), sound.then(|| Arc::new(inputs)), shapes)
+        let shapes = Arc::new(Shapes::new("npu".to_owned(), 8, &[]));
+        let sound = sound.then(|| Arc::new(inputs));
+        OnDevice::new(Box::new(session), sound, shapes, Patience::default())
     }
 
     fn ask(session: &mut OnDevice, rows: usize) -> bool {
@@ -137,8 +161,9 @@ mod tests {
                 false => Ok(vec![inputs[0].1.clone()]),
             };
         let sound = vec![("x".to_owned(), Tensor::from_f32(&[1], &[0.0]))];
-        let shapes = Arc::new(Shapes::new("npu".to_owned(), 2, Some(&sound)));
-        Box::new(OnDevice::new(Box::new(session), Some(Arc::new(sound)), shapes))
+        let shapes = Arc::new(Shapes::new("npu".to_owned(), 2, std::slice::from_ref(&sound)));
+        let patience = Patience::default();
+        Box::new(OnDevice::new(Box::new(session), Some(Arc::new(sound)), shapes, patience))
     }
 
     fn slot(dead: &Arc<AtomicBool>) -> Slot {
@@ -177,6 +202,42 @@ mod tests {
             assert!(begun.elapsed() < Duration::from_secs(60), "its thread does not end");
             thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    #[test]
+    fn who_waits_for_a_run_that_hangs_is_answered_by_what_comes_after_the_device() {
+        let (go, wait) = std::sync::mpsc::channel::<()>();
+        let hangs = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&hangs);
+        let session = move |inputs: &[(&str, &Tensor)], _: &[&str]| {
+            if told.load(Ordering::SeqCst) {
+                // Returns when the test ends.
+                let _ = wait.recv();
+            }
+            Ok(vec![inputs[0].1.clone()])
+        };
+        let shapes = Arc::new(Shapes::new("npu".to_owned(), 2, &[]));
+        let least = Duration::from_millis(50);
+        let patience = Patience { first: Duration::from_secs(60), later: least };
+        let device = OnDevice::new(Box::new(session), None, shapes, patience);
+        let slot = Slot::start(options(8), info("npu"), vec![Box::new(device)]).unwrap();
+        assert!(submit(&slot, 1.0).unwrap().wait().is_ok());
+        hangs.store(true, Ordering::SeqCst);
+        let (running, waiting) = (submit(&slot, 2.0).unwrap(), submit(&slot, 3.0).unwrap());
+        until_lost(&slot);
+        assert!(slot.current().lost().unwrap().contains("did not return within 50ms"));
+        let cpu = |inputs: &[(&str, &Tensor)], _: &[&str]| Ok(vec![inputs[0].1.clone()]);
+        let drain = slot.publish(info("cpu"), vec![Box::new(cpu)], true).unwrap();
+        for (ticket, value) in [(running, 2.0), (waiting, 3.0)] {
+            assert_eq!(ticket.wait().unwrap().outputs[0].to_f32().unwrap(), [value]);
+        }
+        // The thread that waited for it is free, whatever becomes of the run.
+        let begun = Instant::now();
+        while !drain.is_done() {
+            assert!(begun.elapsed() < Duration::from_secs(60), "its thread does not end");
+            thread::sleep(Duration::from_millis(1));
+        }
+        drop(go);
     }
 
     #[test]

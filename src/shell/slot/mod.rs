@@ -12,11 +12,13 @@
 //! is nothing of its own: its requests stand in the queue, can be cancelled there, and go to whichever
 //! variant takes them.
 
+mod apart;
 mod batch;
 mod device;
 mod error;
 mod job;
 mod live;
+mod padded;
 mod queue;
 mod repository;
 mod rows;
@@ -30,15 +32,17 @@ mod together;
 mod variant;
 mod worker;
 
+pub use apart::{Patience, abandoned};
 pub use batch::Batched;
 pub use device::OnDevice;
 pub use error::{InferError, PublishError, Refusal, RunFailure};
 pub use job::{Answer, Request, Ticket};
 pub use live::{Drain, Slot, SlotOptions};
+pub use padded::{Padded, row_sizes};
 pub use repository::{
     Command, CommandError, Commands, Entry, IndexEntry, ModelState, NotServed, Repository,
 };
-pub use rows::{NotBatched, check_rows};
+pub use rows::{NotBatched, check_rows, check_so_many_rows};
 pub use shapes::Shapes;
 pub use stats::{BatchTimes, Counters, Histogram, LATENCY_BUCKETS_US, Stats, Totals, Window};
-pub use variant::{Fault, Notice, Runner, Sampler, Variant, VariantInfo, Witness};
+pub use variant::{Ender, Fault, Notice, Runner, Sampler, Variant, VariantInfo, Witness};

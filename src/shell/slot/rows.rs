@@ -46,10 +46,23 @@ pub fn check_rows(
     signature: &Signature,
     example: Option<&Inputs>,
 ) -> Result<(), NotBatched> {
+    check_so_many_rows(session, signature, example, BATCH_CHECK_ROWS)
+}
+
+/// As [`check_rows`], with at most so many rows, at least 2.
+///
+/// # Errors
+/// As there.
+pub fn check_so_many_rows(
+    session: &mut dyn Runner,
+    signature: &Signature,
+    example: Option<&Inputs>,
+    most: usize,
+) -> Result<(), NotBatched> {
     same_axis(signature)?;
     let example = example.ok_or(NotBatched::NoExample)?;
     let mut rng = ChaCha8Rng::seed_from_u64(0);
-    let rows: Vec<Inputs> = (0..BATCH_CHECK_ROWS)
+    let rows: Vec<Inputs> = (0..most.clamp(2, BATCH_CHECK_ROWS))
         .map(|_| example.iter().map(|(name, like)| (name.clone(), row(like, &mut rng))).collect())
         .collect();
     if rows.windows(2).all(|pair| pair[0] == pair[1]) {

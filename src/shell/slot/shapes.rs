@@ -20,9 +20,9 @@ pub struct Shapes {
 }
 
 impl Shapes {
-    /// At most `most` combinations, of which the first is that of `first`, where the sessions have run on some.
-    pub fn new(provider: String, most: usize, first: Option<&[(String, Tensor)]>) -> Self {
-        let served = first.map(key).into_iter().collect();
+    /// At most `most` combinations, among them those of `all`, which the sessions have run.
+    pub fn new(provider: String, most: usize, all: &[Vec<(String, Tensor)>]) -> Self {
+        let served = all.iter().map(|inputs| key(inputs)).collect();
         Self { provider, most: most.max(1), served: Mutex::new(served) }
     }
 
@@ -71,7 +71,7 @@ mod tests {
             let tensor = Tensor::from_i64(&[1, rows as usize], &vec![0; rows as usize]);
             vec![("y".to_owned(), tensor.clone()), ("x".to_owned(), tensor)]
         };
-        let shapes = Shapes::new("npu".to_owned(), 2, Some(&inputs(3)));
+        let shapes = Shapes::new("npu".to_owned(), 2, &[inputs(3)]);
         assert_eq!(shapes.admit(&inputs(4)), Ok(()));
         let refusal = shapes.admit(&inputs(5)).unwrap_err();
         assert_eq!(

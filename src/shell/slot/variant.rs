@@ -11,6 +11,9 @@ use crate::units::{Digest, Version};
 use super::shapes::Shapes;
 use super::stats::Stats;
 
+/// Ends a run that is under way.
+pub type Ender = Box<dyn Fn() + Send>;
+
 /// A loaded session that one thread runs: `shell::engine`'s live session, or a fake in tests.
 pub trait Runner: Send {
     /// Runs once and returns the outputs named by `wanted`, in that order. Strings travel as the
@@ -32,6 +35,11 @@ pub trait Runner: Send {
 
     /// The CPU that the thread which runs it is bound to; `None`: it is not bound.
     fn cpu(&self) -> Option<usize> {
+        None
+    }
+
+    /// What ends the next run from another thread, as far as that is possible.
+    fn ender(&mut self) -> Option<Ender> {
         None
     }
 

@@ -2,16 +2,17 @@
 //!
 //! The provider keeps compiled models (`CANNExecutionProvider_<graph>_<hash>.om`) in the *working directory*,
 //! and whatever lies there under the name that it looks for is run in place of the model. The name is made of
-//! the model's path, or of its tensors' names, and of shapes: not of the weights. Two rungs of a ladder, or
-//! two versions at one path, have one name. So nothing is ever kept (`dump_om_model=0`), and since the
-//! provider loads what lies there all the same, a directory that holds such a file, or that others can write
-//! to, is refused. The latter holds for its libraries too: the provider's search path ends in the working
-//! directory.
+//! the graph's name, of the model's path or its tensors' names, and of shapes: not of the weights. So each
+//! model's graph is given a name of its own, and files are kept only in a folder of that model alone (see
+//! `kept`); otherwise nothing is kept (`dump_om_model=0`), and since the provider loads what lies there all the
+//! same, a directory that holds any other such file, or that others can write to, is refused. The latter holds
+//! for its libraries too: the provider's search path ends in the working directory.
 //!
 //! It compiles at the first run of every combination of shapes, with one lock for all, and forgets none while
 //! the session lives: what is served is run once before, in the trial and in the warm-up.
 
 mod advice;
+mod kept;
 mod options;
 
 use std::cell::RefCell;
@@ -24,6 +25,8 @@ use ort::ep::{ArbitrarilyConfigurableExecutionProvider, CANN};
 use ort::session::builder::SessionBuilder;
 
 pub use advice::advice;
+pub(super) use kept::named;
+pub use kept::{Aside, Shown, installed, is_there};
 
 use super::library::Located;
 use crate::config::Cann;
@@ -63,7 +66,8 @@ pub enum Refused {
 }
 
 /// Has a session run on CANN; what the provider does not take falls to the CPU, and what makes the provider
-/// itself fail is an error.
+/// itself fail is an error. `cache` is the folder of what was compiled of the model: what is compiled now is
+/// kept where it is the working directory.
 ///
 /// # Errors
 /// Where CANN may not be asked, or refuses.
@@ -71,8 +75,9 @@ pub(super) fn append(
     builder: SessionBuilder,
     library: &Located,
     asked: &Cann,
+    cache: Option<&Path>,
 ) -> ort::Result<SessionBuilder> {
-    let options = prepare(library, asked, Path::new(".")).map_err(ort::Error::wrap)?;
+    let options = prepare(library, asked, Path::new("."), cache).map_err(ort::Error::wrap)?;
     let with = |ep: CANN, (key, value): (&str, String)| ep.with_arbitrary_config(key, value);
     let ep = options.into_iter().fold(CANN::default(), with);
     Ok(builder.with_execution_providers([ep.build().error_on_failure()])?)
@@ -83,18 +88,21 @@ fn prepare<'a>(
     library: &Located,
     asked: &'a Cann,
     dir: &Path,
+    cache: Option<&Path>,
 ) -> Result<Vec<(&'a str, String)>, Refused> {
     if !library.providers.iter().any(|name| name == NAME) {
         let (version, path) = (library.version.clone(), library.path.clone());
         return Err(Refused::NotBuilt { version, path });
     }
-    let options = options::all(&library.version, asked)?;
-    check_folder(dir)?;
+    let cache = cache.and_then(|cache| cache.canonicalize().ok());
+    let keeps = cache.is_some() && dir.canonicalize().ok() == cache;
+    let options = options::all(&library.version, asked, keeps)?;
+    check_folder(dir, cache.as_deref())?;
     Ok(options)
 }
 
-/// Whether the provider may look into a directory.
-fn check_folder(dir: &Path) -> Result<(), Refused> {
+/// Whether the provider may look into a directory, where what was compiled of the model lies in `cache`.
+fn check_folder(dir: &Path, cache: Option<&Path>) -> Result<(), Refused> {
     const OTHERS_WRITE: u32 = 0o002;
     let unreadable = |error: std::io::Error| Refused::Unreadable(error.to_string());
     let dir = dir.canonicalize().map_err(unreadable)?;
@@ -109,12 +117,16 @@ fn check_folder(dir: &Path) -> Result<(), Refused> {
     if let Some(what) = what {
         return Err(Refused::Open { dir, what });
     }
-    let names = fs::read_dir(&dir).map_err(unreadable)?.flatten().take(limits::DIRECTORY_ENTRIES);
-    let mut names: Vec<String> =
-        names.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
-    names.sort();
-    // Newer sources take a file whose name merely contains the one that is looked for.
-    match names.into_iter().find(|name| name.contains(NAME) && name.contains(".om")) {
+    if cache == Some(dir.as_path()) {
+        return Ok(());
+    }
+    let entries = fs::read_dir(&dir).map_err(unreadable)?.flatten().take(limits::DIRECTORY_ENTRIES);
+    let strange = entries.filter_map(|entry| {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let own = cache.is_some_and(|cache| kept::is_shown(&entry.path(), cache));
+        (kept::is_one(&name) && !own).then_some(name)
+    });
+    match strange.min() {
         Some(file) => Err(Refused::Stale { dir, file }),
         None => Ok(()),
     }
@@ -208,27 +220,41 @@ mod tests {
     fn a_build_without_cann_is_refused_with_the_command_that_fetches_one() {
         let dir = tempfile::tempdir().unwrap();
         let cpu = library(&["CPUExecutionProvider"]);
-        let error = prepare(&cpu, &Cann::default(), dir.path()).unwrap_err().to_string();
+        let error = prepare(&cpu, &Cann::default(), dir.path(), None).unwrap_err().to_string();
         assert!(error.contains("1.24.4") && error.contains("runtime fetch --ep cann"), "{error}");
         let both = library(&[NAME, "CPUExecutionProvider"]);
-        assert!(prepare(&both, &Cann::default(), dir.path()).is_ok());
+        assert!(prepare(&both, &Cann::default(), dir.path(), None).is_ok());
     }
 
     #[test]
     fn a_directory_that_others_write_to_or_that_holds_a_compiled_model_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(check_folder(dir.path()).is_ok());
+        assert!(check_folder(dir.path(), None).is_ok());
         let file = "CANNExecutionProvider_g_1_0_0_2.om";
         fs::write(dir.path().join(file), "x").unwrap();
-        let error = check_folder(dir.path()).unwrap_err().to_string();
+        let error = check_folder(dir.path(), None).unwrap_err().to_string();
         assert!(error.contains(file), "{error}");
+        // What is its own is not in its way, here or behind a link.
+        let own = dir.path().canonicalize().unwrap();
+        assert!(check_folder(dir.path(), Some(&own)).is_ok());
+        let other = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(own.join(file), other.path().join(file)).unwrap();
+        assert!(check_folder(other.path(), Some(&own)).is_ok());
+        assert!(check_folder(other.path(), None).is_err());
+        let both = library(&[NAME]);
+        let dumps = |dir: &Path, cache: Option<&Path>| {
+            let asked = Cann::default();
+            let options = prepare(&both, &asked, dir, cache).unwrap();
+            options.iter().any(|(name, value)| *name == "dump_om_model" && value == "1")
+        };
+        assert!(dumps(dir.path(), Some(&own)) && !dumps(other.path(), Some(&own)));
         fs::remove_file(dir.path().join(file)).unwrap();
         // Somebody's own compiled model is never looked for.
         fs::write(dir.path().join("mine.om"), "x").unwrap();
-        assert!(check_folder(dir.path()).is_ok());
+        assert!(check_folder(dir.path(), None).is_ok());
         for mode in [0o777, 0o1777] {
             fs::set_permissions(dir.path(), Permissions::from_mode(mode)).unwrap();
-            let error = check_folder(dir.path()).unwrap_err();
+            let error = check_folder(dir.path(), None).unwrap_err();
             assert!(matches!(error, Refused::Open { .. }), "{error}");
         }
     }

@@ -78,26 +78,24 @@ pub enum OptionError {
     Unknown { version: String, name: String, remedy: String },
     #[error("{name} is `{value}`; the CANN provider takes {expected}")]
     Value { name: String, value: String, expected: String },
-    #[error(
-        "dump_om_model cannot be on: the file's name does not depend on the model's weights, and \
-         one of another variant would be run in its place"
-    )]
-    Dump,
     #[error("device_id is given by itself, beside the options")]
     DeviceId,
 }
 
-/// Every option with its value for a library of this version, by name.
+/// Every option with its value for a library of this version, by name. `keeps`: whether what is compiled is
+/// written to the working directory.
 ///
 /// # Errors
 /// Where one is unknown to it or has a value that it does not take.
 pub(super) fn all<'a>(
     version: &str,
     asked: &'a Cann,
+    keeps: bool,
 ) -> Result<Vec<(&'a str, String)>, OptionError> {
     let minor = version.split('.').nth(1).and_then(|part| part.parse().ok()).unwrap_or_default();
+    let keeps = if keeps { "1" } else { "0" };
     let mut all =
-        vec![("device_id", asked.device_id.to_string()), ("dump_om_model", "0".to_owned())];
+        vec![("device_id", asked.device_id.to_string()), ("dump_om_model", keeps.to_owned())];
     for (name, value) in &asked.options {
         if name == "device_id" {
             return Err(OptionError::DeviceId);
@@ -119,8 +117,10 @@ pub(super) fn all<'a>(
         }
         if known.name != "dump_om_model" {
             all.push((name, value.clone()));
-        } else if is_on(value) {
-            return Err(OptionError::Dump);
+        } else if !is_on(value)
+            && let Some((_, keeps)) = all.iter_mut().find(|(name, _)| *name == "dump_om_model")
+        {
+            "0".clone_into(keeps);
         }
     }
     Ok(all)
@@ -164,15 +164,25 @@ mod tests {
 
     fn refused(version: &str, name: &str, value: &str) -> String {
         let asked = cann(&[(name, value)]);
-        all(version, &asked).unwrap_err().to_string()
+        all(version, &asked, false).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_is_compiled_is_kept_where_there_is_a_place_for_it_and_nobody_says_otherwise() {
+        let kept = |options: &[(&str, &str)], keeps| {
+            let asked = cann(options);
+            all("1.24.4", &asked, keeps).unwrap()[1].clone() == ("dump_om_model", "1".to_owned())
+        };
+        assert!(kept(&[], true) && !kept(&[], false));
+        assert!(!kept(&[("dump_om_model", "0")], true));
+        assert!(kept(&[("dump_om_model", "1")], true) && !kept(&[("dump_om_model", "1")], false));
     }
 
     #[test]
     fn the_device_and_no_kept_models_are_always_asked_for() {
         let expected = vec![("device_id", "3".to_owned()), ("dump_om_model", "0".to_owned())];
-        assert_eq!(all("1.24.4", &cann(&[])).unwrap(), expected);
-        assert_eq!(all("1.24.4", &cann(&[("dump_om_model", "false")])).unwrap(), expected);
-        assert!(refused("1.24.4", "dump_om_model", "True").contains("weights"));
+        assert_eq!(all("1.24.4", &cann(&[]), false).unwrap(), expected);
+        assert_eq!(all("1.24.4", &cann(&[("dump_om_model", "false")]), false).unwrap(), expected);
         assert!(refused("1.24.4", "device_id", "1").contains("by itself"));
     }
 
@@ -180,7 +190,10 @@ mod tests {
     fn each_release_is_given_its_own_names_and_the_other_ones_are_told() {
         let good = |version: &str, name: &str, value: &str| {
             let asked = cann(&[(name, value)]);
-            assert_eq!(all(version, &asked).unwrap().last().unwrap(), &(name, value.to_owned()));
+            assert_eq!(
+                all(version, &asked, false).unwrap().last().unwrap(),
+                &(name, value.to_owned())
+            );
         };
         for version in ["1.22.1", "1.22.2", "1.23.1", "1.23.2", "1.24.4"] {
             good(version, "precision_mode", "force_fp16");
