@@ -36,8 +36,8 @@ pub struct ConfigCommand {
 #[derive(Debug, Subcommand)]
 enum What {
     /// Say all that is wrong, with file, line and column: of the configuration, and of the policies in the
-    /// model directory. Say what is wrong with certificates, keys and tokens, as far as they can be read, and to
-    /// whom each port is open.
+    /// model directory. Say what is wrong with certificates, keys and tokens, as far as they can be read,
+    /// and to whom each port is open.
     Check,
     /// Show every value.
     Show {
