@@ -44,6 +44,9 @@ impl Place {
         authority.write(&dir.join("ca.pem"));
         fs::write(dir.join("camera"), format!("{CAMERA}\n")).unwrap();
         fs::write(dir.join("scraper"), format!("{SCRAPER}\n")).unwrap();
+        for (name, mode) in [("camera", 0o644), ("scraper", 0o640)] {
+            fs::set_permissions(dir.join(name), fs::Permissions::from_mode(mode)).unwrap();
+        }
         let place = Self { home, authority };
         place.certify_agent("agent");
         place
@@ -288,6 +291,8 @@ fn nothing_secret_is_told(place: &Place) {
     assert!(checked.contains("is listed under access, over TLS."), "{checked}");
     let log = place.home.log();
     assert!(log.contains("http is open to whoever reaches this box"), "{log}");
+    assert!(log.contains("camera: every user of this box may read or write it"), "{log}");
+    assert!(!log.contains("scraper: every user"), "{log}");
     for text in [&status, &shown, &checked, &log] {
         for secret in [CAMERA, SCRAPER, "a-secret-that-nobody-has", "PRIVATE KEY"] {
             assert!(!text.contains(secret), "{text}");
@@ -456,6 +461,10 @@ fn a_port_that_is_open_to_everybody_is_refused_or_said_to_be_meant() {
     let runtime = running::onnx_runtime().display().to_string();
     let (code, _, words) = place.blochd(&[&run[..], &["--runtime-library", &runtime]].concat());
     assert_eq!(code, Some(78), "{words}");
+    assert!(words.contains("a token is one line of 16") && !words.contains("short"), "{words}");
+
+    let (code, _, words) = place.blochd(&check);
+    assert_eq!(code, Some(0), "others may not read what the service does");
     assert!(words.contains("a token is one line of 16") && !words.contains("short"), "{words}");
 
     place.configure("0.0.0.0", "allow_plaintext: true\n");

@@ -9,6 +9,7 @@ use blochd::config::{
     Config, ConfigErrors, Loaded, Origin, Policy, grant_settings, json_schema, model_settings,
     plugin_settings, settings, version,
 };
+use blochd::shell::serve::Gate;
 use blochd::units::check_model_name;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -35,7 +36,8 @@ pub struct ConfigCommand {
 #[derive(Debug, Subcommand)]
 enum What {
     /// Say all that is wrong, with file, line and column: of the configuration, and of the policies in the
-    /// model directory.
+    /// model directory. Say what is wrong with certificates, keys and tokens, as far as they can be read,
+    /// and to whom each port is open.
     Check,
     /// Show every value.
     Show {
@@ -177,6 +179,8 @@ fn check(file: Option<&Path>, as_json: bool) -> Result<(), Failure> {
                 .into_iter()
                 .map(|(setting, at)| (setting, at, loaded.config.opening(at)))
                 .collect();
+            // What the service reads, others may not.
+            Gate::check(&loaded.config).iter().for_each(|file| eprintln!("blochd: {file}"));
             policies = check_policies(&loaded.config, &mut wrong)?;
         }
         Err(error) => match error.downcast::<ConfigErrors>() {

@@ -1,6 +1,7 @@
 //! Files that are not for everybody: certificates, keys, passwords and tokens, at a path or as a credential
 //! that systemd gives the service. Nothing of what they hold stands in an error.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustls::pki_types::pem::PemObject;
@@ -32,6 +33,11 @@ pub fn resolve(file: &SecretFile) -> Result<PathBuf, SecretError> {
         why: "systemd gave this service no credentials (LoadCredential=)".to_owned(),
     })?;
     Ok(Path::new(&folder).join(name))
+}
+
+/// Whether every user of the box may read or write a file.
+pub fn is_open(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|facts| facts.mode() & 0o006 != 0)
 }
 
 /// All certificates of a file, at least one.

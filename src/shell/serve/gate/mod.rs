@@ -5,7 +5,7 @@ mod names;
 mod tls;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -105,6 +105,21 @@ impl Gate {
         };
         self.state.store(Arc::new(State { tls, rules: rules(config, listed), looks }));
         if wrong.is_empty() { Ok(()) } else { Err(wrong) }
+    }
+
+    /// Everything that is wrong with files that can be found: credentials are there for the service alone.
+    pub fn check(config: &Config) -> Vec<GateError> {
+        let (_, mut wrong) = listed(config);
+        wrong.extend(Tls::load(config).err());
+        let elsewhere = |path: &str| path.starts_with(SecretFile::CREDENTIAL);
+        wrong.retain(|error| match error {
+            GateError::Secret(SecretError::File { path, .. }) => !elsewhere(path),
+            GateError::Secret(SecretError::Pem { .. })
+            | GateError::Certificate { .. }
+            | GateError::Token { .. }
+            | GateError::SameToken(..) => true,
+        });
+        wrong
     }
 
     /// How the files look, where that is not as when they were read.
@@ -263,8 +278,16 @@ fn listed(config: &Config) -> (Vec<Listed>, Vec<GateError>) {
     (all, wrong)
 }
 
+/// Tells of a secret that is none on this box.
+fn warn_of(path: &Path) {
+    if secrets::is_open(path) {
+        tracing::warn!("{}: every user of this box may read or write it", path.display());
+    }
+}
+
 fn token_of(file: &SecretFile) -> Result<blake3::Hash, GateError> {
     let path = resolve(file)?;
+    warn_of(&path);
     let line = secrets::first_line(&path)?;
     let fits = (TOKEN_LEAST_BYTES..=TOKEN_BYTES).contains(&line.len());
     if !fits || !line.iter().all(u8::is_ascii_graphic) {
@@ -352,6 +375,11 @@ mod tests {
         gate.reload(&config).unwrap();
         assert!(may(a) && !may(b) && may("another-token-of-client-b"));
         config.access.insert("c".to_owned(), grant(write("c", "")));
+        // Nobody but the service finds a credential.
+        let credential = SecretFile("credential:elsewhere".into());
+        config.access.insert("d".to_owned(), grant(credential));
+        let wrong = Gate::check(&config);
+        assert!(matches!(wrong.as_slice(), [GateError::Token { .. }]), "{wrong:?}");
         assert!(Gate::open(&config).is_err(), "at the start there is no last good one");
     }
 }

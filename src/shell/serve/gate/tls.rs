@@ -6,7 +6,7 @@ use rustls::crypto::ring;
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 
-use super::GateError;
+use super::{GateError, warn_of};
 use crate::config::Config;
 use crate::shell::secrets::{self, resolve};
 use crate::shell::serve::listen::Speaks;
@@ -30,6 +30,7 @@ impl Tls {
         let (certificate, key) = (resolve(certificate)?, resolve(key)?);
         let chain = secrets::certificates(&certificate)?;
         let secret = secrets::private_key(&key)?;
+        warn_of(&key);
         let provider = Arc::new(ring::default_provider());
         let wrong = |path: &std::path::Path, why: String| GateError::Certificate {
             path: path.display().to_string(),
