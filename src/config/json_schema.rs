@@ -142,7 +142,7 @@ fn value<T>(setting: &Setting<T>, described: &str, default: &str) -> Value {
         (Shape::List, _) => {
             serde_json::from_str(&format!("[{default}]")).unwrap_or_else(|_| json!(default))
         }
-        (Shape::Paths, _) if default.is_empty() => json!([]),
+        (Shape::Paths | Shape::Names, _) if default.is_empty() => json!([]),
         (Shape::Map, _) if default.is_empty() => json!({}),
         _ => json!(default),
     };

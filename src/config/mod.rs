@@ -3,10 +3,11 @@
 //! [`raw`] reads YAML into a tree in which each value knows its place; [`schema`] is the one table of settings,
 //! from which files, environment variables and flags are read and differences are told; [`layers`] puts
 //! defaults < files < fleet < environment < flags on top of each other; [`fleet`] says what a fleet's bundle
-//! may set; [`mqtt`] is where the fleet's broker is; [`checked`] is what the rest of the program sees, and
-//! [`json_schema`] what editors do; [`providers`] names what can run a model. The room reads neither files nor
-//! the environment: `shell` hands them in.
+//! may set; [`mqtt`] is where the fleet's broker is and [`web`] where its other servers are; [`checked`] is
+//! what the rest of the program sees, and [`json_schema`] what editors do; [`providers`] names what can run a model.
+//! The room reads neither files nor the environment: `shell` hands them in.
 
+mod belongs;
 pub mod checked;
 pub mod diff;
 pub mod error;
@@ -20,6 +21,7 @@ pub mod raw;
 pub mod schema;
 mod values;
 mod wanted;
+pub mod web;
 
 #[cfg(test)]
 mod tests;
@@ -38,3 +40,4 @@ pub use mqtt::{BrokerUrl, BrokerUrlError, FleetName, Mqtt, SecretFile, UserName}
 pub use plugins::plugin_settings;
 pub use providers::{Cann, NoProvider, Plugin, Provider};
 pub use wanted::{ExecutionProviders, Wanted};
+pub use web::{Depots, Hosts, NotFilled, Poll, PollUrl, SignIn, WebAddress, WebAddressError};

@@ -25,7 +25,7 @@ use crate::limits;
 use crate::units::{Digest, Version};
 
 use super::admit::{Seen, Standing, Verified, admit, verify};
-use super::document::Artifact;
+use super::artifact::Artifact;
 use super::health::{Baseline, Health, Looks, Verdict};
 use super::keys::KeySet;
 use super::refused::Refused;

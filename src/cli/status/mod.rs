@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use blochd::config::Config;
+use blochd::shell::links::https::plain_client;
 use blochd::units::Span;
 use clap::Args;
 use serde_json::Value;
@@ -54,9 +55,8 @@ const ANSWER_BYTES: u64 = 16 << 20;
 
 impl Status {
     pub fn run(self) -> Result<(), Failure> {
-        let config = ureq::Agent::config_builder().timeout_global(Some(PATIENCE)).build();
-        let client = ureq::Agent::new_with_config(config);
         let url = self.url();
+        let client = plain_client(&url, PATIENCE).code(Code::Config)?;
         if !self.watch {
             let shown = ask(&client, &url).map(|status| self.show(&status));
             return shown.and_then(|text| print(&text)).code(Code::Unavailable);
@@ -161,6 +161,9 @@ fn ask(client: &ureq::Agent, at: &str) -> anyhow::Result<Value> {
     let url = format!("{at}/v2/blochd/status");
     let failed = || format!("no agent answers at {at}; is `blochd run` running there?");
     let mut answer = client.get(&url).call().with_context(failed)?;
+    if !answer.status().is_success() {
+        return Err(anyhow!("http status: {}", answer.status().as_u16())).with_context(failed);
+    }
     let body = answer.body_mut().with_config().limit(ANSWER_BYTES);
     let status: Value = body.read_json().with_context(failed)?;
     if status.get("models").is_none() {
@@ -211,7 +214,7 @@ fn head(status: &Value) -> String {
     for line in devices::lines(&status["hardware"], &status["accelerators"]) {
         let _ = writeln!(text, "{}", line.text);
     }
-    for line in fleet::lines(&status["fleet"]) {
+    for line in fleet::lines(status) {
         let _ = writeln!(text, "{line}");
     }
     text

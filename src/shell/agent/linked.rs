@@ -25,7 +25,7 @@ use crate::fleet::topics::TopicError;
 use crate::fleet::{Node, Record};
 use crate::limits;
 use crate::shell::files;
-use crate::shell::fleet::node;
+use crate::shell::fleet::{inbox, node};
 use crate::shell::links::mqtt::{self, Arrived, Ends, Shared};
 use crate::units::Digest;
 
@@ -188,7 +188,7 @@ async fn deliver(mut bundles: mpsc::Receiver<Arrived>, inbox: PathBuf) {
         }
         while let Some((path, bytes)) = waiting.pop_first() {
             let (at, these) = (path.clone(), bytes.clone());
-            let put = tokio::task::spawn_blocking(move || put(&at, these)).await;
+            let put = tokio::task::spawn_blocking(move || inbox::put(&at, these)).await;
             if let Ok(Err(error)) = put {
                 tracing::error!("cannot put a bundle into the inbox: {}: {error}", path.display());
                 waiting.insert(path, bytes);
@@ -196,17 +196,6 @@ async fn deliver(mut bundles: mpsc::Receiver<Arrived>, inbox: PathBuf) {
             }
         }
     }
-}
-
-/// Writes a bundle, unless it lies there already: a broker gives what it retains at every connection.
-fn put(path: &Path, bytes: Bytes) -> std::io::Result<()> {
-    if files::read(path, limits::LINK_MESSAGE_BYTES).is_ok_and(|there| there == bytes) {
-        return Ok(());
-    }
-    if let Some(inbox) = path.parent() {
-        std::fs::create_dir_all(inbox)?;
-    }
-    files::replace(path, &[bytes])
 }
 
 /// The file of a topic: `broker-group-site=berlin.bundle`. Topics that are listened to have names without
@@ -335,20 +324,6 @@ mod tests {
         ] {
             assert_eq!(file_name(topic), name);
         }
-    }
-
-    #[test]
-    fn a_bundle_that_lies_there_is_not_written_again() {
-        use std::os::unix::fs::MetadataExt;
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("inbox/broker-all.bundle");
-        let inode = || std::fs::metadata(&path).unwrap().ino();
-        put(&path, Bytes::from_static(b"one")).unwrap();
-        let first = inode();
-        put(&path, Bytes::from_static(b"one")).unwrap();
-        assert_eq!(inode(), first);
-        put(&path, Bytes::from_static(b"two")).unwrap();
-        assert_eq!(std::fs::read(&path).unwrap(), b"two");
     }
 
     #[test]
