@@ -1,11 +1,11 @@
 //! Text → raw → checked configuration. Every error is reported at once, with line and column.
 //!
-//! [`raw`] reads YAML into a tree in which each value knows its place; [`schema`] is the one table of settings,
-//! from which files, environment variables and flags are read and differences are told; [`layers`] puts
-//! defaults < files < fleet < environment < flags on top of each other; [`fleet`] says what a fleet's bundle
-//! may set; [`mqtt`] is where the fleet's broker is and [`web`] where its other servers are; [`checked`] is
-//! what the rest of the program sees, and [`json_schema`] what editors do; [`providers`] names what can run a model.
-//! The room reads neither files nor the environment: `shell` hands them in.
+//! [`raw`] reads YAML into a tree in which each value knows its place; [`schema`] is the one table of
+//! settings, from which files, environment variables and flags are read and differences are told; [`layers`]
+//! puts defaults < files < fleet < environment < flags on top of each other; [`fleet`] says what a fleet's
+//! bundle may set; [`mqtt`] is where the fleet's broker is and [`web`] where its other servers are;
+//! [`checked`] is what the rest of the program sees, and [`json_schema`] what editors do; [`providers`] names
+//! what can run a model. The room reads neither files nor the environment: `shell` hands them in.
 
 mod belongs;
 pub mod checked;
