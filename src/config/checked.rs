@@ -16,6 +16,7 @@ use super::providers::{Cann, Plugin};
 use super::schema;
 use super::shapes::ServedShapes;
 use super::wanted::{self, ExecutionProviders};
+use super::web::{Depots, Poll};
 
 /// What the agent is asked to be.
 ///
@@ -169,6 +170,10 @@ pub struct Fleet {
     pub bandwidth: Option<Bandwidth>,
     /// The fleet's broker.
     pub mqtt: Mqtt,
+    /// The server that is asked for bundles.
+    pub poll: Poll,
+    /// How artifacts are fetched.
+    pub artifacts: Depots,
 }
 
 /// What bundles call a box.
@@ -426,6 +431,8 @@ impl Default for Config {
                 probation: Span::secs(600),
                 bandwidth: None,
                 mqtt: Mqtt::default(),
+                poll: Poll::default(),
+                artifacts: Depots::default(),
             },
             access: BTreeMap::new(),
             defaults: ModelConfig::default(),

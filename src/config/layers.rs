@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 
 use super::access;
-use super::checked::{Config, Inbox, ModelConfig, apply};
+use super::belongs;
+use super::checked::{Config, ModelConfig, apply};
 use super::error::{ConfigErrors, Origin, Problem};
 use super::fleet::{self, FleetPart};
 use super::plugins;
@@ -243,7 +244,7 @@ fn check(config: &Config, origins: &Origins, problems: &mut Vec<Problem>) {
     }
     access::check(config, origins, &origin, problems);
     plugins::check(config, origins, problems);
-    check_fleet(config, &origin, problems);
+    belongs::check(&config.fleet, config, &origin, problems);
     config.defaults.check(
         &config.plugins,
         |path| origins.get(&format!("defaults.{path}")).cloned().unwrap_or(Origin::Default),
@@ -255,77 +256,6 @@ fn check(config: &Config, origins: &Origins, problems: &mut Vec<Problem>) {
                 problems.extend(found);
             }
         }
-    }
-}
-
-/// What does not fit together of how the box signs in at its fleet's broker.
-fn check_broker(
-    config: &Config,
-    origin: &impl Fn([&str; 2]) -> Origin,
-    problems: &mut Vec<Problem>,
-) {
-    let mqtt = &config.fleet.mqtt;
-    let Some(url) = &mqtt.url else { return };
-    if config.fleet.keys.0.is_empty() {
-        problems.push(Problem {
-            origin: origin(["fleet.mqtt.url", "fleet.keys"]),
-            what: "a broker without keys: every bundle would be refused".to_owned(),
-            right: "name the public keys of those who sign under fleet.keys".to_owned(),
-        });
-    }
-    if config.fleet.inbox.is_none() {
-        problems.push(Problem {
-            origin: origin(["fleet.mqtt.url", "fleet.inbox"]),
-            what: "a broker without an inbox: what comes by it is put there".to_owned(),
-            right: "name a directory under fleet.inbox".to_owned(),
-        });
-    }
-    if !url.tls && !url.is_here() && !mqtt.plaintext {
-        problems.push(Problem {
-            origin: origin(["fleet.mqtt.url", "fleet.mqtt.plaintext"]),
-            what: format!("{url} is not on this box, and is spoken to without TLS"),
-            right: "write mqtts://, or plaintext: true where the network is trusted".to_owned(),
-        });
-    }
-    if mqtt.client_certificate.is_some() != mqtt.client_key.is_some() {
-        problems.push(Problem {
-            origin: origin(["fleet.mqtt.client_certificate", "fleet.mqtt.client_key"]),
-            what: "a certificate and its key go together".to_owned(),
-            right: "name both, or none".to_owned(),
-        });
-    }
-}
-
-/// What does not fit together of how the box belongs to a fleet.
-fn check_fleet(
-    config: &Config,
-    origin: &impl Fn([&str; 2]) -> Origin,
-    problems: &mut Vec<Problem>,
-) {
-    let fleet = &config.fleet;
-    let keys = fleet.keys.0.len();
-    if keys > 0 && fleet.threshold > keys {
-        problems.push(Problem {
-            origin: origin(["fleet.threshold", "fleet.keys"]),
-            what: format!("{} signatures are needed and {keys} keys are named", fleet.threshold),
-            right: format!("write a threshold of at most {keys}, or name more keys"),
-        });
-    }
-    check_broker(config, origin, problems);
-    let Some(Inbox(inbox)) = &fleet.inbox else { return };
-    if keys == 0 {
-        problems.push(Problem {
-            origin: origin(["fleet.inbox", "fleet.keys"]),
-            what: "an inbox without keys: every bundle would be refused".to_owned(),
-            right: "name the public keys of those who sign under fleet.keys".to_owned(),
-        });
-    }
-    if inbox.starts_with(&config.model_dir) || *inbox == config.state_dir {
-        problems.push(Problem {
-            origin: origin(["fleet.inbox", "model_dir"]),
-            what: format!("the inbox {} is a place of the agent's own", inbox.display()),
-            right: "give bundles a directory of their own".to_owned(),
-        });
     }
 }
 

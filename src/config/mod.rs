@@ -3,11 +3,13 @@
 //! [`raw`] reads YAML into a tree in which each value knows its place; [`schema`] is the one table of settings,
 //! from which files, environment variables and flags are read and differences are told; [`layers`] puts
 //! defaults < files < fleet < environment < flags on top of each other; [`fleet`] says what a fleet's bundle
-//! may set; [`mqtt`] is where the fleet's broker is, and [`access`] who may come in; [`checked`] is what the
-//! rest of the program sees, and [`json_schema`] what editors do; [`version`] is that of all this; [`providers`]
-//! names what can run a model. The room reads neither files nor the environment: `shell` hands them in.
+//! may set; [`mqtt`] is where the fleet's broker is and [`web`] where its other servers are, and [`access`] who
+//! may come in; [`checked`] is what the rest of the program sees, and [`json_schema`] what editors do;
+//! [`version`] is that of all this; [`providers`] names what can run a model. The room reads neither files nor
+//! the environment: `shell` hands them in.
 
 pub mod access;
+mod belongs;
 pub mod checked;
 pub mod diff;
 pub mod error;
@@ -23,6 +25,7 @@ mod shapes;
 mod values;
 pub mod version;
 mod wanted;
+pub mod web;
 
 #[cfg(test)]
 mod tests;
@@ -45,3 +48,4 @@ pub use plugins::plugin_settings;
 pub use providers::{Cann, NoProvider, Plugin, Provider};
 pub use shapes::{ServedShapes, Sizes, shape_text};
 pub use wanted::{ExecutionProviders, Wanted};
+pub use web::{Depots, Hosts, NotFilled, Poll, PollUrl, SignIn, WebAddress, WebAddressError};

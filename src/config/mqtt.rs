@@ -1,9 +1,10 @@
 //! Where the fleet's broker is, and how the box signs in there.
 
 use std::fmt;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
+
+use super::web::{authority, is_here};
 
 /// How the box speaks to its fleet.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -59,8 +60,7 @@ pub struct BrokerUrl {
 impl BrokerUrl {
     /// Whether it is on this box, by its name alone.
     pub fn is_here(&self) -> bool {
-        let address = self.host.parse::<IpAddr>();
-        self.host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+        is_here(&self.host)
     }
 }
 
@@ -90,31 +90,8 @@ impl FromStr for BrokerUrl {
             return Err(BrokerUrlError::Credentials);
         }
         let usual = if tls { 8883 } else { 1883 };
-        let (host, port) = match rest.strip_prefix('[').map(|v6| v6.split_once(']')) {
-            // An address of version 6 has colons of its own.
-            Some(Some((host, ""))) => (host, None),
-            Some(Some((host, port))) => (host, Some(port.strip_prefix(':').unwrap_or(""))),
-            Some(None) => return Err(BrokerUrlError::Host),
-            None => match rest.split_once(':') {
-                Some((host, port)) => (host, Some(port)),
-                None => (rest, None),
-            },
-        };
-        let port = match port.map(str::parse::<u16>) {
-            None => usual,
-            Some(Ok(port)) if port != 0 => port,
-            Some(Ok(_) | Err(_)) => return Err(BrokerUrlError::Host),
-        };
-        let v6 = rest.starts_with('[');
-        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
-        let fits = match host.parse::<IpAddr>() {
-            Ok(address) => address.is_ipv6() == v6,
-            Err(_) => !v6 && (1..=253).contains(&host.len()) && host.bytes().all(plain),
-        };
-        if !fits {
-            return Err(BrokerUrlError::Host);
-        }
-        Ok(Self { tls, host: host.to_owned(), port })
+        let (host, port) = authority(rest).ok_or(BrokerUrlError::Host)?;
+        Ok(Self { tls, host, port: port.unwrap_or(usual) })
     }
 }
 

@@ -17,7 +17,7 @@ use super::raw::{At, Key, Node, Value, parse};
 use super::shapes::{ServedShapes, served_shapes};
 use super::values::{self as read, Show};
 use super::version;
-use super::wanted;
+use super::{wanted, web};
 
 /// A setting of `T`.
 #[derive(Debug)]
@@ -168,6 +168,64 @@ pub static AGENT: &[Setting<Config>] = &[
     agent!("fleet.mqtt.username", Scalar, true, read::user_name, fleet.mqtt.username),
     agent!("fleet.mqtt.password_file", Path, true, read::secret_file, fleet.mqtt.password_file),
     agent!("fleet.mqtt.plaintext", Scalar, true, read::flag, fleet.mqtt.plaintext),
+    agent!("fleet.poll.url", Scalar, true, web::poll_url, fleet.poll.url),
+    agent!("fleet.poll.interval", Scalar, true, |t| between(t, 1, 604_800), fleet.poll.interval),
+    agent!("fleet.poll.ca", Path, true, read::path_or_auto, fleet.poll.sign_in.ca),
+    agent!(
+        "fleet.poll.client_certificate",
+        Path,
+        true,
+        read::secret_file,
+        fleet.poll.sign_in.client_certificate
+    ),
+    agent!("fleet.poll.client_key", Path, true, read::secret_file, fleet.poll.sign_in.client_key),
+    agent!("fleet.poll.username", Scalar, true, read::user_name, fleet.poll.sign_in.username),
+    agent!(
+        "fleet.poll.password_file",
+        Path,
+        true,
+        read::secret_file,
+        fleet.poll.sign_in.password_file
+    ),
+    agent!("fleet.poll.token_file", Path, true, read::secret_file, fleet.poll.sign_in.token_file),
+    agent!("fleet.poll.plaintext", Scalar, true, read::flag, fleet.poll.plaintext),
+    agent!("fleet.artifacts.hosts", Names, true, web::hosts, fleet.artifacts.hosts),
+    agent!("fleet.artifacts.ca", Path, true, read::path_or_auto, fleet.artifacts.sign_in.ca),
+    agent!(
+        "fleet.artifacts.client_certificate",
+        Path,
+        true,
+        read::secret_file,
+        fleet.artifacts.sign_in.client_certificate
+    ),
+    agent!(
+        "fleet.artifacts.client_key",
+        Path,
+        true,
+        read::secret_file,
+        fleet.artifacts.sign_in.client_key
+    ),
+    agent!(
+        "fleet.artifacts.username",
+        Scalar,
+        true,
+        read::user_name,
+        fleet.artifacts.sign_in.username
+    ),
+    agent!(
+        "fleet.artifacts.password_file",
+        Path,
+        true,
+        read::secret_file,
+        fleet.artifacts.sign_in.password_file
+    ),
+    agent!(
+        "fleet.artifacts.token_file",
+        Path,
+        true,
+        read::secret_file,
+        fleet.artifacts.sign_in.token_file
+    ),
 ];
 
 /// Settings of one plugin, below `plugins: <name>:`, beside the `options` that are its provider's own.

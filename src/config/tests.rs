@@ -499,6 +499,22 @@ fn what_needs_a_restart_is_all_that_is_kept_back() {
         ("fleet.mqtt.username", "me"),
         ("fleet.mqtt.password_file", "credential:password"),
         ("fleet.mqtt.plaintext", "true"),
+        ("fleet.poll.url", "https://depot/{node}.bundle"),
+        ("fleet.poll.interval", "7s"),
+        ("fleet.poll.ca", "/ca"),
+        ("fleet.poll.client_certificate", "/c"),
+        ("fleet.poll.client_key", "/k"),
+        ("fleet.poll.username", "me"),
+        ("fleet.poll.password_file", "/p"),
+        ("fleet.poll.token_file", "credential:token"),
+        ("fleet.poll.plaintext", "true"),
+        ("fleet.artifacts.hosts", "depot, registry:5000"),
+        ("fleet.artifacts.ca", "/ca"),
+        ("fleet.artifacts.client_certificate", "/c"),
+        ("fleet.artifacts.client_key", "/k"),
+        ("fleet.artifacts.username", "me"),
+        ("fleet.artifacts.password_file", "/p"),
+        ("fleet.artifacts.token_file", "credential:token"),
     ];
     let restart: Vec<&str> = schema::AGENT.iter().filter(|s| s.restart).map(|s| s.path).collect();
     assert_eq!(restart, changed.map(|(path, _)| path));

@@ -12,7 +12,7 @@
 //! config:                           # laid over the box's own files, and in place of the last bundle's
 //!   defaults: {budget: {p99: 40ms}}
 //! models:
-//!   - {name: ocr, version: 3, url: 'http://depot/ocr-3.onnx', size: 1048576, sha256: …}
+//!   - {name: ocr, version: 3, url: 'https://depot/ocr-3.onnx', size: 1048576, sha256: …}
 //! keys:                             # who signs the bundles after this one
 //!   threshold: 2
 //!   public: [RWQ…, RWQ…, RWQ…]
@@ -20,14 +20,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::str::FromStr;
 use std::sync::Arc;
 
 use crate::config::raw::{At, Key as YamlKey, Node, Value, parse};
 use crate::config::{ConfigErrors, Origin, Problem, did_you_mean, fleet_problems};
 use crate::limits;
-use crate::units::{ByteSize, Version, check_model_name, is_fleet_name};
+use crate::units::is_fleet_name;
 
+use super::artifact::Artifact;
 use super::keys::{Key, KeySet};
 use super::select::{Selector, Share, WHOLE};
 use super::time::Timestamp;
@@ -51,62 +51,6 @@ pub struct Document {
     pub keys: Option<KeySet>,
 }
 
-/// A file that becomes `<name>/<version>/model.onnx`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Artifact {
-    pub name: String,
-    pub version: Version,
-    pub from: Source,
-    /// Bytes.
-    pub size: u64,
-    pub sha256: Sha256,
-    /// Of the file itself, by a key that is trusted: four lines as minisign writes them.
-    pub signature: Option<String>,
-}
-
-/// Where an artifact is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Source {
-    /// `http://…`.
-    Url(String),
-    /// Beside the bundle: a relative path within the inbox.
-    File(String),
-}
-
-/// SHA-256 of some content, as 64 hexadecimal digits.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Sha256(pub [u8; 32]);
-
-impl fmt::Display for Sha256 {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl fmt::Debug for Sha256 {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Sha256({self})")
-    }
-}
-
-impl FromStr for Sha256 {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        let digit = |byte: u8| (byte as char).to_digit(16).map(|digit| digit as u8);
-        let text = text.as_bytes();
-        let mut bytes = [0; 32];
-        if text.len() != 2 * bytes.len() {
-            return Err(());
-        }
-        for (byte, pair) in bytes.iter_mut().zip(text.chunks_exact(2)) {
-            let (Some(high), Some(low)) = (digit(pair[0]), digit(pair[1])) else { return Err(()) };
-            *byte = (high << 4) | low;
-        }
-        Ok(Self(bytes))
-    }
-}
-
 impl Document {
     /// Reads a document. `file` is only named in errors.
     ///
@@ -124,20 +68,20 @@ impl Document {
 }
 
 /// Walks the tree and collects what is wrong.
-struct Reader {
+pub(super) struct Reader {
     file: Arc<str>,
     problems: Vec<Problem>,
 }
 
 /// The entries of a map, taken out one by one.
-struct Entries {
-    at: At,
+pub(super) struct Entries {
+    pub(super) at: At,
     name: String,
     left: Vec<(YamlKey, Node)>,
 }
 
 impl Reader {
-    fn problem(&mut self, at: At, what: impl Into<String>, right: impl Into<String>) {
+    pub(super) fn problem(&mut self, at: At, what: impl Into<String>, right: impl Into<String>) {
         let file = Arc::clone(&self.file);
         let origin = Origin::File { file, line: at.line, column: at.column };
         self.problems.push(Problem { origin, what: what.into(), right: right.into() });
@@ -191,7 +135,7 @@ impl Reader {
     }
 
     /// The entries of a map with no other keys than `known`, none twice.
-    fn map(&mut self, node: Node, name: &str, known: &[&str]) -> Option<Entries> {
+    pub(super) fn map(&mut self, node: Node, name: &str, known: &[&str]) -> Option<Entries> {
         let at = node.at;
         let Value::Map(entries) = node.value else {
             self.problem(at, format!("{name} is not a map"), "write `key: value` lines");
@@ -213,7 +157,12 @@ impl Reader {
         Some(Entries { at, name: name.to_owned(), left })
     }
 
-    fn required(&mut self, entries: &mut Entries, key: &str, right: &str) -> Option<Node> {
+    pub(super) fn required(
+        &mut self,
+        entries: &mut Entries,
+        key: &str,
+        right: &str,
+    ) -> Option<Node> {
         let found = entries.take(key).map(|(_, node)| node);
         if found.is_none() {
             let what = format!("{} has no `{key}`", entries.name);
@@ -222,7 +171,7 @@ impl Reader {
         found
     }
 
-    fn scalar(&mut self, node: &Node, name: &str) -> Option<String> {
+    pub(super) fn scalar(&mut self, node: &Node, name: &str) -> Option<String> {
         match &node.value {
             Value::Scalar(text) => Some(text.clone()),
             Value::Null | Value::List(_) | Value::Map(_) => {
@@ -232,7 +181,7 @@ impl Reader {
         }
     }
 
-    fn whole(&mut self, node: &Node, name: &str, least: u64, most: u64) -> Option<u64> {
+    pub(super) fn whole(&mut self, node: &Node, name: &str, least: u64, most: u64) -> Option<u64> {
         let text = self.scalar(node, name)?;
         match text.parse::<u64>() {
             Ok(value) if (least..=most).contains(&value) => Some(value),
@@ -244,12 +193,17 @@ impl Reader {
         }
     }
 
-    fn taken<T, E: fmt::Display>(&mut self, at: At, read: Result<T, E>, right: &str) -> Option<T> {
+    pub(super) fn taken<T, E: fmt::Display>(
+        &mut self,
+        at: At,
+        read: Result<T, E>,
+        right: &str,
+    ) -> Option<T> {
         read.map_err(|error| self.problem(at, error.to_string(), right)).ok()
     }
 
     /// The items of a list, or a single value as a list of one.
-    fn items(&mut self, node: Node, name: &str, most: usize) -> Vec<Node> {
+    pub(super) fn items(&mut self, node: Node, name: &str, most: usize) -> Vec<Node> {
         let at = node.at;
         let items = match node.value {
             Value::List(items) => items,
@@ -360,115 +314,6 @@ impl Reader {
         Some(Share { parts: parts.round() as u64, salt: salt_text })
     }
 
-    fn models(&mut self, node: Node) -> Vec<Artifact> {
-        let mut models: Vec<Artifact> = Vec::new();
-        if !matches!(node.value, Value::List(_)) {
-            self.problem(node.at, "`models` is not a list", "write each model behind a dash");
-            return models;
-        }
-        for item in self.items(node, "models", limits::FLEET_MODELS) {
-            let at = item.at;
-            let Some(model) = self.model(item) else { continue };
-            if models.iter().any(|other| other.name == model.name) {
-                let what = format!("model {} stands twice", model.name);
-                self.problem(at, what, "name one version of each model");
-            } else {
-                models.push(model);
-            }
-        }
-        models.sort_by(|a, b| a.name.cmp(&b.name));
-        models
-    }
-
-    fn model(&mut self, node: Node) -> Option<Artifact> {
-        let known = ["name", "version", "url", "file", "size", "sha256", "signature"];
-        let mut entries = self.map(node, "a model", &known)?;
-        let at = entries.at;
-        let name = self.required(&mut entries, "name", "the model's name").and_then(|node| {
-            let name = self.scalar(&node, "name")?;
-            self.taken(node.at, check_model_name(&name), "rename the model")?;
-            Some(name)
-        });
-        let version = self.required(&mut entries, "version", "a whole number above the last one");
-        let version = version.and_then(|node| self.whole(&node, "version", 1, u64::MAX));
-        let size = self.required(&mut entries, "size", "the file's number of bytes");
-        let size = size.and_then(|node| self.whole(&node, "size", 1, limits::FLEET_ARTIFACT_BYTES));
-        let sha256 = self.required(&mut entries, "sha256", "what `sha256sum` says of the file");
-        let sha256 = sha256.and_then(|node| {
-            let text = self.scalar(&node, "sha256")?;
-            let read = text.parse().map_err(|()| format!("`sha256` is {text:?}"));
-            self.taken(node.at, read, "write the 64 hexadecimal digits that `sha256sum` says")
-        });
-        let from = match (entries.take("url"), entries.take("file")) {
-            (Some((_, node)), None) => self.url(&node).map(Source::Url),
-            (None, Some((_, node))) => self.file(&node).map(Source::File),
-            (None, None) | (Some(_), Some(_)) => {
-                self.problem(at, "a model has one of `url` and `file`", "write where it is");
-                None
-            }
-        };
-        let signature = match entries.take("signature") {
-            None => None,
-            Some((_, node)) => Some(self.signature(&node)?),
-        };
-        let version = Version(version?);
-        Some(Artifact {
-            name: name?,
-            version,
-            from: from?,
-            size: size?,
-            sha256: sha256?,
-            signature,
-        })
-    }
-
-    fn url(&mut self, node: &Node) -> Option<String> {
-        let text = self.scalar(node, "url")?;
-        if text.starts_with("https://") {
-            let what = "artifacts are fetched without TLS: what they must be is signed";
-            self.problem(node.at, what, "write http://, or file: and put it beside the bundle");
-            return None;
-        }
-        let rest = text.strip_prefix("http://");
-        let host = rest.map(|rest| rest.split(['/', '?', '#']).next().unwrap_or_default());
-        let plain =
-            text.bytes().all(|byte| byte.is_ascii_graphic() && !b"\"<>\\^`{|}".contains(&byte));
-        // A name and a password in a URL would stand in logs.
-        let fits = host.is_some_and(|host| !host.is_empty() && !host.contains('@'));
-        if fits && plain && text.len() <= limits::FLEET_URL_BYTES {
-            return Some(text);
-        }
-        let right = "write http://, a host without a user's name, and a path";
-        self.problem(node.at, "`url` is no address of a file", right);
-        None
-    }
-
-    fn file(&mut self, node: &Node) -> Option<String> {
-        let text = self.scalar(node, "file")?;
-        let plain = |part: &str| is_fleet_name(part) && !part.starts_with('.');
-        if text.len() <= limits::FLEET_URL_BYTES && text.split('/').all(plain) {
-            return Some(text);
-        }
-        let right = "write the name of a file in the folder of the bundle, or in a folder below it";
-        self.problem(node.at, "`file` leads elsewhere", right);
-        None
-    }
-
-    fn signature(&mut self, node: &Node) -> Option<String> {
-        let text = self.scalar(node, "signature")?;
-        let size = text.len();
-        if text.trim_end().lines().count() == 4 && size <= limits::FLEET_SIGNATURE_BYTES {
-            return Some(text.trim_end().to_owned());
-        }
-        let what = format!("`signature` has {} and no four lines", ByteSize(size as u64));
-        self.problem(
-            node.at,
-            what,
-            "write the contents of the .minisig file behind `signature: |`",
-        );
-        None
-    }
-
     fn keys(&mut self, node: Node) -> Option<KeySet> {
         let mut entries = self.map(node, "keys", &["threshold", "public"])?;
         let at = entries.at;
@@ -486,7 +331,7 @@ impl Reader {
 }
 
 impl Entries {
-    fn take(&mut self, key: &str) -> Option<(YamlKey, Node)> {
+    pub(super) fn take(&mut self, key: &str) -> Option<(YamlKey, Node)> {
         let at = self.left.iter().position(|(found, _)| found.text == key)?;
         Some(self.left.remove(at))
     }

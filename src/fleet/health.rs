@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::limits::{FLEET_FAILURES, FLEET_LOOKS, FLEET_REQUESTS};
 use crate::units::Version;
 
-use super::document::Artifact;
+use super::artifact::Artifact;
 
 /// What is seen of one model at a moment.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -130,13 +130,21 @@ impl Looks {
 
 #[cfg(test)]
 mod tests {
-    use super::super::document::{Sha256, Source};
+    use super::super::artifact::{Sha256, Source};
     use super::*;
 
     fn wanted(version: u64) -> [Artifact; 1] {
         let (from, sha256) = (Source::File("f".into()), Sha256([0; 32]));
         let version = Version(version);
-        [Artifact { name: "m".into(), version, from, size: 1, sha256, signature: None }]
+        [Artifact {
+            name: "m".into(),
+            version,
+            from,
+            size: 1,
+            sha256,
+            signature: None,
+            files: Vec::new(),
+        }]
     }
 
     fn seen(version: u64, requests: u64, failures: u64, met: Option<bool>) -> Health {

@@ -40,6 +40,8 @@ pub enum Refused {
          every change a revision of its own"
     )]
     OtherContents { revision: u64 },
+    #[error("revision {revision} is overtaken by {by}, which lies beside it")]
+    Superseded { revision: u64, by: u64 },
     #[error("revision {revision} is in force already")]
     Applied { revision: u64 },
     #[error("revision {revision} was given up here ({why}): send what is better as a new revision")]
@@ -70,6 +72,7 @@ impl Refused {
             Self::Expired { .. } => "expired",
             Self::Old { .. } => "old_revision",
             Self::OtherContents { .. } => "other_contents",
+            Self::Superseded { .. } => "superseded",
             Self::Applied { .. } => "applied",
             Self::GivenUp { .. } => "given_up",
             Self::NotForThisNode { .. } => "not_for_this_node",
@@ -78,11 +81,12 @@ impl Refused {
         }
     }
 
-    /// Whether somebody should look at it: a bundle for others, or one that is in force already, is nothing
-    /// out of the ordinary.
+    /// Whether somebody should look at it: a bundle for others, one that is in force already, or one that a
+    /// newer one has overtaken, is nothing out of the ordinary.
     pub fn is_wrong(&self) -> bool {
         match self {
-            Self::Applied { .. }
+            Self::Superseded { .. }
+            | Self::Applied { .. }
             | Self::NotForThisNode { .. }
             | Self::NotChosen { .. }
             | Self::Busy { .. } => false,

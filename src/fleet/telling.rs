@@ -100,6 +100,7 @@ fn revision(why: &Refused) -> Option<u64> {
     match why {
         Refused::Old { revision, .. }
         | Refused::OtherContents { revision }
+        | Refused::Superseded { revision, .. }
         | Refused::Applied { revision }
         | Refused::GivenUp { revision, .. }
         | Refused::Busy { revision } => Some(*revision),

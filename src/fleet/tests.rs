@@ -59,7 +59,7 @@ fn what_stock_minisign_signed_and_cat_put_together_is_verified_and_read() {
     assert_eq!(document.models.len(), 2);
     assert_eq!(document.models[0].from, Source::File("digits-7.onnx".into()));
     let url = "http://depot.example:8080/ocr/2.onnx";
-    assert_eq!(document.models[1].from, Source::Url(url.into()));
+    assert_eq!(document.models[1].from, Source::Web(url.parse().unwrap()));
     assert_eq!(document.models[1].size, 1 << 20);
     // The name of a key is the one that minisign shows in its file's comment.
     let comment = fixture!("alice.pub").lines().next().unwrap();
@@ -203,7 +203,8 @@ fn what_artifacts_may_be_called_and_where_they_may_lie_is_bounded() {
             format!("{HEAD}models:\n- {{name: m, version: 1, {from}, size: 4, sha256: {sum}}}\n");
         parse(&text)
     };
-    for good in ["file: a.onnx", "file: a/b.onnx", "url: 'http://h/a'", "url: 'http://h:1/a?b=c'"] {
+    for good in ["file: a.onnx", "file: a/b.onnx", "url: 'http://h/a'", "url: 'https://h:1/a?b=c'"]
+    {
         assert!(model(good).is_ok(), "{good}: {:?}", model(good));
     }
     for bad in [
@@ -214,7 +215,7 @@ fn what_artifacts_may_be_called_and_where_they_may_lie_is_bounded() {
         "file: a//b",
         "file: ''",
         "url: 'ftp://h/a'",
-        "url: 'https://h/a'",
+        "url: 'ftp://h/a'",
         "url: 'http:///a'",
         "url: 'http://u:p@h/a'",
         "url: 'http://h/a b'",

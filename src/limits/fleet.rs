@@ -36,8 +36,16 @@ pub const FLEET_SALT_BYTES: usize = 128;
 /// Longest address of an artifact: what servers take.
 pub const FLEET_URL_BYTES: usize = 2048;
 
+/// Most servers that are shown who the box is: a depot, a registry, and whoever gives out its tokens.
+pub const FLEET_HOSTS: usize = 16;
+
 /// Largest artifact: a model and its weights in one file, which the format bounds to 2 GiB.
 pub const FLEET_ARTIFACT_BYTES: u64 = 2 << 30;
+
+/// Most files beside a model's own, and the largest of them: exporters write weights into one file or a few,
+/// and a box that held more than that at a time would be none for the edge.
+pub const FLEET_FILES: usize = 64;
+pub const FLEET_FILE_BYTES: u64 = 64 << 30;
 
 /// How often an artifact is fetched again, each time later, before its bundle is left alone until it comes
 /// again: with the waits between, a day.
@@ -68,6 +76,17 @@ pub const FLEET_SILENCE: std::time::Duration = std::time::Duration::from_secs(30
 
 /// Addresses that a server of artifacts may send one on to, one after the other.
 pub const FLEET_REDIRECTS: u32 = 3;
+
+/// Largest answer of who gives out a registry's tokens, and longest token: some carry what they allow, signed.
+pub const FLEET_TOKEN_ANSWER_BYTES: u64 = 256 << 10;
+pub const FLEET_TOKEN_BYTES: usize = 64 << 10;
+
+/// Longest word that a registry says of who gives out its tokens, of an address's length.
+pub const FLEET_CHALLENGE_BYTES: usize = FLEET_URL_BYTES;
+
+/// How long bundles that have come wait for others that are still written: a broker hands over all that it
+/// retains within a moment, and only the newest of them matters.
+pub const FLEET_GATHER: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// Most bundles of an inbox that are looked at: one is usual.
 pub const FLEET_INBOX_FILES: usize = 256;

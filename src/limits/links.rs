@@ -79,3 +79,21 @@ pub const LINK_HEARD: usize = 2 * LINK_NODES;
 
 /// Before a bundle that could not be put into the inbox is tried again.
 pub const LINK_INBOX_AGAIN: Duration = Duration::from_secs(10);
+
+// ---- fleet: polling; shell: links ----
+
+/// For a whole question to a server of bundles: the largest bundle over the slowest line that is in use.
+pub const LINK_POLL_ANSWER: Duration = Duration::from_secs(120);
+
+/// The first question comes within this time of the start, at random: a plant whose boxes start together does
+/// not ask in one moment.
+pub const LINK_POLL_FIRST: Duration = Duration::from_secs(10);
+
+/// Share by which the time between two questions is longer or shorter, at random.
+pub const LINK_POLL_JITTER: f64 = 0.1;
+
+/// Longest that a server may ask to be left alone.
+pub const LINK_POLL_AWAY: Duration = Duration::from_secs(3600);
+
+/// Longest word by which a server knows its own answer again.
+pub const LINK_POLL_TAG_BYTES: usize = 1024;

@@ -79,6 +79,7 @@ fn code(refused: &Refused) -> Code {
         | Refused::Expired { .. }
         | Refused::Old { .. }
         | Refused::OtherContents { .. }
+        | Refused::Superseded { .. }
         | Refused::Applied { .. }
         | Refused::GivenUp { .. }
         | Refused::NotForThisNode { .. }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use blochd::fleet::{Document, Envelope, Refused, Selector, Source};
+use blochd::fleet::{Artifact, Document, Envelope, Further, Refused, Selector, Source};
 use blochd::shell::fleet::node;
 use clap::Args;
 use serde_json::{Value, json};
@@ -66,18 +66,32 @@ impl ShowNode {
     }
 }
 
+/// The key under which a document says where a file is.
+fn kind(from: &Source) -> &'static str {
+    match from {
+        Source::Web(_) | Source::Registry(_) => "url",
+        Source::File(_) => "file",
+    }
+}
+
 /// A document as JSON.
 pub(super) fn document(of: &Document) -> Value {
     let models: Vec<Value> = of
         .models
         .iter()
         .map(|model| {
-            let (kind, from) = match &model.from {
-                Source::Url(url) => ("url", url),
-                Source::File(file) => ("file", file),
-            };
-            json!({"name": model.name, "version": model.version, kind: from, "size": model.size,
-                "sha256": model.sha256.to_string(), "signed": model.signature.is_some()})
+            let files: Vec<Value> = model
+                .files
+                .iter()
+                .map(|file| {
+                    json!({"name": file.name, kind(&file.from): file.from.to_string(),
+                        "size": file.size, "sha256": file.sha256.to_string()})
+                })
+                .collect();
+            json!({"name": model.name, "version": model.version,
+                kind(&model.from): model.from.to_string(), "size": model.size,
+                "sha256": model.sha256.to_string(), "signed": model.signature.is_some(),
+                "files": files})
         })
         .collect();
     let Selector { nodes, labels, share } = &of.selector;
@@ -112,11 +126,11 @@ pub(super) fn words(of: &Document) -> String {
         text.push_str("a configuration\n");
     }
     for model in &of.models {
-        let from = match &model.from {
-            Source::Url(place) | Source::File(place) => place,
-        };
-        let (name, version, size) = (&model.name, model.version, model.size);
+        let Artifact { name, version, size, from, .. } = model;
         text.push_str(&format!("{name} version {version}: {size} bytes from {from}\n"));
+        for Further { name, size, from, .. } in &model.files {
+            text.push_str(&format!("  with {name}: {size} bytes from {from}\n"));
+        }
     }
     if let Some(keys) = &of.keys {
         let ids: Vec<String> = keys.keys().iter().map(|key| key.id()).collect();

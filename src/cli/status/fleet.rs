@@ -6,7 +6,8 @@ use super::{printable, word};
 
 /// What is in force, what is under way, and what was refused or taken back last; nothing of a box that belongs
 /// to no fleet.
-pub fn lines(fleet: &Value) -> Vec<String> {
+pub fn lines(status: &Value) -> Vec<String> {
+    let fleet = &status["fleet"];
     let Some(node) = fleet["node"].as_str() else { return Vec::new() };
     let in_force = match fleet["revision"].as_u64() {
         Some(revision) => format!("revision {revision}"),
@@ -31,6 +32,14 @@ pub fn lines(fleet: &Value) -> Vec<String> {
         let bundle = printable(&word(&refused["bundle"]));
         lines.push(format!("  {bundle} was refused: {}", printable(reason)));
     }
+    if let Some(why) = fleet["delayed"].as_str() {
+        lines.push(format!("  an artifact is still to come: {}", printable(why)));
+    }
+    let poll = &status["poll"];
+    if let Some(error) = poll["error"].as_str() {
+        let url = printable(&word(&poll["url"]));
+        lines.push(format!("  no bundle comes from {url}: {}", printable(error)));
+    }
     lines
 }
 
@@ -44,12 +53,17 @@ mod tests {
     fn a_box_of_a_fleet_tells_what_is_in_force_under_way_and_refused() {
         assert!(lines(&Value::Null).is_empty());
         let mut fleet = json!({"node": "box-1", "revision": null, "step": {"step": "idle"}});
-        assert_eq!(lines(&fleet), ["Fleet: node box-1, no bundle in force"]);
+        let none = ["Fleet: node box-1, no bundle in force"];
+        assert_eq!(lines(&json!({"fleet": fleet, "poll": {"error": null}})), none);
         fleet["revision"] = json!(7);
         fleet["step"] = json!({"step": "rolling_back", "bundle": {"revision": 8}});
         fleet["last"] = json!({"revision": 6, "outcome": "rolled_back", "reason": "m failed"});
         fleet["last_refused"] = json!({"bundle": "in/5.bundle", "reason": "old\u{1b}"});
-        let lines = lines(&fleet);
+        fleet["delayed"] = json!("m version 8: it answers 503");
+        let poll = json!({"url": "https://depot/x", "error": "it answers 404"});
+        let lines = lines(&json!({"fleet": fleet, "poll": poll}));
+        assert_eq!(lines[3], "  an artifact is still to come: m version 8: it answers 503");
+        assert_eq!(lines[4], "  no bundle comes from https://depot/x: it answers 404");
         assert_eq!(lines[0], "Fleet: node box-1, revision 7, revision 8: rolling back");
         assert_eq!(lines[1], "  revision 6 was rolled back: m failed");
         assert!(

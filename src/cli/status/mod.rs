@@ -185,7 +185,7 @@ fn head(status: &Value) -> String {
     for line in devices::lines(&status["hardware"], &status["accelerators"]) {
         let _ = writeln!(text, "{}", line.text);
     }
-    for line in fleet::lines(&status["fleet"]) {
+    for line in fleet::lines(status) {
         let _ = writeln!(text, "{line}");
     }
     text

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::units::Digest;
 
-use super::super::document::Artifact;
+use super::super::artifact::Artifact;
 use super::super::health::{Baseline, Health};
 use super::super::refused::Refused;
 use super::record::{Placed, Record};

@@ -27,7 +27,7 @@ use std::time::Duration;
 use crate::limits;
 
 use super::admit::{Standing, Verified, verify};
-use super::document::Artifact;
+use super::artifact::Artifact;
 use super::health::Looks;
 use super::keys::KeySet;
 use super::select::Node;

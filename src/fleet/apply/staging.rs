@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::limits;
 
 use super::super::admit::{Seen, Standing, admit, verify};
-use super::super::document::Artifact;
+use super::super::artifact::Artifact;
 use super::super::refused::Refused;
 use super::{
     Context, Effect, Failure, Kept, Machine, Placed, Report, Step, Stepped, Survey, Task, Work,

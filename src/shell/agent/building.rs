@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use super::Agent;
-use super::companions::CALIBRATION;
 use super::confined::Seen;
 use super::event::{Event, Fate, Lending};
 use super::served::{Build, Candidate, Served, Standby};
@@ -23,10 +22,15 @@ use crate::shell::metrics::{BuildOutcome, Metrics};
 use crate::shell::slot::VariantInfo;
 use crate::shell::spans::{Kind, Place, Span, Tracer, Value};
 use crate::shell::store::{BuildState, Damage, Ladder, LadderId, LadderRecord};
+use crate::units::Version;
 
 impl Agent {
-    pub(super) fn calibration_of(&self, model: &str) -> Option<(u64, i64, i64)> {
-        fingerprint(&self.companion(model, CALIBRATION)?)
+    pub(super) fn calibration_of(
+        &self,
+        model: &str,
+        version: Option<Version>,
+    ) -> Option<(u64, i64, i64)> {
+        fingerprint(&self.samples_with(model, version)?)
     }
 
     /// Which ladder a served model wants: other ratios or samples give other rungs, other engines other
@@ -216,7 +220,7 @@ impl Agent {
 
     /// What a ladder is made with: the operator's samples, else those of live requests, else nothing.
     fn samples_for(&mut self, model: &str) -> Option<(PathBuf, CalibrationSource)> {
-        if let Some(given) = self.companion(model, CALIBRATION) {
+        if let Some(given) = self.given_samples(model) {
             return Some((given, CalibrationSource::File));
         }
         self.served.get(model).and_then(|served| self.live_samples(served))?;

@@ -1,4 +1,4 @@
-//! The files beside a model's versions: `policy.yaml` and `calibration.npz`.
+//! The files beside a model's versions: `policy.yaml` and `calibration.npz`, which may lie with a version, too.
 
 use std::path::PathBuf;
 
@@ -7,9 +7,10 @@ use crate::config::Policy;
 use crate::limits;
 use crate::shell::cpus::{self, NotUsable};
 use crate::shell::{files, watch};
+use crate::units::Version;
 
 /// Name of a model's samples.
-pub(super) const CALIBRATION: &str = "calibration.npz";
+const CALIBRATION: &str = "calibration.npz";
 
 impl Agent {
     /// A file beside a model's versions, if it is there: like all of the model directory, links are followed
@@ -18,6 +19,19 @@ impl Agent {
         let root = self.config.model_dir.canonicalize().ok()?;
         let path = watch::inside(&root, &root.join(model).join(name))?;
         path.is_file().then_some(path)
+    }
+
+    /// Samples of a model's inputs: those that came with the version in service, or those of the model.
+    pub(super) fn given_samples(&self, model: &str) -> Option<PathBuf> {
+        let version = self.served.get(model).map(|served| served.key.version);
+        self.samples_with(model, version)
+    }
+
+    /// The same for a version that is not served yet.
+    pub(super) fn samples_with(&self, model: &str, version: Option<Version>) -> Option<PathBuf> {
+        let with =
+            version.and_then(|version| self.companion(model, &format!("{version}/{CALIBRATION}")));
+        with.or_else(|| self.companion(model, CALIBRATION))
     }
 
     /// Reads the policy of a model anew.

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use crate::limits;
-use crate::shell::files;
+use crate::shell::fleet::inbox;
 use crate::shell::links::mqtt::Arrived;
 use crate::units::Digest;
 
@@ -79,16 +79,10 @@ pub async fn deliver(mut bundles: mpsc::Receiver<Arrived>, inbox: PathBuf, sent:
 /// Writes a bundle, unless it lies there already: a broker gives what it retains at every connection. One that
 /// somebody sent now is offered anew all the same, for an answer.
 fn put(path: &Path, bytes: Bytes, retained: bool) -> std::io::Result<()> {
-    if files::read(path, limits::LINK_MESSAGE_BYTES).is_ok_and(|there| there == bytes) {
-        if !retained {
-            File::open(path)?.set_modified(SystemTime::now())?;
-        }
-        return Ok(());
+    if !inbox::put(path, bytes)? && !retained {
+        File::open(path)?.set_modified(SystemTime::now())?;
     }
-    if let Some(inbox) = path.parent() {
-        std::fs::create_dir_all(inbox)?;
-    }
-    files::replace(path, &[bytes])
+    Ok(())
 }
 
 /// The file of a topic: `broker-group-site=berlin.bundle`. Topics that are listened to have names without

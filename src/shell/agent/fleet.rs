@@ -1,5 +1,4 @@
-//! The agent as a node of a fleet: bundles that are dropped into the inbox, and what the machine that brings
-//! them into force has it do.
+//! The agent as a node of a fleet: what the machine that brings bundles into force has it do.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -15,13 +14,15 @@ use super::event::{Event, Fate};
 use super::lifecycle::seconds_since_1970;
 use crate::config::{self, Inbox};
 use crate::fleet::apply::{
-    Context, Effect, Event as Happened, Failure, Outcome, Report, Stepped, Survey, Task,
+    Context, Effect, Event as Happened, Failure, Outcome, Report, Step, Stepped, Survey, Task,
 };
+use crate::fleet::artifact::SAMPLES_FILE;
 use crate::fleet::health::{Health, Seen, baseline};
-use crate::fleet::{KeySet, Machine, Node, Record, Refused, Timestamp};
+use crate::fleet::{Artifact, KeySet, Machine, Node, Record, Refused, Timestamp};
 use crate::limits;
+use crate::shell::fleet::depot::Depot;
 use crate::shell::fleet::fetch::{self, Fetcher};
-use crate::shell::fleet::inbox::{self, Bundles};
+use crate::shell::fleet::inbox::Bundles;
 use crate::shell::fleet::{node, place, trusted};
 use crate::shell::store::KeptBundle;
 use crate::shell::watch;
@@ -32,19 +33,22 @@ pub struct Fleet {
     configured: Option<KeySet>,
     probation: Duration,
     bandwidth: Option<u64>,
-    inbox: Option<PathBuf>,
+    depot: Depot,
+    pub(super) inbox: Option<PathBuf>,
     machine: Machine,
-    bundles: Bundles,
+    pub(super) bundles: Bundles,
     /// Bundles that are offered again once nothing is under way.
-    waiting: BTreeSet<PathBuf>,
+    pub(super) waiting: BTreeSet<PathBuf>,
     settles: bool,
     /// The last one offered has to wait.
-    busy: bool,
+    pub(super) busy: bool,
     /// The task that runs, and what ends it.
     running: Option<(u64, Arc<AtomicBool>)>,
     looked: Instant,
     /// When the machine is started again, since what it wanted to write could not be written.
-    again: Option<Instant>,
+    pub(super) again: Option<Instant>,
+    /// Why an artifact is still to come.
+    delayed: Option<String>,
     counts: BTreeMap<(&'static str, &'static str), u64>,
     last_refused: Option<Value>,
     last: Option<Value>,
@@ -77,6 +81,7 @@ impl Agent {
             configured,
             probation: config.probation.into(),
             bandwidth: config.bandwidth.map(|config::Bandwidth(bytes)| bytes.0),
+            depot: Depot::new(config.artifacts),
             inbox,
             machine: Machine::default(),
             bundles: Bundles::default(),
@@ -86,6 +91,7 @@ impl Agent {
             running: None,
             looked: Instant::now(),
             again: None,
+            delayed: None,
             counts: BTreeMap::new(),
             last_refused: None,
             last: None,
@@ -107,7 +113,7 @@ impl Agent {
         self.perform(stepped);
     }
 
-    fn happened(&mut self, event: Happened) {
+    pub(super) fn happened(&mut self, event: Happened) {
         let up = self.started.elapsed();
         let Some(fleet) = &self.fleet else { return };
         let stepped = fleet.machine.step(event, &fleet.context(up));
@@ -116,6 +122,17 @@ impl Agent {
 
     /// What came of a task.
     pub(super) fn fleet_done(&mut self, job: u64, outcome: Outcome) {
+        // What a task that is no longer wanted says is nobody's business.
+        if let Some(fleet) = self.fleet.as_mut().filter(|fleet| fleet.machine.job() == job) {
+            let delayed = match &outcome {
+                Outcome::Fetched(Err(Failure::Later(why))) => Some(why.clone()),
+                _ => None,
+            };
+            if let Some(why) = delayed.as_ref().filter(|_| delayed != fleet.delayed) {
+                tracing::warn!("an artifact is still to come: {why}; it is asked for again");
+            }
+            fleet.delayed = delayed;
+        }
         self.happened(Happened::Done { job, outcome });
     }
 
@@ -161,7 +178,7 @@ impl Agent {
         }
     }
 
-    fn fleet_reports(&mut self, report: Report) {
+    pub(super) fn fleet_reports(&mut self, report: Report) {
         if let Some(linked) = &mut self.linked {
             linked.hear(&report);
         }
@@ -251,31 +268,6 @@ impl Agent {
         }
     }
 
-    /// Offers what has come into the inbox and rests.
-    pub(super) fn look_at_inbox(&mut self) {
-        let Some(fleet) = &mut self.fleet else { return };
-        let Some(dir) = fleet.inbox.clone().filter(|_| fleet.again.is_none()) else { return };
-        for path in fleet.bundles.look(&dir, Instant::now()) {
-            let name = path.display().to_string();
-            let bytes: Arc<[u8]> = match inbox::read(&path) {
-                Ok(bytes) => bytes.into(),
-                Err(error) => {
-                    tracing::error!("cannot read {name}: {error}");
-                    continue;
-                }
-            };
-            if let Some(fleet) = &mut self.fleet {
-                fleet.busy = false;
-            }
-            self.happened(Happened::Offered { name, bytes });
-            if let Some(fleet) =
-                self.fleet.as_mut().filter(|fleet| fleet.busy || fleet.again.is_some())
-            {
-                fleet.waiting.insert(path);
-            }
-        }
-    }
-
     /// How all models do.
     fn health(&self) -> Health {
         let mut health = Health::new();
@@ -305,13 +297,13 @@ impl Agent {
         fleet.running = Some((job, Arc::clone(&stop)));
         let (models, artifacts) = (self.config.model_dir.clone(), self.store.artifacts_dir());
         let trusted = fleet.machine.record().trusted(fleet.configured.as_ref()).cloned();
-        let (inbox, bandwidth) = (fleet.inbox.clone(), fleet.bandwidth);
+        let (inbox, bandwidth, depot) = (fleet.inbox.clone(), fleet.bandwidth, fleet.depot.clone());
         let blocking: Box<dyn FnOnce() -> Outcome + Send> = match task {
             Task::Reserve { artifacts: wanted } => {
                 Box::new(move || Outcome::Reserved(fetch::reserve(&wanted, &artifacts, &models)))
             }
             Task::Fetch { artifact } => Box::new(move || {
-                let fetcher = Fetcher::new(artifacts, inbox, bandwidth, stop);
+                let fetcher = Fetcher::new(artifacts, inbox, depot, bandwidth, stop);
                 Outcome::Fetched(fetcher.fetch(&artifact, trusted.as_ref()))
             }),
             Task::Survey { artifacts: wanted } => Box::new(move || {
@@ -330,8 +322,11 @@ impl Agent {
                 Box::new(move || outcome)
             }
             Task::Try { artifact } => {
-                let path = fetch::whole(&artifacts, &artifact);
-                return self.try_candidate(job, &artifact.name, path);
+                return self.try_candidate(
+                    job,
+                    &artifact,
+                    fetch::model_file(&artifacts, &artifact),
+                );
             }
         };
         let events = self.events.clone();
@@ -353,8 +348,12 @@ impl Agent {
     }
 
     /// Tries a model in a child, as every version is tried before it serves.
-    fn try_candidate(&self, job: u64, model: &str, path: PathBuf) {
-        let loader = self.loader_for(model);
+    fn try_candidate(&self, job: u64, artifact: &Artifact, path: PathBuf) {
+        let mut loader = self.loader_for(&artifact.name);
+        // Its own samples come with it.
+        if artifact.files.iter().any(|file| file.name == SAMPLES_FILE) {
+            loader.samples = Some(path.with_file_name(SAMPLES_FILE));
+        }
         let (events, permits) = (self.events.clone(), Arc::clone(&self.loading));
         tokio::spawn(async move {
             let _one_at_a_time = permits.acquire_owned().await;
@@ -374,10 +373,13 @@ impl Agent {
         let left = fleet.machine.probation_ends();
         let left = left.map(|end| end.saturating_sub(self.started.elapsed()).as_secs());
         let revision = |kept: Option<&crate::fleet::Kept>| kept.map(|kept| kept.revision);
+        let downloads = matches!(record.step, Step::Downloading { .. });
+        let delayed = fleet.delayed.as_ref().filter(|_| downloads);
         json!({
             "node": fleet.node.id, "labels": fleet.node.labels,
             "revision": revision(record.in_force()), "good": revision(record.good.as_ref()),
             "step": record.step, "probation_left_s": left, "seen": record.seen, "last": fleet.last,
+            "delayed": delayed,
             "last_refused": fleet.last_refused,
             "counts": fleet.counts.iter().map(|((outcome, why), count)| {
                 json!({"outcome": outcome, "why": why, "count": count})
@@ -392,7 +394,7 @@ impl Fleet {
         self.machine.record()
     }
 
-    fn context(&self, up: Duration) -> Context<'_> {
+    pub(super) fn context(&self, up: Duration) -> Context<'_> {
         Context {
             node: &self.node,
             configured: self.configured.as_ref(),

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::Agent;
 use super::choosing::{Tried, Trying};
-use super::companions::CALIBRATION;
 use super::event::{Event, Fate, Prepared, Unfit};
 use super::prepare::Loader;
 use super::providers::Standing;
@@ -52,8 +51,7 @@ impl Agent {
         loader.patience = Patience { first: loader.trial_timeout, ..Patience::default() };
         loader.trial_memory = Memory::or_part(self.config.trial.memory, limits::TRIAL_MEMORY_PARTS);
         loader.sandbox = self.config.sandbox;
-        loader.samples =
-            self.companion(model, CALIBRATION).or_else(|| self.store.reservoir_file(model));
+        loader.samples = self.given_samples(model).or_else(|| self.store.reservoir_file(model));
         let quarantined = self.store.quarantined().iter();
         let reasons = quarantined.map(|(digest, why)| (*digest, why.reason.clone()));
         loader.quarantined = Arc::new(reasons.collect());
@@ -82,7 +80,10 @@ impl Agent {
     /// Loads and tries a version that has settled.
     pub(super) fn prepare(&mut self, key: VersionKey, file: String) {
         let path = self.config.model_dir.join(file);
-        let loader = self.loader_for(&key.model);
+        let mut loader = self.loader_for(&key.model);
+        // Its own, and not those of the version in service.
+        let samples = self.samples_with(&key.model, Some(key.version));
+        loader.samples = samples.or_else(|| self.store.reservoir_file(&key.model));
         if !self.served.contains_key(&key.model) {
             let reason = "it is being loaded".to_owned();
             let entry = Entry::Unready { state: ModelState::Loading, reason };
@@ -241,7 +242,7 @@ impl Agent {
             build: Build::None("no ladder is wanted".to_owned()),
             swaps: 0,
             last_because: None,
-            calibration: self.calibration_of(&key.model),
+            calibration: self.calibration_of(&key.model, Some(key.version)),
             standing: Standing::new(provider, tried, facts, Instant::now()),
             awaits: None,
         };

@@ -22,12 +22,14 @@ mod devices;
 mod doors;
 mod event;
 mod fleet;
+mod inbox;
 mod leaving;
 mod lifecycle;
 mod linked;
 mod loads;
 mod memory;
 mod pace;
+mod polled;
 mod prepare;
 mod providers;
 mod recording;
@@ -64,6 +66,7 @@ use self::event::Event;
 use self::fleet::Fleet;
 use self::linked::Linked;
 use self::loads::Loads;
+use self::polled::Polled;
 use self::prepare::Loader;
 use self::providers::Left;
 use self::recording::Recording;
@@ -217,6 +220,8 @@ struct Agent {
     fleet: Option<Fleet>,
     /// The link to its fleet's broker, where it has one.
     linked: Option<Linked>,
+    /// The server that it asks for bundles, where there is one.
+    polled: Option<Polled>,
 }
 
 /// Serves until SIGTERM or SIGINT, then drains.
@@ -399,6 +404,7 @@ impl Agent {
             life,
             fleet: None,
             linked: None,
+            polled: None,
         }
     }
 
@@ -420,6 +426,7 @@ impl Agent {
         let _watchdog = self.watchdog()?;
         self.follow_devices();
         self.link_fleet();
+        self.poll_fleet();
         let changed = Arc::new(Notify::new());
         let _config_watcher = self.watch_config(&changed);
         let came = Arc::new(Notify::new());
@@ -625,7 +632,8 @@ impl Agent {
     /// Brings a served model to its configuration as it is now.
     fn reconfigure(&mut self, model: &str) {
         let config = self.model_config(model);
-        let calibration = self.calibration_of(model);
+        let version = self.served.get(model).map(|served| served.key.version);
+        let calibration = self.calibration_of(model, version);
         let wanted = self.served.get(model).map(|served| self.ladder_id(served));
         let asked = self.asked_providers(&config);
         let Some(served) = self.served.get_mut(model) else { return };

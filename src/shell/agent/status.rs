@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::linked::Linked;
+use super::polled::Polled;
 use super::served::{Served, Standby};
 use super::{Agent, pace};
 use crate::config::Provider;
@@ -187,6 +188,7 @@ impl Agent {
             "fleet": self.fleet_status(),
             "broker": self.linked.as_ref().map(Linked::status),
             "access": self.admitting.status(&self.config),
+            "poll": self.polled.as_ref().map(Polled::status),
         });
         self.status.store(Arc::new(status));
     }

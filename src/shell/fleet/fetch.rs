@@ -15,22 +15,40 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::statvfs::statvfs;
 
 use crate::fleet::apply::Failure;
-use crate::fleet::{Artifact, KeySet, Sha256, Source};
+use crate::fleet::artifact::MODEL_FILE;
+use crate::fleet::{Artifact, KeySet, Piece, Sha256, Source};
 use crate::limits;
 use crate::shell::{files, hashes};
 use crate::units::ByteSize;
 
+use super::depot::{Depot, is_final};
+use super::place;
+
 /// Bytes that are read at a time.
 const CHUNK: usize = 64 << 10;
 
-/// Where an artifact lies once it is whole.
-pub fn whole(dir: &Path, artifact: &Artifact) -> PathBuf {
-    dir.join(format!("{}.onnx", artifact.sha256))
+/// Where a file of an artifact lies once it is whole.
+pub fn whole(dir: &Path, piece: &Piece) -> PathBuf {
+    let ending = if piece.name == MODEL_FILE { "onnx" } else { "data" };
+    dir.join(format!("{}.{ending}", piece.sha256))
 }
 
 /// Where it lies while it is fetched.
-fn part(dir: &Path, artifact: &Artifact) -> PathBuf {
-    dir.join(format!(".{}.part", artifact.sha256))
+fn part(dir: &Path, piece: &Piece) -> PathBuf {
+    dir.join(format!(".{}.part", piece.sha256))
+}
+
+/// The model file of an artifact that was fetched, with what belongs to it beside it.
+pub fn model_file(dir: &Path, artifact: &Artifact) -> PathBuf {
+    match artifact.files.is_empty() {
+        true => dir.join(format!("{}.onnx", artifact.sha256)),
+        false => together(dir, artifact).join(MODEL_FILE),
+    }
+}
+
+/// The folder in which the files of an artifact lie by their own names.
+fn together(dir: &Path, artifact: &Artifact) -> PathBuf {
+    dir.join(format!("{}.version", artifact.sha256))
 }
 
 /// Sets room aside for what is still to fetch, below `dir`, and looks whether there is some in the directory of
@@ -45,22 +63,24 @@ pub fn reserve(artifacts: &[Artifact], dir: &Path, models: &Path) -> Result<(), 
     fs::create_dir_all(dir).map_err(|error| failed("make", dir, &error))?;
     // What was set aside before takes its blocks already.
     let taken = |path: PathBuf| fs::metadata(path).map_or(0, |meta| meta.blocks() * 512);
-    let missing = |one: &Artifact| {
-        let taken = taken(whole(dir, one)).max(taken(part(dir, one)));
+    let missing = |one: Piece| {
+        let taken = taken(whole(dir, &one)).max(taken(part(dir, &one)));
         one.size.saturating_sub(taken)
     };
-    room(dir, artifacts.iter().map(missing).sum())?;
+    let pieces = || artifacts.iter().flat_map(Artifact::pieces);
+    let total = |sizes: &mut dyn Iterator<Item = u64>| sizes.fold(0, u64::saturating_add);
+    room(dir, total(&mut pieces().map(missing)))?;
     // On another file system they are copied, on the same one linked.
     if !on_one_disk(dir, models) {
-        room(models, artifacts.iter().map(|one| one.size).sum())?;
+        room(models, total(&mut pieces().map(|one| one.size)))?;
     }
-    for artifact in artifacts.iter().filter(|one| !whole(dir, one).exists()) {
-        let path = part(dir, artifact);
+    for piece in pieces().filter(|one| !whole(dir, one).exists()) {
+        let path = part(dir, &piece);
         let file = File::options().write(true).create(true).truncate(false).open(&path);
         let file = file.map_err(|error| failed("write", &path, &error))?;
         // The blocks are the file's from now on, and its size stays. A file system that has no such thing is
         // taken at its word of what is free.
-        let size = i64::try_from(artifact.size).unwrap_or(i64::MAX);
+        let size = i64::try_from(piece.size).unwrap_or(i64::MAX);
         let reserved = fallocate(&file, FallocateFlags::FALLOC_FL_KEEP_SIZE, 0, size);
         if let Err(Errno::ENOSPC | Errno::EDQUOT | Errno::EFBIG) = reserved {
             let why = "there is no room for all of it";
@@ -89,7 +109,7 @@ fn room(dir: &Path, wanted: u64) -> Result<(), String> {
 
 /// Fetches one artifact after another.
 pub struct Fetcher {
-    client: ureq::Agent,
+    depot: Depot,
     dir: PathBuf,
     inbox: Option<PathBuf>,
     /// Bytes a second.
@@ -109,44 +129,54 @@ impl Fetcher {
     pub fn new(
         dir: PathBuf,
         inbox: Option<PathBuf>,
+        depot: Depot,
         bandwidth: Option<u64>,
         stop: Arc<AtomicBool>,
     ) -> Self {
-        let config = ureq::Agent::config_builder()
-            .timeout_connect(Some(limits::FLEET_SILENCE))
-            .timeout_recv_response(Some(limits::FLEET_SILENCE))
-            // A slow server may take its time, a silent one may not.
-            .timeout_per_read(Some(limits::FLEET_SILENCE))
-            .max_redirects(limits::FLEET_REDIRECTS)
-            .build();
-        let client = ureq::Agent::new_with_config(config);
-        Self { client, dir, inbox, bandwidth, stop }
+        Self { depot, dir, inbox, bandwidth, stop }
     }
 
-    /// Fetches an artifact, or what is missing of it, and checks it against what the bundle says.
+    /// Fetches the files of an artifact, or what is missing of them, checks them against what the bundle says,
+    /// and lays them together as its version has them.
     ///
     /// # Errors
     /// Whether it may go well later.
     pub fn fetch(&self, artifact: &Artifact, trusted: Option<&KeySet>) -> Result<(), Failure> {
-        let (whole, part) = (whole(&self.dir, artifact), part(&self.dir, artifact));
-        if hash(&whole, &self.stop).is_ok_and(|found| found == (artifact.sha256, artifact.size)) {
-            return check_signature(&whole, artifact, trusted);
+        for piece in artifact.pieces() {
+            let signature = artifact.signature.as_deref().filter(|_| piece.name == MODEL_FILE);
+            let check = |path: &Path| check_signature(path, signature, trusted);
+            self.fetch_piece(&piece, check).map_err(|failure| name(artifact, &piece, failure))?;
+        }
+        if artifact.files.is_empty() {
+            return Ok(());
+        }
+        let folder = together(&self.dir, artifact);
+        place::lay_together(&folder, &self.dir, artifact).map_err(Failure::Later)
+    }
+
+    fn fetch_piece(
+        &self,
+        piece: &Piece,
+        check: impl Fn(&Path) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let (whole, part) = (whole(&self.dir, piece), part(&self.dir, piece));
+        if hash(&whole, &self.stop).is_ok_and(|found| found == (piece.sha256, piece.size)) {
+            return check(&whole);
         }
         let later = |error: io::Error| Failure::Later(format!("{}: {error}", part.display()));
         let mut file = File::options();
         let file = file.read(true).write(true).create(true).truncate(false);
         let mut file = file.open(&part).map_err(later)?;
-        let resumed = self.fill(&mut file, artifact).map_err(|failure| name(artifact, failure))?;
+        let resumed = self.fill(&mut file, piece)?;
         let found = hash(&part, &self.stop).map_err(later)?;
-        if found != (artifact.sha256, artifact.size) {
+        if found != (piece.sha256, piece.size) {
             // From here on there is nothing to go on from.
             fs::remove_file(&part).map_err(later)?;
             let why = format!("its SHA-256 is {} and not what the bundle says", found.0);
             // What was held from before may have been to blame.
-            let failure = if resumed { Failure::Later(why) } else { Failure::ForGood(why) };
-            return Err(name(artifact, failure));
+            return Err(if resumed { Failure::Later(why) } else { Failure::ForGood(why) });
         }
-        if let Err(failure) = check_signature(&part, artifact, trusted) {
+        if let Err(failure) = check(&part) {
             fs::remove_file(&part).map_err(later)?;
             return Err(failure);
         }
@@ -155,34 +185,34 @@ impl Fetcher {
         files::sync_dir(&self.dir).map_err(later)
     }
 
-    /// Brings a file to the artifact's size. Says whether it went on from what was held.
-    fn fill(&self, file: &mut File, artifact: &Artifact) -> Result<bool, Failure> {
+    /// Brings a file to the size that is said of it. Says whether it went on from what was held.
+    fn fill(&self, file: &mut File, piece: &Piece) -> Result<bool, Failure> {
         let later = |error: io::Error| Failure::Later(error.to_string());
         let mut held = file.metadata().map_err(later)?.len();
-        if held > artifact.size {
+        if held > piece.size {
             file.set_len(0).map_err(later)?;
             held = 0;
         }
-        if held == artifact.size {
+        if held == piece.size {
             return Ok(true);
         }
-        let Stream { from, skipped } = self.open(artifact, held)?;
+        let Stream { from, skipped } = self.open(piece, held)?;
         if skipped < held {
             file.set_len(skipped).map_err(later)?;
         }
         file.seek(SeekFrom::Start(skipped)).map_err(later)?;
-        self.copy(from, file, artifact.size - skipped)?;
+        self.copy(from, file, piece.size - skipped)?;
         Ok(skipped > 0)
     }
 
-    fn open(&self, artifact: &Artifact, held: u64) -> Result<Stream, Failure> {
-        match &artifact.from {
-            Source::File(name) => self.open_file(name, artifact, held),
-            Source::Url(url) => self.open_url(url, held),
+    fn open(&self, piece: &Piece, held: u64) -> Result<Stream, Failure> {
+        match piece.from {
+            Source::File(name) => self.open_file(name, piece, held),
+            Source::Web(_) | Source::Registry(_) => self.open_url(piece, held),
         }
     }
 
-    fn open_file(&self, name: &str, artifact: &Artifact, held: u64) -> Result<Stream, Failure> {
+    fn open_file(&self, name: &str, piece: &Piece, held: u64) -> Result<Stream, Failure> {
         let Some(inbox) = &self.inbox else {
             return Err(Failure::ForGood("it lies in an inbox, and there is none".to_owned()));
         };
@@ -195,36 +225,38 @@ impl Fetcher {
         }
         let mut file = File::open(&path).map_err(later)?;
         let meta = file.metadata().map_err(later)?;
-        if !meta.is_file() || meta.len() != artifact.size {
-            let (size, wanted) = (meta.len(), artifact.size);
+        if !meta.is_file() || meta.len() != piece.size {
+            let (size, wanted) = (meta.len(), piece.size);
             return Err(Failure::Later(format!("it has {size} bytes and not {wanted}")));
         }
         file.seek(SeekFrom::Start(held)).map_err(later)?;
         Ok(Stream { from: Box::new(file), skipped: held })
     }
 
-    fn open_url(&self, url: &str, held: u64) -> Result<Stream, Failure> {
-        let mut request = self.client.get(url);
-        if held > 0 {
-            request = request.header("Range", format!("bytes={held}-"));
-        }
-        let answer = match request.call() {
-            Ok(answer) => answer,
-            // What is held is not a beginning of what is there: all of it once more.
-            Err(ureq::Error::StatusCode(416)) => return self.open_url(url, 0),
-            Err(ureq::Error::StatusCode(status)) if is_final(status) => {
-                return Err(Failure::ForGood(format!("{url} answers {status}")));
+    fn open_url(&self, piece: &Piece, held: u64) -> Result<Stream, Failure> {
+        let (answer, url) = match piece.from {
+            Source::Registry(repository) => {
+                (self.depot.blob(repository, piece.sha256, held)?, repository.to_string())
             }
-            Err(error) => return Err(Failure::Later(format!("{url}: {error}"))),
+            Source::Web(address) => (self.depot.web(address, held)?, address.shown().to_owned()),
+            Source::File(name) => {
+                return Err(Failure::ForGood(format!("{name} is on no server")));
+            }
         };
         let range = answer.headers().get("content-range").and_then(|value| value.to_str().ok());
         let goes_on = range.is_some_and(|range| range.starts_with(&format!("bytes {held}-")));
         let skipped = match answer.status().as_u16() {
+            200 => 0,
             206 if goes_on => held,
             206 => {
                 return Err(Failure::Later(format!("{url} sends another part than was asked for")));
             }
-            _ => 0,
+            // What is held is not a beginning of what is there: all of it once more.
+            416 if held > 0 => return self.open_url(piece, 0),
+            status if is_final(status) => {
+                return Err(Failure::ForGood(format!("{url} answers {status}")));
+            }
+            status => return Err(Failure::Later(format!("{url} answers {status}"))),
         };
         Ok(Stream { from: Box::new(answer.into_body().into_reader()), skipped })
     }
@@ -269,13 +301,12 @@ impl Fetcher {
     }
 }
 
-/// Whether a server that answers so will answer so again.
-fn is_final(status: u16) -> bool {
-    (400..500).contains(&status) && !matches!(status, 408 | 425 | 429)
-}
-
-fn name(artifact: &Artifact, failure: Failure) -> Failure {
-    let of = |why: String| format!("{} version {}: {why}", artifact.name, artifact.version);
+fn name(artifact: &Artifact, piece: &Piece, failure: Failure) -> Failure {
+    let file = match piece.name {
+        MODEL_FILE => String::new(),
+        further => format!(", {further}"),
+    };
+    let of = |why: String| format!("{} version {}{file}: {why}", artifact.name, artifact.version);
     match failure {
         Failure::Later(why) => Failure::Later(of(why)),
         Failure::ForGood(why) => Failure::ForGood(of(why)),
@@ -292,10 +323,10 @@ pub fn hash(path: &Path, stop: &AtomicBool) -> io::Result<(Sha256, u64)> {
 /// A signature of the file itself, where the bundle has one, must be that of a key that is trusted.
 fn check_signature(
     path: &Path,
-    artifact: &Artifact,
+    signature: Option<&str>,
     trusted: Option<&KeySet>,
 ) -> Result<(), Failure> {
-    let Some(signature) = &artifact.signature else { return Ok(()) };
+    let Some(signature) = signature else { return Ok(()) };
     let keys = trusted.map(KeySet::keys).unwrap_or_default();
     for key in keys {
         let mut file = File::open(path).map_err(|error| Failure::Later(error.to_string()))?;
@@ -318,12 +349,13 @@ fn check_signature(
         }
     }
     let why = "its own signature is by nobody who is trusted".to_owned();
-    Err(name(artifact, Failure::ForGood(why)))
+    Err(Failure::ForGood(why))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fleet::Further;
     use crate::units::Version;
 
     fn artifact(bytes: &[u8], from: &str) -> Artifact {
@@ -334,7 +366,13 @@ mod tests {
             size: bytes.len() as u64,
             sha256: Sha256(hashes::sha256(&mut &*bytes, || true).unwrap().0),
             signature: None,
+            files: Vec::new(),
         }
+    }
+
+    /// The only file of an artifact.
+    fn own(artifact: &Artifact) -> Piece<'_> {
+        artifact.pieces().next().unwrap()
     }
 
     /// A fetcher with an inbox, and the directories of both.
@@ -343,7 +381,8 @@ mod tests {
         let (inbox, to) = (dir.path().join("inbox"), dir.path().join("to"));
         fs::create_dir(&inbox).unwrap();
         fs::create_dir(&to).unwrap();
-        let fetcher = Fetcher::new(to.clone(), Some(inbox.clone()), bandwidth, Arc::default());
+        let (dirs, depot) = ((to.clone(), Some(inbox.clone())), Depot::default());
+        let fetcher = Fetcher::new(dirs.0, dirs.1, depot, bandwidth, Arc::default());
         (dir, inbox, to, fetcher)
     }
 
@@ -353,12 +392,12 @@ mod tests {
         let bytes: Vec<u8> = (0..200_000u32).map(|n| n as u8).collect();
         let one = artifact(&bytes, "f");
         reserve(std::slice::from_ref(&one), &to, &to).unwrap();
-        fs::write(part(&to, &one), &bytes[..70_000]).unwrap();
+        fs::write(part(&to, &own(&one)), &bytes[..70_000]).unwrap();
         // It may come later than the bundle.
         assert!(matches!(fetcher.fetch(&one, None), Err(Failure::Later(_))));
         fs::write(inbox.join("f"), &bytes).unwrap();
         assert_eq!(fetcher.fetch(&one, None), Ok(()));
-        assert_eq!(fs::read(whole(&to, &one)).unwrap(), bytes);
+        assert_eq!(fs::read(whole(&to, &own(&one))).unwrap(), bytes);
         fs::remove_file(inbox.join("f")).unwrap();
         assert_eq!(fetcher.fetch(&one, None), Ok(()));
         assert_eq!(fs::read_dir(&to).unwrap().count(), 1);
@@ -374,7 +413,7 @@ mod tests {
         assert!(fetcher.fetch(&one, None).is_err());
         // What was held is wrong: it is fetched anew.
         fs::write(inbox.join("f"), "right").unwrap();
-        fs::write(part(&to, &one), "wro").unwrap();
+        fs::write(part(&to, &own(&one)), "wro").unwrap();
         assert!(matches!(fetcher.fetch(&one, None), Err(Failure::Later(_))));
         assert_eq!(fs::read_dir(&to).unwrap().count(), 0);
         assert_eq!(fetcher.fetch(&one, None), Ok(()));
@@ -400,6 +439,35 @@ mod tests {
         assert!(matches!(fetch(&signed(&other)), Err(Failure::ForGood(_))));
         assert_eq!(fetch(&signed(&vendor)), Ok(()));
         assert!(fetcher.fetch(&signed(&vendor), None).is_err());
+    }
+
+    #[test]
+    fn all_files_of_an_artifact_are_fetched_and_laid_together_by_their_names() {
+        let (_dir, inbox, to, fetcher) = fetcher(None);
+        let further = |name: &str, bytes: &[u8]| Further {
+            name: name.into(),
+            from: Source::File(name.into()),
+            size: bytes.len() as u64,
+            sha256: Sha256(hashes::sha256(&mut &*bytes, || true).unwrap().0),
+        };
+        let files = vec![further("a.bin", b"data"), further("b.bin", b"data")];
+        let one = Artifact { files, ..artifact(b"model", "f") };
+        reserve(std::slice::from_ref(&one), &to, &to).unwrap();
+        fs::write(inbox.join("f"), "model").unwrap();
+        fs::write(inbox.join("a.bin"), "data").unwrap();
+        // What has the same contents is fetched once.
+        assert_eq!(fetcher.fetch(&one, None), Ok(()));
+        let folder = model_file(&to, &one).parent().unwrap().to_owned();
+        for (name, bytes) in [("model.onnx", "model"), ("a.bin", "data"), ("b.bin", "data")] {
+            assert_eq!(fs::read_to_string(folder.join(name)).unwrap(), bytes);
+        }
+        assert_eq!(fs::read_dir(&folder).unwrap().count(), 3);
+        assert_eq!(fetcher.fetch(&one, None), Ok(()));
+        // One that is not what was signed keeps all of it back.
+        let two = Artifact { files: vec![further("c.bin", b"right")], ..one.clone() };
+        fs::write(inbox.join("c.bin"), "wrong").unwrap();
+        let Err(Failure::ForGood(why)) = fetcher.fetch(&two, None) else { panic!() };
+        assert!(why.starts_with("m version 1, c.bin: its SHA-256 is "), "{why}");
     }
 
     #[test]

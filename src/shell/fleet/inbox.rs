@@ -7,7 +7,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use bytes::Bytes;
+
 use crate::limits;
+use crate::shell::files;
 
 /// How bundles' names end.
 const ENDING: &str = "bundle";
@@ -27,16 +30,19 @@ pub struct Bundles {
     offered: BTreeMap<PathBuf, Looks>,
     /// Those that may still be written: how they look, and since when.
     settling: BTreeMap<PathBuf, (Looks, Instant)>,
+    /// Since when some rest and wait for the others.
+    gathering: Option<Instant>,
 }
 
 impl Bundles {
-    /// The files that are to be offered now, in the order of their names. An inbox that cannot be listed has
-    /// none.
+    /// The files that are to be offered now, in the order of their names: all that have come once none of them
+    /// is written any more, so that of several only the newest comes into force; or those that rest, where
+    /// others do not come to that. An inbox that cannot be listed has none.
     pub fn look(&mut self, inbox: &Path, now: Instant) -> Vec<PathBuf> {
         let found = list(inbox);
         self.offered.retain(|path, _| found.contains_key(path));
         self.settling.retain(|path, _| found.contains_key(path));
-        let mut ready = Vec::new();
+        let mut resting = BTreeMap::new();
         for (path, looks) in found {
             if self.offered.get(&path) == Some(&looks) {
                 self.settling.remove(&path);
@@ -46,14 +52,23 @@ impl Bundles {
                 Some((before, since)) if *before == looks => *since,
                 Some(_) | None => now,
             };
+            self.settling.insert(path.clone(), (looks, since));
             if now.saturating_duration_since(since) >= limits::CONFIG_REST {
-                self.settling.remove(&path);
-                self.offered.insert(path.clone(), looks);
-                ready.push(path);
-            } else {
-                self.settling.insert(path, (looks, since));
+                resting.insert(path, looks);
             }
         }
+        if resting.is_empty() {
+            return Vec::new();
+        }
+        let since = *self.gathering.get_or_insert(now);
+        let waited = now.saturating_duration_since(since) >= limits::FLEET_GATHER;
+        if resting.len() < self.settling.len() && !waited {
+            return Vec::new();
+        }
+        self.gathering = None;
+        self.settling.retain(|path, _| !resting.contains_key(path));
+        let ready = resting.keys().cloned().collect();
+        self.offered.extend(resting);
         ready
     }
 
@@ -94,6 +109,21 @@ pub fn read(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Writes a bundle that came by a link, whole or not at all, unless it lies there already. Says whether it was
+/// written: what carries bundles gives the same one again and again.
+///
+/// # Errors
+/// Where it cannot be written; the one before then stands.
+pub fn put(path: &Path, bytes: Bytes) -> io::Result<bool> {
+    if files::read(path, limits::LINK_MESSAGE_BYTES).is_ok_and(|there| there == bytes) {
+        return Ok(false);
+    }
+    if let Some(inbox) = path.parent() {
+        fs::create_dir_all(inbox)?;
+    }
+    files::replace(path, &[bytes]).map(|()| true)
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -116,13 +146,45 @@ mod tests {
         assert!(bundles.look(dir.path(), at(0)).is_empty());
         assert!(bundles.are_settling());
         fs::write(&a, "still written").unwrap();
-        assert_eq!(bundles.look(dir.path(), at(200)), [b]);
-        assert_eq!(bundles.look(dir.path(), at(400)), std::slice::from_ref(&a));
+        // The one that rests waits for the other.
+        assert!(bundles.look(dir.path(), at(200)).is_empty());
+        assert_eq!(bundles.look(dir.path(), at(400)), [a.clone(), b]);
         assert!(bundles.look(dir.path(), at(9000)).is_empty() && !bundles.are_settling());
         bundles.forget(&a);
         bundles.look(dir.path(), at(9000));
         assert_eq!(bundles.look(dir.path(), at(9300)), std::slice::from_ref(&a));
         fs::remove_file(&a).unwrap();
         assert!(bundles.look(dir.path(), at(9900)).is_empty());
+    }
+
+    #[test]
+    fn one_that_never_rests_does_not_keep_the_others_waiting_for_good() {
+        let dir = tempfile::tempdir().unwrap();
+        let begin = Instant::now();
+        let mut bundles = Bundles::default();
+        let rests = dir.path().join("rests.bundle");
+        fs::write(&rests, "r").unwrap();
+        let mut looked = Vec::new();
+        for turn in 0..40u64 {
+            fs::write(dir.path().join("never.bundle"), vec![b'n'; turn as usize]).unwrap();
+            let now = begin + Duration::from_millis(100 * turn);
+            looked.extend(bundles.look(dir.path(), now).into_iter().map(|path| (turn, path)));
+        }
+        let [(turn, path)] = looked.as_slice() else { panic!("{looked:?}") };
+        let waited = Duration::from_millis(100 * turn);
+        assert!(*path == rests && waited >= limits::FLEET_GATHER, "{waited:?}");
+    }
+
+    #[test]
+    fn a_bundle_that_lies_there_is_not_written_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("inbox/broker-all.bundle");
+        let inode = || fs::metadata(&path).unwrap().ino();
+        assert!(put(&path, Bytes::from_static(b"one")).unwrap());
+        let first = inode();
+        assert!(!put(&path, Bytes::from_static(b"one")).unwrap());
+        assert_eq!(inode(), first);
+        assert!(put(&path, Bytes::from_static(b"two")).unwrap());
+        assert_eq!(fs::read(&path).unwrap(), b"two");
     }
 }

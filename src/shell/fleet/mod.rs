@@ -1,6 +1,7 @@
 //! What a box of a fleet is and whom it trusts, read from its files; the bundles in its inbox; artifacts on
-//! their way and in their places.
+//! their way, from where they are kept to their places.
 
+pub mod depot;
 pub mod fetch;
 pub mod identity;
 pub mod inbox;

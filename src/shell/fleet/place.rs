@@ -1,4 +1,5 @@
-//! A bundle's models in their places: `<model>/<N>/model.onnx` in the model directory, whole or not at all.
+//! A bundle's models in their places: `<model>/<N>/model.onnx` in the model directory and what belongs to it
+//! beside it, whole or not at all.
 
 use std::fs::{self, File};
 use std::io;
@@ -11,9 +12,6 @@ use crate::fleet::apply::Placed;
 use crate::shell::files;
 
 use super::fetch::{hash, whole};
-
-/// The file in a version's folder.
-const MODEL_FILE: &str = "model.onnx";
 
 /// What the agent passes over, and what is left of an interrupted placing or removing.
 fn hidden(models: &Path, placed: &Placed, what: &str) -> PathBuf {
@@ -74,8 +72,38 @@ fn newest(model: &Path) -> Option<u64> {
 
 fn is_there(folder: &Path, artifact: &Artifact) -> bool {
     let never = AtomicBool::new(false);
-    let found = hash(&folder.join(MODEL_FILE), &never);
-    found.is_ok_and(|found| found == (artifact.sha256, artifact.size))
+    artifact.pieces().all(|piece| {
+        let found = hash(&folder.join(piece.name), &never);
+        found.is_ok_and(|found| found == (piece.sha256, piece.size))
+    })
+}
+
+/// Lays the files of an artifact, which lie whole in `from`, into a folder by their own names. What was there
+/// before goes.
+///
+/// # Errors
+/// Where that cannot be done, or one of them is not what the bundle says.
+pub fn lay_together(folder: &Path, from: &Path, artifact: &Artifact) -> Result<(), String> {
+    clear(folder)?;
+    fs::create_dir_all(folder).map_err(|error| failed("make", folder, &error))?;
+    for piece in artifact.pieces() {
+        let (source, file) = (whole(from, &piece), folder.join(piece.name));
+        let linked = fs::hard_link(&source, &file).or_else(|_| fs::copy(&source, &file).map(drop));
+        linked.map_err(|error| failed("write", &file, &error))?;
+    }
+    if !is_there(folder, artifact) {
+        clear(folder)?;
+        let (name, version) = (&artifact.name, artifact.version);
+        return Err(format!("{name} version {version} is no longer what was fetched"));
+    }
+    let readable = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode));
+    let lasting = artifact.pieces().try_for_each(|piece| {
+        let file = folder.join(piece.name);
+        readable(&file, 0o644).and_then(|()| File::open(&file)?.sync_all())
+    });
+    let lasting = lasting.and_then(|()| readable(folder, 0o755));
+    let lasting = lasting.and_then(|()| files::sync_dir(folder));
+    lasting.map_err(|error| failed("write", folder, &error))
 }
 
 /// Puts artifacts, which lie whole in `from`, in their places. Those that are there stay.
@@ -92,24 +120,11 @@ fn place_one(models: &Path, from: &Path, artifact: &Artifact) -> Result<(), Stri
     if is_there(&folder, artifact) {
         return Ok(());
     }
-    let (source, new) = (whole(from, artifact), hidden(models, &placed, "new"));
-    clear(&new)?;
-    fs::create_dir_all(&new).map_err(|error| failed("make", &new, &error))?;
-    let file = new.join(MODEL_FILE);
-    let linked = fs::hard_link(&source, &file).or_else(|_| fs::copy(&source, &file).map(drop));
-    linked.map_err(|error| failed("write", &file, &error))?;
+    let new = hidden(models, &placed, "new");
     // What the agent was shown in the trial, and nothing else.
-    if !is_there(&new, artifact) {
-        clear(&new)?;
-        return Err(format!("{} is no longer what was tried", source.display()));
-    }
+    lay_together(&new, from, artifact)?;
     let model = models.join(&placed.name);
-    let readable = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode));
-    let lasting = readable(&file, 0o644)
-        .and_then(|()| readable(&new, 0o755))
-        .and_then(|()| File::open(&file)?.sync_all())
-        .and_then(|()| files::sync_dir(&new))
-        .and_then(|()| fs::rename(&new, &folder))
+    let lasting = fs::rename(&new, &folder)
         .and_then(|()| files::sync_dir(&model))
         .and_then(|()| files::sync_dir(models));
     lasting.map_err(|error| failed("put in place", &folder, &error))
@@ -152,7 +167,7 @@ mod tests {
     use sha2::Digest as _;
 
     use super::*;
-    use crate::fleet::{Sha256, Source};
+    use crate::fleet::{Further, Piece, Sha256, Source};
     use crate::units::Version;
 
     fn artifact(name: &str, version: u64, bytes: &[u8]) -> Artifact {
@@ -163,7 +178,12 @@ mod tests {
             size: bytes.len() as u64,
             sha256: Sha256(sha2::Sha256::digest(bytes).into()),
             signature: None,
+            files: Vec::new(),
         }
+    }
+
+    fn piece(artifact: &Artifact, at: usize) -> Piece<'_> {
+        artifact.pieces().nth(at).unwrap()
     }
 
     /// A model directory and one with artifacts that were fetched.
@@ -173,7 +193,7 @@ mod tests {
         fs::create_dir(&models).unwrap();
         fs::create_dir(&from).unwrap();
         for (artifact, bytes) in artifacts {
-            fs::write(whole(&from, artifact), bytes).unwrap();
+            fs::write(whole(&from, &piece(artifact, 0)), bytes).unwrap();
         }
         (dir, models, from)
     }
@@ -220,8 +240,37 @@ mod tests {
         fs::write(models.join("a/.fleet-new-1/model.onnx"), "half").unwrap();
         assert!(place(&models, &from, std::slice::from_ref(&one)).is_err());
         assert!(!models.join("a/1").exists());
-        fs::write(whole(&from, &one), "one").unwrap();
+        fs::write(whole(&from, &piece(&one, 0)), "one").unwrap();
         place(&models, &from, &[one]).unwrap();
         assert_eq!(fs::read_dir(models.join("a")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_version_of_several_files_comes_and_goes_as_one() {
+        let data = Further {
+            name: "weights.bin".into(),
+            from: Source::File("w".into()),
+            size: 4,
+            sha256: Sha256(sha2::Sha256::digest(b"data").into()),
+        };
+        let one = Artifact { files: vec![data], ..artifact("a", 1, b"one") };
+        let (_dir, models, from) = box_with(&[(&one, b"one")]);
+        let all = [one.clone()];
+        // Where one of them is missing or not what was signed, there is no version.
+        assert!(place(&models, &from, &all).is_err());
+        fs::write(whole(&from, &piece(&one, 1)), "DATA").unwrap();
+        assert!(place(&models, &from, &all).is_err());
+        assert!(!models.join("a/1").exists());
+        fs::write(whole(&from, &piece(&one, 1)), "data").unwrap();
+        place(&models, &from, &all).unwrap();
+        assert_eq!(fs::read(models.join("a/1/weights.bin")).unwrap(), b"data");
+        assert_eq!(fs::read(models.join("a/1/model.onnx")).unwrap(), b"one");
+        assert_eq!(there(&models, &all), Ok(vec![of(&one)]));
+        // Other weights under the same number are another version.
+        fs::remove_file(models.join("a/1/weights.bin")).unwrap();
+        fs::write(models.join("a/1/weights.bin"), "other").unwrap();
+        assert!(there(&models, &all).unwrap_err().contains("other contents"));
+        remove(&models, &[of(&one)]).unwrap();
+        assert!(!models.join("a").exists());
     }
 }

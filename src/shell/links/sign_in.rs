@@ -1,18 +1,14 @@
-//! How a broker is connected to: TLS, certificates and passwords, read anew for each attempt, since
-//! certificates are renewed on boxes that run for years. Nothing secret stands in an error or a log.
+//! How a broker is connected to: TLS, certificates and passwords, read anew for each attempt.
 
-use std::io;
-use std::path::Path;
 use std::sync::Arc;
 
 use rumqttc::{ConnectReturnCode, ConnectionError, MqttOptions, SessionMode, StateError};
 use rumqttc::{TlsConfiguration, Transport};
-use rustls::crypto::ring;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::ClientConfig;
 
+use super::trust::{Named, Trust, TrustError, distrust, first_line};
 use crate::config::{Mqtt, UserName};
 use crate::limits;
-use crate::shell::secrets::{self, SecretError, resolve};
 
 /// Why there is no connection to a broker.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -22,9 +18,7 @@ pub enum LinkError {
     #[error("{0} is not on this box: it is not spoken to without TLS (fleet.mqtt.plaintext)")]
     Plaintext(String),
     #[error(transparent)]
-    Secret(#[from] SecretError),
-    #[error("{0}")]
-    Certificates(String),
+    Secret(#[from] TrustError),
     #[error(
         "the broker's certificate is not trusted: {0}; fleet.mqtt.ca names those who vouch for it"
     )]
@@ -55,30 +49,10 @@ impl From<ConnectionError> for LinkError {
                 other => Self::NotAdmitted(format!("{other:?}")),
             },
             ConnectionError::Timeout(_) => Self::Silent,
-            other => {
-                let distrust = causes(other).find_map(|cause| match cause {
-                    rustls::Error::InvalidCertificate(_) => Some(cause.to_string()),
-                    _ => None,
-                });
-                distrust.map_or_else(|| Self::Connection(error.to_string()), Self::NotTrusted)
-            }
+            other => distrust(other)
+                .map_or_else(|| Self::Connection(error.to_string()), Self::NotTrusted),
         }
     }
-}
-
-/// What rustls has to say among the causes of an error. It hides in errors of input and output.
-fn causes(error: &ConnectionError) -> impl Iterator<Item = &rustls::Error> {
-    let mut next: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    std::iter::from_fn(move || {
-        let error = next?;
-        let hidden = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        next = match hidden {
-            Some(hidden) => Some(hidden),
-            None => error.source(),
-        };
-        Some(error)
-    })
-    .filter_map(|error| error.downcast_ref::<rustls::Error>())
 }
 
 /// Options of a connection under the client's name `id`. Reads the files that the settings name.
@@ -103,8 +77,7 @@ pub(super) fn options(settings: &Mqtt, id: &str) -> Result<MqttOptions, LinkErro
     options.set_max_packet_size(u32::try_from(limits::LINK_MESSAGE_BYTES).ok());
     // The client keeps a place for each message that may be on its way: 16 MiB of them, unless it is told.
     options.set_outgoing_inflight_upper_limit(limits::LINK_REQUESTS as u16);
-    let file = settings.password_file.as_ref().map(resolve).transpose()?;
-    let password = file.as_deref().map(secrets::first_line).transpose()?;
+    let password = settings.password_file.as_ref().map(first_line).transpose()?;
     let name = settings.username.as_ref().map(|UserName(name)| name);
     // Each of these setters forgets what another one set.
     match (name, password) {
@@ -117,43 +90,11 @@ pub(super) fn options(settings: &Mqtt, id: &str) -> Result<MqttOptions, LinkErro
 }
 
 fn tls(settings: &Mqtt) -> Result<ClientConfig, LinkError> {
-    let mut roots = RootCertStore::empty();
-    match &settings.ca {
-        Some(path) => {
-            for one in secrets::certificates(path)? {
-                roots.add(one).map_err(|error| wrong(path, &error))?;
-            }
-        }
-        None => {
-            let native = rustls_native_certs::load_native_certs().certs;
-            let (taken, _) = roots.add_parsable_certificates(native);
-            if taken == 0 {
-                let why = "this system trusts nobody; name a file of certificates (fleet.mqtt.ca)";
-                return Err(LinkError::Certificates(why.to_owned()));
-            }
-        }
-    }
-    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(|error| LinkError::Certificates(error.to_string()))?
-        .with_root_certificates(roots);
-    match (&settings.client_certificate, &settings.client_key) {
-        (Some(certificate), Some(key)) => {
-            let (certificate, key) = (resolve(certificate)?, resolve(key)?);
-            let chain = secrets::certificates(&certificate)?;
-            let secret = secrets::private_key(&key)?;
-            builder
-                .with_client_auth_cert(chain, secret)
-                .map_err(|error| wrong(&certificate, &error))
-        }
-        (None, None) => Ok(builder.with_no_client_auth()),
-        (Some(_), None) | (None, Some(_)) => {
-            let why = "fleet.mqtt.client_certificate and fleet.mqtt.client_key go together";
-            Err(LinkError::Certificates(why.to_owned()))
-        }
-    }
-}
-
-fn wrong(path: &Path, error: &rustls::Error) -> LinkError {
-    LinkError::Certificates(format!("{}: {error}", path.display()))
+    let named = Named {
+        ca: settings.ca.as_deref(),
+        certificate: settings.client_certificate.as_ref(),
+        key: settings.client_key.as_ref(),
+        settings: "fleet.mqtt",
+    };
+    Ok(Trust::read(&named)?.config()?)
 }
