@@ -272,10 +272,10 @@ fn a_disk_that_fails_from_any_change_on_leaves_the_old_bundle_or_the_new_one() {
     at_every_point(How::Broken, 24);
 }
 
-/// Has a bundle with another model come, and takes that away while it is watched, where it may `fail`. Gives the
-/// calls until it was in force, or the one before it again.
-fn taken_back(agent: &mut Agent<'_>, home: &Home, fail: bool) {
-    let begun = Instant::now();
+/// Has a bundle with another model come, and takes that away while it is watched, where it may `fail`; until it is
+/// in force, or the one before it again, or the disk has gone.
+fn taken_back(agent: &mut Agent<'_>, home: &Home, fail: bool, gone: impl Fn() -> bool) {
+    let (begun, mut since) = (Instant::now(), None);
     loop {
         let status = agent.get("/v2/blochd/status").unwrap_or_default();
         let told = &status["fleet"];
@@ -286,7 +286,11 @@ fn taken_back(agent: &mut Agent<'_>, home: &Home, fail: bool) {
         let models = status["models"].as_array().cloned().unwrap_or_default();
         let serves = models.iter().any(|one| one["model"] == "mlp" && one["version"] == OLD);
         let back = told["last"]["outcome"] == "rolled_back" && serves;
-        if agent.ended().is_some() || back || is_good(agent, NEW) {
+        if since.is_none() && gone() {
+            since = Some(Instant::now());
+        }
+        let over = since.is_some_and(|since| since.elapsed() > AFTERWARDS);
+        if agent.ended().is_some() || back || over || is_good(agent, NEW) {
             return;
         }
         assert!(begun.elapsed() < PATIENCE, "{}", home.log());
@@ -294,14 +298,26 @@ fn taken_back(agent: &mut Agent<'_>, home: &Home, fail: bool) {
     }
 }
 
-#[test]
-fn a_box_that_is_killed_at_any_change_while_a_bundle_is_taken_back_has_one_of_both() {
+/// The box comes up by itself, serves at once, and comes to rest as one of both, of which nothing is left over.
+fn comes_to_rest(home: &Home, new: &BTreeSet<String>, old: &BTreeSet<String>) {
+    look_at_rest(home);
+    let mut agent = home.start_ready();
+    agent.infer("mlp").unwrap();
+    agent.eventually("it is at rest", |agent| fleet(agent)["step"]["step"] == "idle");
+    agent.infer("mlp").unwrap();
+    agent.signal(Signal::SIGTERM);
+    assert!(agent.wait().success());
+    let clean = if look_at_rest(home) == NEW { new } else { old };
+    assert_eq!(disk::listing(home.dir.path(), &["state", "models"]), *clean);
+}
+
+fn at_every_point_of_taking_back(how: How, every: usize) {
     let (template, disk) = (Template::new(), Disk::new());
     let undisturbed = |fail: bool| {
         let home = template.twin_with("2s", true);
         let run = run(&disk, &home);
         let mut agent = start(&home, &run, 0, How::Kill);
-        taken_back(&mut agent, &home, fail);
+        taken_back(&mut agent, &home, fail, || false);
         end(&mut agent, &home);
         assert_eq!(look_at_rest(&home), if fail { OLD } else { NEW });
         (run.calls().len(), disk::listing(home.dir.path(), &["state", "models"]))
@@ -313,28 +329,28 @@ fn a_box_that_is_killed_at_any_change_while_a_bundle_is_taken_back_has_one_of_bo
         let at = begin + at;
         let home = template.twin_with("2s", true);
         let run = run(&disk, &home);
-        let mut agent = start(&home, &run, at, How::Kill);
-        taken_back(&mut agent, &home, true);
+        let mut agent = start(&home, &run, at, how);
+        taken_back(&mut agent, &home, true, || run.is_gone(at));
         end(&mut agent, &home);
         drop(agent);
-        let found = std::panic::catch_unwind(|| {
-            look_at_rest(&home);
-            let mut agent = home.start_ready();
-            agent.infer("mlp").unwrap();
-            agent.eventually("it is at rest", |agent| fleet(agent)["step"]["step"] == "idle");
-            agent.infer("mlp").unwrap();
-            agent.signal(Signal::SIGTERM);
-            assert!(agent.wait().success());
-            let clean = if look_at_rest(&home) == NEW { &new } else { &old };
-            assert_eq!(disk::listing(home.dir.path(), &["state", "models"]), *clean);
-        });
+        let found = std::panic::catch_unwind(|| comes_to_rest(&home, &new, &old));
         if found.is_err() {
-            println!("taken back, at {at}: {:?}\n{}", run.calls().get(at - 1), home.log());
+            println!("taken back, {how:?} at {at}: {:?}\n{}", run.calls().get(at - 1), home.log());
             panic!("see above");
         }
         run.is_gone(at)
     };
-    disk::sweep("a bundle that is taken back, Kill", count - begin, 10, one);
+    disk::sweep(&format!("a bundle that is taken back, {how:?}"), count - begin, every, one);
+}
+
+#[test]
+fn a_box_that_is_killed_at_any_change_while_a_bundle_is_taken_back_has_one_of_both() {
+    at_every_point_of_taking_back(How::Kill, 10);
+}
+
+#[test]
+fn a_disk_that_is_full_from_any_change_on_while_a_bundle_is_taken_back_leaves_one_of_both() {
+    at_every_point_of_taking_back(How::Full, 14);
 }
 
 /// Only for the sweep's own sake: a folder that is listed has what is in it.

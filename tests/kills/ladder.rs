@@ -20,6 +20,9 @@ use super::running::{self, Agent, Home, model, onnx_runtime};
 /// Nothing that is waited for takes longer, unless it is broken.
 const PATIENCE: Duration = Duration::from_secs(180);
 
+/// How long an agent is left to itself after its disk has gone.
+const AFTERWARDS: Duration = Duration::from_secs(2);
+
 /// The folders of a build.
 struct Place {
     dir: tempfile::TempDir,
@@ -190,9 +193,8 @@ fn ladders(home: &Home) -> usize {
     count
 }
 
-/// The agent that has a ladder built, killed at every change that it makes itself.
-#[test]
-fn an_agent_that_is_killed_at_any_change_while_a_ladder_comes_serves_it_in_the_end() {
+/// The agent that has a ladder built, whose disk goes at every change that it makes itself.
+fn at_every_point_of_its_agent(how: How, every: usize) {
     let disk = Disk::new();
     let run_of = |home: &Home| Run {
         disk: &disk,
@@ -202,7 +204,7 @@ fn an_agent_that_is_killed_at_any_change_while_a_ladder_comes_serves_it_in_the_e
     let start = |home: &Home, at: usize| {
         fs::create_dir_all(home.state()).unwrap();
         let mut command = home.command(onnx_runtime());
-        run_of(home).goes(&mut command, at, How::Kill);
+        run_of(home).goes(&mut command, at, how);
         command.spawn().unwrap()
     };
     let count = {
@@ -217,31 +219,60 @@ fn an_agent_that_is_killed_at_any_change_while_a_ladder_comes_serves_it_in_the_e
     let one = |at: usize| {
         let home = home();
         let mut agent = home.started(start(&home, at));
-        let begun = Instant::now();
-        while agent.ended().is_none() && !is_built(&agent) {
+        let (begun, mut gone) = (Instant::now(), None);
+        loop {
+            if gone.is_none() && run_of(&home).is_gone(at) {
+                gone = Some(Instant::now());
+            }
+            let over = gone.is_some_and(|gone: Instant| gone.elapsed() > AFTERWARDS);
+            if over || agent.ended().is_some() || is_built(&agent) {
+                break;
+            }
             assert!(begun.elapsed() < PATIENCE, "{}", home.log());
             std::thread::sleep(Duration::from_millis(10));
         }
         if agent.ended().is_none() {
             agent.signal(Signal::SIGTERM);
-            agent.wait();
         }
+        let status = agent.wait();
+        assert!(disk::was_killed(status) || status.code().is_some(), "{status}");
         drop(agent);
-        assert!(ladders(&home) <= 1);
-        let copy = tempfile::tempdir().unwrap();
-        disk::copy_all(&home.state(), copy.path());
-        let store = Store::open(copy.path()).unwrap();
-        assert!(store.moved().is_empty(), "{:?}", store.moved());
-        let mut agent = home.start_ready();
-        agent.infer("mlp").unwrap();
-        agent.once_built("its ladder is built", is_built);
-        agent.signal(Signal::SIGTERM);
-        assert!(agent.wait().success());
-        drop(agent);
-        assert_eq!(ladders(&home), 1);
-        let left = disk::listing(&home.state().join("ladders"), &["."]);
-        assert!(!left.iter().any(|path| path.contains("/.") || path.starts_with('.')), "{left:?}");
+        let found = std::panic::catch_unwind(|| comes_up(&home));
+        if found.is_err() {
+            let calls = run_of(&home).calls();
+            println!("a ladder, {how:?} at {at}: {:?}\n{}", calls.get(at - 1), home.log());
+            panic!("see above");
+        }
         run_of(&home).is_gone(at)
     };
-    disk::sweep("a ladder in its agent, Kill", count, 12, one);
+    disk::sweep(&format!("a ladder in its agent, {how:?}"), count, every, one);
+}
+
+/// The box comes up by itself, serves, and has its ladder in the end.
+fn comes_up(home: &Home) {
+    assert!(!home.log().contains("panicked"));
+    assert!(ladders(home) <= 1);
+    let copy = tempfile::tempdir().unwrap();
+    disk::copy_all(&home.state(), copy.path());
+    let store = Store::open(copy.path()).unwrap();
+    assert!(store.moved().is_empty(), "{:?}", store.moved());
+    let mut agent = home.start_ready();
+    agent.infer("mlp").unwrap();
+    agent.once_built("its ladder is built", is_built);
+    agent.signal(Signal::SIGTERM);
+    assert!(agent.wait().success());
+    drop(agent);
+    assert_eq!(ladders(home), 1);
+    let left = disk::listing(&home.state().join("ladders"), &["."]);
+    assert!(!left.iter().any(|path| path.contains("/.") || path.starts_with('.')), "{left:?}");
+}
+
+#[test]
+fn an_agent_that_is_killed_at_any_change_while_a_ladder_comes_serves_it_in_the_end() {
+    at_every_point_of_its_agent(How::Kill, 12);
+}
+
+#[test]
+fn an_agent_whose_disk_is_full_from_any_change_on_has_its_ladder_once_there_is_room() {
+    at_every_point_of_its_agent(How::Full, 16);
 }

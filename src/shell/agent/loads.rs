@@ -113,6 +113,7 @@ impl Agent {
     /// Stops serving a model, and what of it is being loaded from being served.
     pub(super) fn unload_on_request(&mut self, model: &str) -> Result<(), CommandError> {
         let served = self.served.get(model).map(|served| served.key.clone());
+        let stays = self.stays(model);
         let given_up = self.underway.cancel_model(model);
         for answer in self.loads.take(model) {
             let why = format!("failed to load '{model}': it was {UNLOADED}");
@@ -121,8 +122,8 @@ impl Agent {
         if let Some(key) = &served {
             self.unload(key, UNLOADED);
         }
-        // They are there still, and can be loaded again.
-        for version in given_up.iter().copied().chain(served.iter().map(|key| key.version)) {
+        // They are there still, and can be loaded again; one whose file is gone cannot.
+        for version in given_up.iter().copied().chain(stays) {
             self.show_unloaded(&VersionKey { model: model.to_owned(), version });
         }
         let refused = || self.refused.iter().rev().find(|(key, _)| key.model == model);
