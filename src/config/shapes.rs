@@ -100,6 +100,8 @@ fn shape(text: &str) -> Result<Sizes, Wrong> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::ModelConfig;
+    use super::super::schema::read_model;
     use super::*;
 
     fn sizes(all: &[(&str, usize)]) -> Sizes {
@@ -143,6 +145,39 @@ mod tests {
             (many.as_str(), "shapes are too many"),
         ] {
             let wrong = served_shapes(text).unwrap_err().what;
+            assert!(wrong.contains(words), "{text}: {wrong}");
+        }
+    }
+
+    /// What a policy of one line says, or all that is wrong with it.
+    fn policy(shapes: &str) -> Result<ServedShapes, String> {
+        let (found, problems) = read_model("policy.yaml", &format!("shapes: {shapes}"));
+        if !problems.is_empty() {
+            return Err(problems.iter().map(ToString::to_string).collect());
+        }
+        let mut config = ModelConfig::default();
+        for one in found {
+            (one.setting.set)(&mut config, &one.text).map_err(|wrong| wrong.what)?;
+        }
+        Ok(config.shapes)
+    }
+
+    #[test]
+    fn files_have_a_list_of_maps_each_blamed_at_its_own_place() {
+        let named = policy("[{batch: 1, height: 640}, {batch: 4, height: 640}]").unwrap();
+        assert_eq!(policy("batch=1, height=640; batch=4, height=640").unwrap(), named);
+        assert_eq!(named.0[1], sizes(&[("batch", 4), ("height", 640)]));
+        for nothing in ["[]", "none"] {
+            assert_eq!(policy(nothing).unwrap(), ServedShapes::default());
+        }
+        for (text, words) in [
+            ("[{n: 1}, 3]", "policy.yaml:1:18: an item of `shapes` is not a map; write a list of"),
+            ("[{n: 1}, {}]", "policy.yaml:1:18: a shape names no axis"),
+            ("[{n: 1}, {n: 0}]", "policy.yaml:1:18: axis n: 0 is out of range"),
+            ("{n: 1}", "`shapes` has a value of the wrong form; write a list of maps"),
+            ("[{n: [1]}]", "`shapes.n` is not a single value"),
+        ] {
+            let wrong = policy(text).unwrap_err();
             assert!(wrong.contains(words), "{text}: {wrong}");
         }
     }
