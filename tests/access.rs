@@ -417,6 +417,11 @@ fn a_configuration_that_would_open_a_port_to_everybody_waits_for_the_next_start(
     let log = |words: &str| place.home.log().contains(words);
     agent.eventually("it is refused", |_| log("reached from other machines, and asks nobody"));
     assert_eq!(place.https(http, MODEL).status(), 401);
+    // Certificates in place of tokens, by a file that is not there: nobody is let in by neither.
+    place.configure("0.0.0.0", &TLS.replace("client_ca: ca.pem", "client_ca: nowhere.pem"));
+    agent.eventually("it is told", |_| log("nowhere.pem"));
+    assert_eq!(place.https(http, MODEL).status(), 401);
+    assert_eq!(place.https(http, MODEL).token(CAMERA).status(), 200);
     // The ports move at the next start; until then they ask as before.
     place.configure("127.0.0.1", "");
     agent.eventually("it is told", |_| {

@@ -30,7 +30,7 @@ use crate::shell::systemd::Pulse;
 use super::activity::{Activity, Standing};
 use super::authority::NamedByPath;
 use super::front::Front;
-use super::gate::Peer;
+use super::gate::{Peer, Speech};
 use super::patience::Patient;
 use super::unix::UnixSocket;
 
@@ -161,12 +161,12 @@ pub(super) async fn run(
             }
         };
         // As it is now: a certificate is exchanged while the agent runs.
-        let tls = front.gate.tls(speaks).filter(|_| reached).map(TlsAcceptor::from);
+        let speech = if reached { front.gate.speech(speaks) } else { Speech::Plain };
         let (front, builder, stop) = (front.clone(), Arc::clone(&builder), stop.clone());
         connections.spawn(async move {
             // Until its end, and while it says nothing.
             let _place = place;
-            let Some((stream, peer)) = greet(stream, peer, tls, &stop).await else {
+            let Some((stream, peer)) = greet(stream, peer, speech, &stop).await else {
                 front.gate.count(front.door, "no_tls");
                 return;
             };
@@ -198,13 +198,17 @@ type Wire<S> = Either<S, TlsStream<S>>;
 async fn greet<S>(
     stream: S,
     peer: Peer,
-    tls: Option<TlsAcceptor>,
+    speech: Speech,
     stop: &CancellationToken,
 ) -> Option<(Wire<S>, Peer)>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let Some(tls) = tls else { return Some((Either::Left(stream), peer)) };
+    let tls = match speech {
+        Speech::Plain => return Some((Either::Left(stream), peer)),
+        Speech::Tls(config) => TlsAcceptor::from(config),
+        Speech::None => return None,
+    };
     let stops = async {
         stop.cancelled().await;
         tokio::time::sleep(HTTP_LINGER).await;

@@ -59,8 +59,19 @@ pub struct Gate {
 #[derive(Debug, Default)]
 struct State {
     tls: Option<Arc<Tls>>,
+    /// Whether there shall be TLS, be there a certificate of use or not.
+    wants_tls: bool,
     rules: Rules,
     looks: Looks,
+}
+
+/// What a port that other machines reach speaks.
+#[derive(Debug)]
+pub(super) enum Speech {
+    Plain,
+    Tls(Arc<ServerConfig>),
+    /// Nothing: it shall speak TLS, and there never was a certificate that it could.
+    None,
 }
 
 /// How files looked before they were read.
@@ -83,27 +94,35 @@ impl Gate {
             AdminDoor::Off => "over the Unix socket alone (admin_address: none)".to_owned(),
             AdminDoor::Same => "here".to_owned(),
         };
-        let state = State { tls, rules: rules(config, listed), looks };
+        let (wants_tls, rules) = (tls.is_some(), rules(config, listed));
+        let state = State { tls, wants_tls, rules, looks };
         let user = nix::unistd::geteuid().as_raw();
         Ok(Self { state: ArcSwap::from_pointee(state), admin, user, refused: Mutex::default() })
     }
 
-    /// Reads it anew. A certificate that cannot be used leaves the last one; a token that cannot be read lets
-    /// nobody in, since it may have been taken away.
+    /// Reads it anew. A certificate, or those who vouch for clients, that cannot be used leave the last ones,
+    /// and nobody who was asked for comes in unasked; a token that cannot be read lets nobody in, since it may
+    /// have been taken away.
     ///
     /// # Errors
     /// Everything that is wrong.
     pub fn reload(&self, config: &Config) -> Result<(), Vec<GateError>> {
         let looks = looks(config);
         let (listed, mut wrong) = listed(config);
+        let (wants_tls, mut rules) = (config.tls.certificate.is_some(), rules(config, listed));
         let tls = match Tls::load(config) {
             Ok(tls) => tls.map(Arc::new),
             Err(error) => {
                 wrong.push(error);
-                self.state.load().tls.clone()
+                let last = self.state.load();
+                // Certificates were to be enough, and are not asked for yet.
+                if rules.listed.is_none() {
+                    rules.listed.clone_from(&last.rules.listed);
+                }
+                last.tls.clone()
             }
         };
-        self.state.store(Arc::new(State { tls, rules: rules(config, listed), looks }));
+        self.state.store(Arc::new(State { tls, wants_tls, rules, looks }));
         if wrong.is_empty() { Ok(()) } else { Err(wrong) }
     }
 
@@ -128,9 +147,14 @@ impl Gate {
         (self.state.load().looks != now).then_some(now)
     }
 
-    /// What a port that other machines reach speaks TLS by; `None`: it does not.
-    pub(super) fn tls(&self, speaks: Speaks) -> Option<Arc<ServerConfig>> {
-        self.state.load().tls.as_ref().map(|tls| tls.speaking(speaks))
+    /// What a port that other machines reach speaks.
+    pub(super) fn speech(&self, speaks: Speaks) -> Speech {
+        let state = self.state.load();
+        match &state.tls {
+            Some(tls) => Speech::Tls(tls.speaking(speaks)),
+            None if state.wants_tls => Speech::None,
+            None => Speech::Plain,
+        }
     }
 
     /// Whether a client may have this call.
@@ -330,6 +354,41 @@ mod tests {
         }
         assert_eq!(of(&["Bearer abc", "Bearer abc"]), Token::Unreadable);
         assert_ne!(of(&["Bearer ABC"]), secret);
+    }
+
+    #[test]
+    fn what_shall_be_tls_is_never_spoken_without_and_who_was_asked_is_asked_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| SecretFile(folder.path().join(name));
+        std::fs::write(folder.path().join("t"), "the-token-of-a-client").unwrap();
+        let grant = crate::config::Grant {
+            token_file: Some(path("t")),
+            certificate: None,
+            scopes: Scopes([crate::config::Scope::Infer].into()),
+        };
+        let plain = Config::default();
+        let mut listed = Config::default();
+        listed.access.insert("a".to_owned(), grant);
+        let mut broken = Config::default();
+        broken.tls.certificate = Some(path("nowhere.pem"));
+        broken.tls.key = Some(path("nowhere.key"));
+        broken.tls.client_ca = Some(path("nowhere.pem"));
+        let asks = |gate: &Gate| {
+            let nobody = (Peer::default(), HeaderMap::new());
+            gate.admit((Door::Requests, Call::Infer), &nobody.0, &nobody.1).is_err()
+        };
+        let gate = Gate::open(&plain).unwrap();
+        assert!(matches!(gate.speech(Speaks::Http1), Speech::Plain) && !asks(&gate));
+        assert_eq!(gate.reload(&broken).unwrap_err().len(), 1);
+        assert!(matches!(gate.speech(Speaks::Http1), Speech::None), "it was to be sealed");
+        gate.reload(&plain).unwrap();
+        assert!(matches!(gate.speech(Speaks::Http1), Speech::Plain));
+        let gate = Gate::open(&listed).unwrap();
+        assert!(asks(&gate));
+        assert!(gate.reload(&broken).is_err());
+        assert!(asks(&gate), "certificates were to be asked for instead, and are not");
+        gate.reload(&plain).unwrap();
+        assert!(!asks(&gate));
     }
 
     #[test]
