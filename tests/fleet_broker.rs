@@ -51,13 +51,11 @@ fn node(broker: &Broker, id: &str) -> Value {
     nodes.iter().find(|node| node["node"] == id).cloned().unwrap_or_default()
 }
 
-#[test]
-fn a_pushed_bundle_comes_into_force_and_the_agent_is_seen_from_afar() {
-    let broker = Broker::start(SignIn::Passwords, &["box-1"]);
+/// A box that belongs to the broker's fleet, and who signs for it.
+fn box_of(broker: &Broker) -> (Home, KeyPair) {
     let home = Home::new();
     let signer = KeyPair::generate_unencrypted_keypair().unwrap();
     fs::write(home.dir.path().join("ops.pub"), signer.pk.to_base64()).unwrap();
-    home.drop_model(&model("digits_resnet.onnx"), "digits/1/model.onnx");
     home.configure(&format!(
         "defaults: {{ladder: {{enabled: false}}}}\nfleet:\n  node_id: box-1\n  labels: {{site: berlin}}\n  \
          keys: [ops.pub]\n  inbox: inbox\n  probation: 2s\n  mqtt:\n    url: mqtts://localhost:{}\n    fleet: {FLEET}\n    \
@@ -66,6 +64,35 @@ fn a_pushed_bundle_comes_into_force_and_the_agent_is_seen_from_afar() {
         broker.path("ca.pem").display(),
         broker.path("box-1.password").display(),
     ));
+    (home, signer)
+}
+
+#[test]
+fn of_all_that_a_broker_retains_for_a_box_the_newest_alone_comes_into_force() {
+    let broker = Broker::start(SignIn::Passwords, &["box-1"]);
+    let (home, signer) = box_of(&broker);
+    for (revision, to) in [(5, "all"), (7, "group:site=berlin"), (6, "node:box-1")] {
+        let bundle = bundle(&home, revision, &signer);
+        let pushed = fleet(&broker, &["push", &bundle, "--to", to]);
+        assert!(pushed.status.success(), "{}", String::from_utf8_lossy(&pushed.stderr));
+    }
+    let mut agent = home.start_ready();
+    agent.eventually("the newest is in force", |agent| agent.status()["fleet"]["good"] == 7);
+    let fleet = agent.status()["fleet"].clone();
+    let counts = fleet["counts"].as_array().unwrap();
+    let count = |what: &str, word: &str| {
+        let found = counts.iter().filter(|one| one[what] == word);
+        found.filter_map(|one| one["count"].as_u64()).sum::<u64>()
+    };
+    let ends = [count("outcome", "begun"), count("why", "superseded"), count("outcome", "refused")];
+    assert_eq!(ends, [1, 2, 0], "{fleet}\n{}", home.log());
+}
+
+#[test]
+fn a_pushed_bundle_comes_into_force_and_the_agent_is_seen_from_afar() {
+    let broker = Broker::start(SignIn::Passwords, &["box-1"]);
+    let (home, signer) = box_of(&broker);
+    home.drop_model(&model("digits_resnet.onnx"), "digits/1/model.onnx");
     let mut agent = home.start_ready();
     agent.eventually("it is linked", |agent| agent.status()["broker"]["connected"] == true);
     agent.eventually("it serves", |agent| agent.serves("digits", 1));
