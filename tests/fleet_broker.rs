@@ -76,6 +76,28 @@ fn linked(home: &Home) -> Agent<'_> {
 }
 
 #[test]
+fn of_all_that_a_broker_retains_for_a_box_the_newest_alone_comes_into_force() {
+    let broker = Broker::start(SignIn::Passwords, &["box-1"]);
+    let signer = KeyPair::generate_unencrypted_keypair().unwrap();
+    let home = box_1(&broker, &signer.pk.to_base64());
+    for (revision, to) in [(5, "all"), (7, "group:site=berlin"), (6, "node:box-1")] {
+        let bundle = bundle(&home, revision, &signer);
+        let pushed = fleet(&broker, &["push", &bundle, "--to", to]);
+        assert!(pushed.status.success(), "{}", String::from_utf8_lossy(&pushed.stderr));
+    }
+    let mut agent = home.start_ready();
+    agent.eventually("the newest is in force", |agent| agent.status()["fleet"]["good"] == 7);
+    let fleet = agent.status()["fleet"].clone();
+    let counts = fleet["counts"].as_array().unwrap();
+    let count = |what: &str, word: &str| {
+        let found = counts.iter().filter(|one| one[what] == word);
+        found.filter_map(|one| one["count"].as_u64()).sum::<u64>()
+    };
+    let ends = [count("outcome", "begun"), count("why", "superseded"), count("outcome", "refused")];
+    assert_eq!(ends, [1, 2, 0], "{fleet}\n{}", home.log());
+}
+
+#[test]
 fn a_pushed_bundle_comes_into_force_and_the_agent_is_seen_from_afar() {
     let broker = Broker::start(SignIn::Passwords, &["box-1"]);
     let signer = KeyPair::generate_unencrypted_keypair().unwrap();

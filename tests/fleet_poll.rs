@@ -46,8 +46,12 @@ impl Fleet {
     }
 
     fn configure(&self, more: &str) {
+        self.configure_with("{ladder: {enabled: false}}", more);
+    }
+
+    fn configure_with(&self, defaults: &str, more: &str) {
         self.home.configure(&format!(
-            "defaults: {{ladder: {{enabled: false}}}}\nfleet:\n  node_id: box-1\n  labels: {{site: berlin}}\n  \
+            "defaults: {defaults}\nfleet:\n  node_id: box-1\n  labels: {{site: berlin}}\n  \
              keys: [ops.pub]\n  inbox: inbox\n  probation: 1s\n{more}"
         ));
     }
@@ -231,6 +235,29 @@ fn a_model_and_its_weights_from_three_places_are_served_as_one() {
     agent.eventually("it is refused", |agent| count(agent, "document") == 1);
     let refused = fleet(&agent)["last_refused"]["reason"].clone();
     assert!(refused.as_str().unwrap().contains("is no plain name"), "{refused}");
+}
+
+#[test]
+fn samples_that_come_with_a_version_are_those_that_its_ladder_is_made_with() {
+    let fleet_of_one = Fleet::new();
+    let few = "{quality_floor: 0.2, ladder: {ratios: [0.73]}, calibration: {samples: 16}}";
+    fleet_of_one.configure_with(few, "");
+    let bytes = fs::read(model("fixtures/vgg_chain.onnx")).unwrap();
+    let samples = fs::read(model("digits_calibration.npz")).unwrap();
+    fleet_of_one.drop_into_inbox("digits.onnx", &bytes);
+    fleet_of_one.drop_into_inbox("digits.npz", &samples);
+    let rest = format!(
+        "models:\n- {{name: digits, version: 1, {}, files: [{{name: calibration.npz, {}}}]}}\n",
+        content("file: digits.onnx", &bytes),
+        content("file: digits.npz", &samples)
+    );
+    fleet_of_one.drop_into_inbox("1.bundle", fleet_of_one.bundle(1, &rest));
+    let mut agent = fleet_of_one.home.start_ready();
+    agent.eventually("it is in force", |agent| is_good(agent, 1));
+    let made_with = |agent: &Agent<'_>| agent.model("digits")["calibration"]["source"].clone();
+    agent.once_built("its ladder is made", |agent| made_with(agent).is_string());
+    assert_eq!(made_with(&agent), "file");
+    assert!(!fleet_of_one.home.models().join("digits/calibration.npz").exists());
 }
 
 #[test]
