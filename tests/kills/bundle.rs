@@ -264,12 +264,12 @@ fn a_box_that_is_killed_at_any_change_has_the_old_bundle_or_the_new_one_and_ends
 
 #[test]
 fn a_disk_that_is_full_from_any_change_on_leaves_the_old_bundle_or_the_new_one() {
-    at_every_point(How::Full, 16);
+    at_every_point(How::Full, 20);
 }
 
 #[test]
 fn a_disk_that_fails_from_any_change_on_leaves_the_old_bundle_or_the_new_one() {
-    at_every_point(How::Broken, 24);
+    at_every_point(How::Broken, 34);
 }
 
 /// Has a bundle with another model come, and takes that away while it is watched, where it may `fail`; until it is
@@ -345,12 +345,12 @@ fn at_every_point_of_taking_back(how: How, every: usize) {
 
 #[test]
 fn a_box_that_is_killed_at_any_change_while_a_bundle_is_taken_back_has_one_of_both() {
-    at_every_point_of_taking_back(How::Kill, 10);
+    at_every_point_of_taking_back(How::Kill, 13);
 }
 
 #[test]
 fn a_disk_that_is_full_from_any_change_on_while_a_bundle_is_taken_back_leaves_one_of_both() {
-    at_every_point_of_taking_back(How::Full, 14);
+    at_every_point_of_taking_back(How::Full, 18);
 }
 
 /// Only for the sweep's own sake: a folder that is listed has what is in it.

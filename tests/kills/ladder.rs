@@ -144,17 +144,17 @@ fn at_every_point_of_a_build(how: How, every: usize) {
 
 #[test]
 fn a_build_that_is_killed_at_any_change_is_finished_by_the_same_command() {
-    at_every_point_of_a_build(How::Kill, 5);
+    at_every_point_of_a_build(How::Kill, 6);
 }
 
 #[test]
 fn a_build_whose_disk_is_full_from_any_change_on_is_finished_once_there_is_room() {
-    at_every_point_of_a_build(How::Full, 8);
+    at_every_point_of_a_build(How::Full, 10);
 }
 
 #[test]
 fn a_build_whose_disk_fails_from_any_change_on_is_finished_once_it_does_not() {
-    at_every_point_of_a_build(How::Broken, 8);
+    at_every_point_of_a_build(How::Broken, 12);
 }
 
 fn home() -> Home {
@@ -269,10 +269,10 @@ fn comes_up(home: &Home) {
 
 #[test]
 fn an_agent_that_is_killed_at_any_change_while_a_ladder_comes_serves_it_in_the_end() {
-    at_every_point_of_its_agent(How::Kill, 12);
+    at_every_point_of_its_agent(How::Kill, 15);
 }
 
 #[test]
 fn an_agent_whose_disk_is_full_from_any_change_on_has_its_ladder_once_there_is_room() {
-    at_every_point_of_its_agent(How::Full, 16);
+    at_every_point_of_its_agent(How::Full, 20);
 }
