@@ -139,8 +139,8 @@ fn a_trial_tells_where_operators_run_and_how_far_the_answers_are_from_the_cpus()
         assert!(report["engine"].as_str().unwrap().contains("ggml of llama"), "{report}");
         let compiled = report["compiled"].as_array().unwrap();
         let shapes: Vec<&str> = compiled.iter().map(|c| c["inputs"].as_str().unwrap()).collect();
-        assert_eq!(shapes.len(), 3, "{report}");
-        assert!(shapes[1].contains("[3,1,28,28]") && shapes[2].contains("[2,1,28,28]"), "{report}");
+        // Where there are no samples, what is made up has the first shape.
+        assert_eq!(shapes, ["input[3,1,28,28]", "input[2,1,28,28]"], "{report}");
         let sum: f64 = compiled.iter().map(|one| one["us"].as_f64().unwrap()).sum();
         assert!((report["compile_us"].as_f64().unwrap() - sum).abs() < 1e-6 * sum, "{report}");
         assert!(report["differs"].as_f64().unwrap() < 1e-3, "{report}");
