@@ -16,8 +16,8 @@ use super::version;
 pub const VARIABLE_PREFIX: &str = "BLOCHD_";
 
 /// Variables with our prefix that are no settings: the file to read is given by `BLOCHD_CONFIG`, the agent
-/// that `status` asks by `BLOCHD_URL` and those after it. `BLOCHD_VERSION` is what images of containers are wont
-/// to call the program's.
+/// that `status` asks by `BLOCHD_URL` and those after it. `BLOCHD_VERSION` is what images of containers often
+/// call the program's.
 const NOT_SETTINGS: &[&str] = &[
     "BLOCHD_CONFIG",
     "BLOCHD_URL",

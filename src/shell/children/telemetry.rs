@@ -17,6 +17,17 @@ use crate::hardware::Trouble;
 use crate::limits;
 use crate::shell::probe::source::{Reading, Told};
 
+fn bounds() -> Bounds {
+    Bounds {
+        timeout: limits::TELEMETRY_LONGEST,
+        processor: limits::TELEMETRY_PROCESSOR,
+        memory: Memory::Bytes(limits::TELEMETRY_MEMORY),
+        priority: Priority::Normal,
+        folder: None,
+        homes: &[],
+    }
+}
+
 /// Reads a library with `program` (this one, outside of tests) and tells what comes, the trouble with which it
 /// ends included. Returns when the child has made its sweeps, has failed, or was ended; `patience` is how long
 /// it may be silent beyond the time between two sweeps. A child that hangs is told as such at once, and then
@@ -31,14 +42,7 @@ pub async fn watch(
     mut wish: watch::Receiver<Wish>,
     told: &(dyn Fn(Told) + Send + Sync),
 ) -> Result<(), Option<Trouble>> {
-    let bounds = Bounds {
-        timeout: limits::TELEMETRY_LONGEST,
-        processor: limits::TELEMETRY_PROCESSOR,
-        memory: Memory::Bytes(limits::TELEMETRY_MEMORY),
-        priority: Priority::Normal,
-        folder: None,
-        homes: &[],
-    };
+    let bounds = bounds();
     let heard = Notify::new();
     let (own, hears) = watch::channel(Wish::Run);
     let (mut trouble, mut hung) = (None, None);
